@@ -1,0 +1,22 @@
+"""A KL first stage on the built-in shapes, 32 px -> 8x8x4: minutes on a laptop, no download.
+
+    python train.py --config=configs/quickstart_first_stage.py --workdir=runs/quickstart/first_stage
+
+L1 + KL + PatchGAN without LPIPS, whose weights would have to be fetched first. Expected: the table in README.md.
+"""
+
+from configs import common
+
+
+def get_config(variant: str = ""):
+    config = common.autoencoder(
+        common.small_first_stage("kl", 4, ch=32, z_channels=4, resolution=32, num_res_blocks=1),
+        image_size=32,
+    )
+    config.steps = 1500
+    config.batch_size = 16
+    config.optim.update(learning_rate=1e-3, schedule="cosine", warmup_steps=50, clip_norm=1.0)
+    config.loss.update(perceptual_weight=0.0, disc_start=1000, disc_layers=2, disc_ndf=32, disc_weight=0.1)
+    config.every.update(evaluate=500, picture=500, checkpoint=500)
+    config.data.validation_images = 128
+    return common.finish(config, variant)

@@ -1,0 +1,301 @@
+"""Configuration -> objects: the only place where a name becomes a class.
+
+`config` is the ConfigDict of configs/*.py, or the same read back from a run's config.json.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from ldm_jax.data import pipeline, sources, transforms
+from ldm_jax.diffusion.schedule import NoiseSchedule, make_schedule
+from ldm_jax.diffusion.timetable import make_timetable
+from ldm_jax.ldm import LDM
+from ldm_jax.models.autoencoder import AutoencoderKL, IdentityFirstStage, VQModel
+from ldm_jax.models.discriminator import NLayerDiscriminator
+from ldm_jax.models.lpips import LPIPS, load_lpips
+from ldm_jax.models.unet import UNet
+from ldm_jax.training import checkpoint, loop, optim, tasks
+from ldm_jax.training.state import TrainState
+
+Tree = Any
+# Fields of config.first_stage that are not the network's shape.
+NOT_ARCHITECTURE = ("kind", "checkpoint")
+VQ_ONLY = ("n_embed", "beta", "legacy_beta")
+
+
+class Missing(Exception):
+    """Something that the run needs is not there; the message says what and how to get it."""
+
+
+def _choose(what: str, value: str, options: dict):
+    if value not in options:
+        raise ValueError(f"{what}={value!r} is not one of {', '.join(options)}")
+    return options[value]
+
+
+def dtype(config: ConfigDict) -> jnp.dtype:
+    names = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+    return _choose("config.dtype", config.dtype, names)
+
+
+def first_stage(config: ConfigDict) -> nn.Module:
+    section = config.first_stage
+    model = _choose(
+        "config.first_stage.kind",
+        section.kind,
+        {"kl": AutoencoderKL, "vq": VQModel, "identity": IdentityFirstStage},
+    )
+    if section.kind == "identity":
+        return model()
+    skip = NOT_ARCHITECTURE + (() if section.kind == "vq" else VQ_ONLY)
+    return model(**_fields(section, skip), dtype=dtype(config))
+
+
+def unet(config: ConfigDict) -> UNet:
+    return UNet(**_fields(config.unet), dtype=dtype(config))
+
+
+def schedule(config: ConfigDict) -> NoiseSchedule:
+    d = config.diffusion
+    return make_schedule(d.schedule, d.timesteps, d.start, d.end, prediction=d.prediction)
+
+
+def ldm(config: ConfigDict) -> LDM:
+    d = config.diffusion
+    return LDM(
+        first_stage=first_stage(config),
+        unet=unet(config),
+        schedule=schedule(config),
+        loss_type=d.loss,
+        elbo_weight=d.elbo_weight,
+        learn_logvar=d.learn_logvar,
+        weighting=d.weighting,
+    )
+
+
+def latent_shape(config: ConfigDict) -> tuple[int, int, int]:
+    """(h, w, c) of the latents of config.data.image_size."""
+    s = config.first_stage
+    f = 1 if s.kind == "identity" else 2 ** (len(s.ch_mult) - 1)
+    size = config.data.image_size
+    if size % f:
+        raise ValueError(f"config.data.image_size={size} is not a multiple of the first stage's f={f}")
+    return size // f, size // f, s.in_channels if s.kind == "identity" else s.embed_dim
+
+
+def source(config: ConfigDict, train: bool) -> sources.Source:
+    """The training or validation images. Raises Missing with the commands that bring them."""
+    d = config.data
+    split = "train" if train else "validation"
+    if d.source == "shapes":
+        return sources.ShapesSource(size=d.image_size, split=split, seed=0)
+    if d.source == "folder":
+        if not d.path:
+            raise Missing("the images: give their folder with --config.data.path=DIR")
+        return sources.FolderSource(
+            d.path, split=split, channels=d.channels, validation_fraction=d.validation_fraction
+        )
+    if d.source == "tfds":
+        return sources.TfdsSource(d.name, d.split if train else d.validation_split, d.path or None)
+    raise ValueError(f"config.data.source={d.source!r} is not one of shapes, folder, tfds")
+
+
+def image_transform(config: ConfigDict, train: bool) -> transforms.ImageTransform:
+    """Validation images are cropped at the centre and not flipped."""
+    d = config.data
+    crop = d.crop if train or d.crop != "random" else "center"
+    return transforms.ImageTransform(
+        size=d.image_size,
+        resize=d.resize,
+        resize_to=d.resize_to or None,
+        crop=crop,
+        flip=d.flip and train,
+        interpolation=d.interpolation,
+    )
+
+
+def loaders(config: ConfigDict) -> loop.Loaders:
+    d = config.data
+    images, validation = source(config, train=True), source(config, train=False)
+    print(f"training images: {images.describe()}")
+    print(f"validation images: {validation.describe()}")
+    hosts = dict(process_index=jax.process_index(), process_count=jax.process_count())
+
+    def train(start_step: int) -> Iterator:
+        transform = image_transform(config, train=True)
+        return pipeline.batches(
+            images, transform, config.batch_size, seed=config.seed, start_step=start_step,
+            workers=d.workers, **hosts,
+        )  # fmt: skip
+
+    def evaluate() -> Iterator:
+        transform = image_transform(config, train=False)
+        return pipeline.eval_batches(
+            validation, transform, config.batch_size, limit=d.validation_images, **hosts
+        )
+
+    return loop.Loaders(train, evaluate)
+
+
+def task(config: ConfigDict):
+    """The Task of config.task."""
+    make = {"first_stage": _first_stage_task, "ldm": _ldm_task}
+    return _choose("config.task", config.task, make)(config)
+
+
+def _ldm_task(config: ConfigDict) -> tasks.LDMTask:
+    model, s = ldm(config), config.sample
+    samples = tasks.SampleSettings(
+        latent_shape=latent_shape(config),
+        timetable=make_timetable(model.schedule, s.steps),
+        eta=s.eta,
+        number=s.number,
+        seed=s.seed,
+    )
+    rate = learning_rate(config)
+    return tasks.LDMTask(
+        ldm=model,
+        optimizer=optimizer(config, rate),
+        learning_rate=rate,
+        samples=samples,
+        averaging=tasks.Averaging(config.ema.decay, config.ema.warmup),
+        accumulate=config.optim.accumulate,
+        latent_scale=config.latent_scale,
+        scale_batches=config.latent_scale_batches,
+    )
+
+
+def first_stage_variables(model: nn.Module, image_size: int, channels: int) -> Tree:
+    """Shapes of the first stage's variables (for the identity: none)."""
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, channels), jnp.float32)
+    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x), image)
+
+
+def frozen(config: ConfigDict, workdir: str | Path) -> Tree:
+    """What the task never changes: its own copy in `workdir`, else from where the config says.
+
+    Raises Missing when it is nowhere, ValueError when the first stage found has another architecture.
+    """
+    if config.task == "first_stage":
+        return _lpips_params(config)
+    model = first_stage(config)
+    shapes = first_stage_variables(model, config.data.image_size, config.data.channels)
+    kept = Path(workdir) / "frozen"
+    if kept.exists():
+        scale = jax.ShapeDtypeStruct((), jnp.float32)
+        return checkpoint.restore_tree(kept, {"first_stage": shapes, "latent_scale": scale})
+    where = config.first_stage.checkpoint
+    if config.first_stage.kind == "identity":
+        variables = {}
+    elif where == "random":
+        image = jnp.zeros((1, config.data.image_size, config.data.image_size, config.data.channels))
+        variables = model.init(jax.random.key(config.seed), image)
+    elif not where:
+        raise Missing(_HOW_TO_GET_A_FIRST_STAGE.format(name=_first_stage_name(config)))
+    else:
+        variables = _first_stage_of_run(config, where)
+    return {"first_stage": variables, "latent_scale": jnp.float32(1.0)}
+
+
+_HOW_TO_GET_A_FIRST_STAGE = """the first stage, whose latents the diffusion model learns. Train one:
+    python train.py --config=configs/{name}.py --workdir=runs/first_stage
+then give its run directory:
+    --config.first_stage.checkpoint=runs/first_stage"""
+
+
+def _first_stage_name(config: ConfigDict) -> str:
+    """The recipe in configs/ with the architecture of `config.first_stage`, as far as its name tells."""
+    s = config.first_stage
+    f = 2 ** (len(s.ch_mult) - 1)
+    return f"first_stage_{s.kind}_f{f}" if s.ch == 128 else "quickstart_first_stage"
+
+
+def _first_stage_of_run(config: ConfigDict, run: str) -> Tree:
+    """Variables of the first stage trained in the directory `run`."""
+    try:
+        theirs = ConfigDict(checkpoint.load_config(run))
+    except FileNotFoundError as error:
+        raise Missing(f"the first stage: {error}") from None
+    if theirs.task != "first_stage":
+        raise Missing(f"the first stage: {run} holds a run of task {theirs.task!r}, not of a first stage")
+    ours, found = _fields(config.first_stage, ("checkpoint",)), _fields(theirs.first_stage, ("checkpoint",))
+    differences = [f"    {k}: {found.get(k)!r} in {run}, {v!r} here" for k, v in ours.items() if found.get(k) != v]
+    if differences:
+        raise ValueError(
+            f"the first stage in {run} has another architecture than config.first_stage:\n"
+            + "\n".join(differences)
+            + "\nOverride them, for example --config.first_stage.ch=64, or use another recipe."
+        )
+    state = restore(theirs, run, {})
+    print(f"first stage: {run}, step {int(state.step)}")
+    return {"params": state.params["autoencoder"]}
+
+
+def restore(config: ConfigDict, workdir: str | Path, frozen: Tree, step: int | None = None) -> TrainState:
+    """The newest TrainState of a run (or that of `step`) on one device, whatever devices wrote it.
+
+    Raises Missing when the run has no checkpoint, FileNotFoundError when it has not that step.
+    """
+    size, channels = config.data.image_size, config.data.channels
+    batch = {"image": jax.ShapeDtypeStruct((config.batch_size, size, size, channels), jnp.float32)}
+    key = jax.random.key_data(jax.random.key(0))
+    one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one_device),
+        jax.eval_shape(task(config).init, key, frozen, batch),
+    )
+    checkpoints = checkpoint.Checkpoints(workdir)
+    if checkpoints.latest() is None:
+        raise Missing(f"a checkpoint: {workdir} has none yet")
+    state = checkpoints.restore(abstract, step)
+    checkpoints.close()
+    return state
+
+
+def _lpips_params(config: ConfigDict) -> Tree:
+    if not config.loss.perceptual_weight:
+        return {}
+    net = config.loss.lpips_net
+    try:
+        return {"lpips": load_lpips(Path(config.loss.lpips_weights) / f"lpips_{net}.safetensors", net)}
+    except FileNotFoundError as error:
+        raise Missing(f"LPIPS weights: {error}") from None
+
+
+def run(config: ConfigDict, workdir: str | Path) -> tuple[Any, loop.Loaders, Tree]:
+    """(task, loaders, frozen) of a training run. Raises one Missing that lists everything that is not there."""
+    missing, made = [], {}
+    for name, make in (("loaders", lambda: loaders(config)), ("frozen", lambda: frozen(config, workdir))):
+        try:
+            made[name] = make()
+        except (Missing, FileNotFoundError) as error:
+            missing.append(f"* {error}")
+    if missing:
+        raise Missing("\n\n".join(missing))
+    return task(config), made["loaders"], made["frozen"]
+
+
+def learning_rate(config: ConfigDict):
+    o = config.optim
+    return optim.learning_rate(
+        o.schedule, o.learning_rate, warmup_steps=o.warmup_steps, total_steps=config.steps,
+        final_fraction=o.final_fraction,
+    )  # fmt: skip
+
+
+def optimizer(config: ConfigDict, rate):
+    o = config.optim
+    return optim.make_optimizer(
+        o.name, rate, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, clip_norm=o.clip_norm
+    )
+
+
+def _fields(section: ConfigDict, skip: tuple[str, ...] = ()) -> dict:
+    """A config section as keyword arguments; JSON turned tuples into lists, this turns them back."""
+    return {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in section.items() if k not in skip}

@@ -1,0 +1,216 @@
+"""The forward process: q(z_t | z) = N(sqrt(alpha_bar_t) z, (1 - alpha_bar_t) I)  (Ho et al. 2020, eq. 4).
+
+A `NoiseSchedule` holds float64 numpy tables [T], made once by `make_schedule`; index 0 is the cleanest step.
+Its methods take arrays and are safe inside jit, where a table becomes a float32 constant. Everywhere below
+z, noise, z_t and a network's output are [B,...] float32 and t is [B] int32 in 0..T-1.
+A t of T or more gives NaN rather than the silently clamped neighbour.
+
+What a network may predict, and the way back (abar = alpha_bar_t):
+    eps: the noise
+    x0:  the clean latent                            z = (z_t - sqrt(1-abar) eps) / sqrt(abar)
+    v:   sqrt(abar) eps - sqrt(1-abar) z             eps = sqrt(abar) v + sqrt(1-abar) z_t
+         (Salimans and Ho 2022, appendix D)          z = sqrt(abar) z_t - sqrt(1-abar) v
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PREDICTIONS = ("eps", "x0", "v")
+KINDS = ("scaled_linear", "linear", "sqrt", "cosine")
+WEIGHTINGS = ("none", "min_snr")
+
+
+def _at(table: np.ndarray, t: jax.Array, like: jax.Array) -> jax.Array:
+    """table [T] at t [B] as float32, shaped [B,1,...] to broadcast against `like` [B,...]."""
+    values = jnp.asarray(table, jnp.float32).at[t].get(mode="fill", fill_value=jnp.nan)
+    return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """Tables [T] float64 of the forward process and its posterior. Compared and hashed by identity.
+
+    betas: variance added by step t.  alpha_bar: product of (1 - betas) up to and including t.
+    alpha_bar_prev: alpha_bar one step earlier, 1 at t = 0.
+    posterior_variance: of q(z_{t-1} | z_t, z), mixed with beta by v_posterior; 0 at t = 0 unless v_posterior.
+    lvlb_weights: weight of the mean squared error in the variational bound, see `_lvlb_weights`.
+    """
+
+    betas: np.ndarray
+    alpha_bar: np.ndarray
+    alpha_bar_prev: np.ndarray
+    posterior_variance: np.ndarray
+    lvlb_weights: np.ndarray
+    prediction: str
+    v_posterior: float
+
+    @property
+    def timesteps(self) -> int:
+        """T, the number of training steps."""
+        return len(self.betas)
+
+    def add_noise(self, z: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
+        """z_t = sqrt(abar) z + sqrt(1-abar) noise."""
+        return self._signal(t, z) * z + self._noise(t, z) * noise
+
+    def marginal(self, z: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Mean [B,...], variance and log variance [B,1,...] of q(z_t | z)."""
+        return (
+            self._signal(t, z) * z,
+            _at(1 - self.alpha_bar, t, z),
+            _at(np.log1p(-self.alpha_bar), t, z),
+        )
+
+    def velocity(self, z: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
+        """v = sqrt(abar) noise - sqrt(1-abar) z."""
+        return self._signal(t, z) * noise - self._noise(t, z) * z
+
+    def target(self, z: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
+        """What the network is asked to give for z_t = add_noise(z, noise, t)."""
+        if self.prediction == "eps":
+            return noise
+        if self.prediction == "x0":
+            return z
+        return self.velocity(z, noise, t)
+
+    def to_eps(self, output: jax.Array, z_t: jax.Array, t: jax.Array) -> jax.Array:
+        """The noise in z_t according to the network's output, whatever it predicts."""
+        if self.prediction == "eps":
+            return output
+        if self.prediction == "x0":
+            factor = _at(np.sqrt(1 / self.alpha_bar), t, z_t)
+            return (factor * z_t - output) / _at(np.sqrt(1 / self.alpha_bar - 1), t, z_t)
+        return self._signal(t, z_t) * output + self._noise(t, z_t) * z_t
+
+    def to_x0(self, output: jax.Array, z_t: jax.Array, t: jax.Array) -> jax.Array:
+        """The clean latent according to the network's output, whatever it predicts. Not clipped."""
+        if self.prediction == "x0":
+            return output
+        if self.prediction == "eps":
+            factor = _at(np.sqrt(1 / self.alpha_bar), t, z_t)
+            return factor * z_t - _at(np.sqrt(1 / self.alpha_bar - 1), t, z_t) * output
+        return self._signal(t, z_t) * z_t - self._noise(t, z_t) * output
+
+    def posterior(self, z: jax.Array, z_t: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Mean [B,...], variance and log variance [B,1,...] of q(z_{t-1} | z_t, z) (Ho et al. 2020, eq. 6-7).
+
+        The variance is 0 at t = 0; its logarithm is taken at 1e-20 there.
+        """
+        past, now = self.alpha_bar_prev, self.alpha_bar
+        from_z = _at(self.betas * np.sqrt(past) / (1 - now), t, z)
+        from_z_t = _at((1 - past) * np.sqrt(1 - self.betas) / (1 - now), t, z)
+        log_variance = np.log(np.maximum(self.posterior_variance, 1e-20))
+        return from_z * z + from_z_t * z_t, _at(self.posterior_variance, t, z), _at(log_variance, t, z)
+
+    def snr(self, t: jax.Array) -> jax.Array:
+        """Signal-to-noise ratio abar / (1 - abar) [B]."""
+        return _at(self.alpha_bar / (1 - self.alpha_bar), t, t)
+
+    def lvlb_weight(self, t: jax.Array) -> jax.Array:
+        """lvlb_weights at t [B]."""
+        return _at(self.lvlb_weights, t, t)
+
+    def loss_weight(self, t: jax.Array, kind: str = "none", gamma: float = 5.0) -> jax.Array:
+        """Weight [B] of a sample's training loss on the network's own target.
+
+        "min_snr" (Hang et al. 2023) weights the squared error of x0 by min(snr, gamma). The error of eps is
+        snr times that of x0 and the error of v is snr + 1 times that of x0, hence the divisions.
+        """
+        if kind not in WEIGHTINGS:
+            raise ValueError(f"loss weighting {kind!r} is not one of {', '.join(WEIGHTINGS)}")
+        if kind == "none":
+            return jnp.ones(t.shape, jnp.float32)
+        snr = self.alpha_bar / (1 - self.alpha_bar)
+        divisor = {"eps": snr, "x0": 1.0, "v": snr + 1}[self.prediction]
+        return _at(np.minimum(snr, gamma) / divisor, t, t)
+
+    def prior_bpd(self, z: jax.Array) -> jax.Array:
+        """KL(q(z_T | z) || N(0, I)) in bits per dimension [B]: how far the last step is from pure noise."""
+        last = self.alpha_bar[-1]
+        variance_part = -np.log1p(-last) - last  # in float64: the two nearly cancel
+        per_dim = 0.5 * (np.float32(variance_part) + np.float32(last) * jnp.square(z))
+        return jnp.mean(per_dim, axis=tuple(range(1, z.ndim))) / np.float32(np.log(2.0))
+
+    def _signal(self, t: jax.Array, like: jax.Array) -> jax.Array:
+        return _at(np.sqrt(self.alpha_bar), t, like)
+
+    def _noise(self, t: jax.Array, like: jax.Array) -> jax.Array:
+        return _at(np.sqrt(1 - self.alpha_bar), t, like)
+
+
+@lru_cache
+def make_schedule(
+    kind: str = "scaled_linear",
+    timesteps: int = 1000,
+    start: float = 0.0015,
+    end: float = 0.0195,
+    prediction: str = "eps",
+    v_posterior: float = 0.0,
+    cosine_s: float = 8e-3,
+) -> NoiseSchedule:
+    """A schedule of T = `timesteps` steps. Equal arguments give the same object.
+
+    kind: "scaled_linear"  square roots of beta evenly spaced from sqrt(start) to sqrt(end). All published
+                           latent diffusion models use it; the original code calls it "linear".
+          "linear"         beta evenly spaced (Ho et al. 2020); the original code calls it "sqrt_linear".
+          "sqrt"           square root of the evenly spaced values.
+          "cosine"         Nichol and Dhariwal 2021, eq. 17, with offset cosine_s and beta at most 0.999;
+                           start and end are not used.
+    prediction: "eps", "x0" or "v".  v_posterior: 0 = the true posterior variance, 1 = beta.
+    """
+    if kind not in KINDS:
+        hint = " (the original's 'sqrt_linear' is 'linear' here)" if kind == "sqrt_linear" else ""
+        raise ValueError(f"noise schedule {kind!r} is not one of {', '.join(KINDS)}{hint}")
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"prediction {prediction!r} is not one of {', '.join(PREDICTIONS)}")
+    if timesteps < 2:
+        raise ValueError(f"timesteps must be at least 2, got {timesteps}")
+    if kind != "cosine" and not 0 < start <= end < 1:
+        raise ValueError(f"beta must rise within (0, 1), got start {start} and end {end}")
+    betas = _betas(kind, timesteps, start, end, cosine_s)
+    alpha_bar = np.cumprod(1 - betas)
+    alpha_bar_prev = np.append(1.0, alpha_bar[:-1])
+    posterior = betas * (1 - alpha_bar_prev) / (1 - alpha_bar)
+    variance = (1 - v_posterior) * posterior + v_posterior * betas
+    lvlb_weights = _lvlb_weights(prediction, betas, alpha_bar, variance)
+    tables = (betas, alpha_bar, alpha_bar_prev, variance, lvlb_weights)
+    for table in tables:
+        table.flags.writeable = False  # the cache hands the same arrays to everyone
+    return NoiseSchedule(*tables, prediction=prediction, v_posterior=v_posterior)
+
+
+def _betas(kind: str, timesteps: int, start: float, end: float, cosine_s: float) -> np.ndarray:
+    if kind == "scaled_linear":
+        return np.linspace(start**0.5, end**0.5, timesteps) ** 2
+    if kind == "linear":
+        return np.linspace(start, end, timesteps)
+    if kind == "sqrt":
+        return np.linspace(start, end, timesteps) ** 0.5
+    phase = (np.arange(timesteps + 1) / timesteps + cosine_s) / (1 + cosine_s)
+    alpha_bar = np.cos(phase * np.pi / 2) ** 2
+    return np.clip(1 - alpha_bar[1:] / alpha_bar[:-1], 0, 0.999)
+
+
+def _lvlb_weights(
+    prediction: str, betas: np.ndarray, alpha_bar: np.ndarray, variance: np.ndarray
+) -> np.ndarray:
+    """Weights [T] of the mean squared error in the variational bound (Ho et al. 2020, eq. 12).
+
+    x0 matches the original, whose denominator reads 2 - abar where 2 (1 - abar) was probably meant.
+    v is not in the original: eps differs by sqrt(abar) times what v differs by, so its weight is that of eps
+    times abar.
+    The first entry, infinite where the posterior variance is 0, is copied from the second.
+    """
+    if prediction == "x0":
+        weights = 0.5 * np.sqrt(alpha_bar) / (2 - alpha_bar)
+    else:
+        with np.errstate(divide="ignore"):
+            weights = betas**2 / (2 * variance * (1 - betas) * (1 - alpha_bar))
+        if prediction == "v":
+            weights = weights * alpha_bar
+    weights[0] = weights[1]
+    return weights

@@ -1,0 +1,94 @@
+"""Which training steps a sampler visits, and the noise levels it walks between. Plain numpy, made before jit.
+
+A `Timetable` is ordered from noisy to clean. Entry k says: from noise level alpha_bar[k], which the network
+knows as step t[k], go to alpha_bar_prev[k]. A sampler takes it as an argument, so the number of steps is
+data: padded to one length, one compiled program serves every number of steps up to that length.
+"""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from ldm_jax.diffusion.schedule import NoiseSchedule
+
+SPACINGS = ("even", "trailing", "log_snr", "original")
+
+
+class Timetable(NamedTuple):
+    """t [S] int32, alpha_bar [S] and alpha_bar_prev [S] float. Padding entries, always last, have t = -1."""
+
+    t: np.ndarray | jax.Array
+    alpha_bar: np.ndarray | jax.Array
+    alpha_bar_prev: np.ndarray | jax.Array
+
+
+def make_timetable(schedule: NoiseSchedule, steps: int, spacing: str = "even") -> Timetable:
+    """A timetable over a schedule of T training steps.
+
+    spacing:
+    "even"      exactly `steps` distinct steps for every 1 <= steps <= T, evenly spread over T-1 .. 0 with
+                both ends included (a single step is T-1). The last step goes to alpha_bar 1, clean latents.
+    "trailing"  the same, but the last of each group of T / steps training steps: from T-1 down to about
+                T / steps - 1 (Lin et al. 2023).
+    "log_snr"   as "even", but evenly spread in log(snr) up to rounding to whole training steps, so denser at
+                the clean end. For dpm_solver_pp_2m (Lu et al. 2022).
+    "original"  1, 1+c, 1+2c, ... with c = T // steps, as the original code does. The number of steps then
+                often differs from the one asked for (400 gives 500), the last step goes to alpha_bar[0], and
+                a count that would overrun the table is refused here where the original crashes.
+    """
+    total = schedule.timesteps
+    if spacing not in SPACINGS:
+        raise ValueError(f"spacing {spacing!r} is not one of {', '.join(SPACINGS)}")
+    if not 1 <= steps <= total:
+        raise ValueError(f"the number of sampling steps must lie in 1..{total}, got {steps}")
+    if spacing == "original":
+        ascending = _original_steps(total, steps)
+        clean = schedule.alpha_bar[0]
+    else:
+        ascending = _spread(schedule, steps, spacing)[::-1]
+        clean = 1.0
+    alpha_bar = schedule.alpha_bar[ascending]
+    alpha_bar_prev = np.append(clean, alpha_bar[:-1])
+    return Timetable(ascending[::-1].astype(np.int32), alpha_bar[::-1], alpha_bar_prev[::-1])
+
+
+def pad(timetable: Timetable, length: int) -> Timetable:
+    """The same steps followed by entries with t = -1, which samplers skip, up to `length` in all."""
+    missing = length - len(timetable.t)
+    if missing < 0:
+        raise ValueError(f"cannot pad {len(timetable.t)} steps to {length}; ask for a larger length")
+    fill = (np.full(missing, -1, np.int32), np.ones(missing), np.ones(missing))
+    return Timetable(*(np.concatenate([entries, extra]) for entries, extra in zip(timetable, fill)))
+
+
+def _spread(schedule: NoiseSchedule, steps: int, spacing: str) -> np.ndarray:
+    """Strictly decreasing steps from T-1 on, of the spacings that take any number of steps."""
+    last, index = schedule.timesteps - 1, np.arange(steps)
+    if spacing == "trailing":
+        return last - index * (last + 1) // steps
+    if spacing == "even":
+        return last - index * last // max(steps - 1, 1)
+    log_snr = np.log(schedule.alpha_bar / (1 - schedule.alpha_bar))
+    levels = np.linspace(log_snr[-1], log_snr[0], steps)
+    nearest = np.rint(np.interp(levels, log_snr[::-1], np.arange(last, -1, -1))).astype(int)
+    distinct = np.minimum.accumulate(nearest + index) - index
+    return np.maximum(distinct, index[::-1])  # making them distinct must not run below 0
+
+
+def _original_steps(total: int, steps: int) -> np.ndarray:
+    """The original's ascending steps, or an error that names the nearest counts that work."""
+    if not _fits(total, steps):
+        below = next(s for s in range(steps, 0, -1) if _fits(total, s))
+        above = next((s for s in range(steps, total + 1) if _fits(total, s)), None)
+        near = f"{below} and {above}" if above else f"{below}"
+        raise ValueError(
+            f"spacing 'original' with {steps} steps needs training step {total}, the last is {total - 1}; "
+            f"nearest usable: {near}; or spacing 'even', which takes any number"
+        )
+    return np.arange(0, total, total // steps) + 1
+
+
+def _fits(total: int, steps: int) -> bool:
+    stride = total // steps
+    return (total - 1) // stride * stride + 1 < total

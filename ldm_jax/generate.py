@@ -1,0 +1,39 @@
+"""Noise to image: denoiser -> sampler -> decode. Image i depends on (seed, i) alone, not on the batch."""
+
+from typing import Any
+
+import jax
+
+from ldm_jax.diffusion.samplers import SAMPLERS, start_noise
+from ldm_jax.diffusion.timetable import Timetable
+from ldm_jax.ldm import LDM
+
+Tree = Any
+
+
+def image_keys(seed: int | jax.Array, indices: jax.Array) -> jax.Array:
+    """Keys [B] of the images `indices` [B] (int32) of `seed`."""
+    key = jax.random.key(seed)
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
+
+
+def sample_latents(
+    ldm: LDM,
+    params: Tree,
+    frozen: Tree,
+    batch: dict[str, jax.Array],
+    keys: jax.Array,
+    latent_shape: tuple[int, int, int],
+    timetable: Timetable,
+    eta: float | jax.Array = 0.0,
+    sampler: str = "ddim",
+) -> jax.Array:
+    """Samples z [B,h,w,c] for keys [B]. `eta` goes to the sampler "ddim"; it and the timetable may be traced.
+
+    Raises ValueError for an unknown sampler, naming the known ones.
+    """
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler {sampler!r} is not one of {', '.join(SAMPLERS)}")
+    denoise = ldm.denoiser(params, ldm.condition(params, frozen, batch))
+    options = {"eta": eta} if sampler == "ddim" else {}
+    return SAMPLERS[sampler](denoise, start_noise(keys, latent_shape), timetable, keys, **options)

@@ -1,0 +1,155 @@
+"""The latent diffusion model: the join of first stage, conditioner, UNet and noise schedule (paper, section 3).
+
+    z = scale * E(image),   z_t = sqrt(alpha_bar_t) z + sqrt(1 - alpha_bar_t) noise
+    loss = E || target - UNet(z_t, t, cond) ||^p          (paper, equation 2; p = 1 or 2)
+
+`LDM` holds modules and numbers, no parameters. Parameters come as two trees:
+`params` = {"unet", "conditioner", "logvar" (if learned)}, moved by the optimiser, and
+`frozen` = {"first_stage": its variables, "latent_scale": float32 []}, which never change during training.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldm_jax.conditioners import Cond, Unconditional
+from ldm_jax.diffusion.schedule import NoiseSchedule
+
+Tree = Any
+Batch = dict[str, jax.Array]
+# Streams drawn from one sample's key; never the same key twice.
+T_STREAM, NOISE_STREAM, POSTERIOR_STREAM, DROPOUT_STREAM = range(4)
+
+
+def stream(keys: jax.Array, i: int) -> jax.Array:
+    """Independent keys [B] for purpose `i` from sample keys [B]."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)
+
+
+def normal_like(keys: jax.Array, z: jax.Array) -> jax.Array:
+    """Standard normal noise of z's shape [B,...], row i from keys[i] alone."""
+    return jax.vmap(lambda key: jax.random.normal(key, z.shape[1:], jnp.float32))(keys)
+
+
+@dataclass(frozen=True)
+class LDM:
+    """See the module's docstring. `loss_type` is "l1" or "l2"; `elbo_weight` weighs the variational bound term
+    (the original's original_elbo_weight); `learn_logvar` learns one log variance per timestep;
+    `weighting` is "none" or "min_snr"."""
+
+    first_stage: nn.Module
+    unet: nn.Module
+    schedule: NoiseSchedule
+    conditioner: nn.Module = Unconditional()
+    loss_type: str = "l2"
+    elbo_weight: float = 0.0
+    learn_logvar: bool = False
+    logvar_init: float = 0.0
+    weighting: str = "none"
+
+    def __post_init__(self):
+        if self.loss_type not in ("l1", "l2"):
+            raise ValueError(f"loss_type={self.loss_type!r}; it must be 'l1' or 'l2'")
+
+    def init(self, key: jax.Array, frozen: Tree, batch: Batch) -> Tree:
+        """`params` for a batch of this shape; traceable, so `jax.eval_shape` gives the shapes for nothing."""
+        cond_key, unet_key, z_key = jax.random.split(key, 3)
+        z = self.encode(frozen, batch["image"], jax.random.split(z_key, len(batch["image"])))
+        cond_params = self.conditioner.init(cond_key, batch).get("params", {})
+        cond = self.condition({"conditioner": cond_params}, frozen, batch)
+        t = jnp.zeros(len(z), jnp.int32)
+        unet_params = self.unet.init(unet_key, _join(z, cond), t, cond.context)["params"]
+        params = {"unet": unet_params, "conditioner": cond_params}
+        if self.learn_logvar:
+            params["logvar"] = jnp.full(self.schedule.timesteps, self.logvar_init, jnp.float32)
+        return params
+
+    def encode(self, frozen: Tree, image: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+        """image [B,H,W,C] in [-1,1] -> scaled latent z [B,h,w,c]. KL: a posterior sample per key, or the mode."""
+        z = self.first_stage.apply(frozen["first_stage"], image, keys, method="latents")
+        return z * frozen["latent_scale"]
+
+    def decode(self, frozen: Tree, z: jax.Array) -> jax.Array:
+        """Scaled latent z [B,h,w,c] -> image [B,H,W,C], about [-1,1], not clipped."""
+        return self.first_stage.apply(frozen["first_stage"], z / frozen["latent_scale"], method="decode")
+
+    def condition(self, params: Tree, frozen: Tree, batch: Batch) -> Cond:
+        """What the UNet is told about `batch`."""
+        return self.conditioner.apply({"params": params["conditioner"]}, batch)
+
+    def predict(
+        self, params: Tree, z_t: jax.Array, t: jax.Array, cond: Cond, dropout_key: jax.Array | None = None
+    ) -> jax.Array:
+        """The UNet's output [B,h,w,c] (eps, x0 or v as the schedule says). Training mode with a dropout key."""
+        train = dropout_key is not None
+        rngs = {"dropout": dropout_key} if train else None
+        return self.unet.apply(
+            {"params": params["unet"]}, _join(z_t, cond), t, cond.context, train=train, rngs=rngs
+        )
+
+    def denoiser(self, params: Tree, cond: Cond) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        """Denoise = (z_t, t) -> eps for samplers."""
+        return lambda z_t, t: self.schedule.to_eps(self.predict(params, z_t, t, cond), z_t, t)
+
+    def loss_terms(
+        self, params: Tree, frozen: Tree, batch: Batch, keys: jax.Array, train: bool
+    ) -> dict[str, jax.Array]:
+        """Per-sample terms [B]: loss (what is minimised), loss_simple, loss_vlb. keys [B], one a sample."""
+        z = jax.lax.stop_gradient(self.encode(frozen, batch["image"], stream(keys, POSTERIOR_STREAM)))
+        cond = self.condition(params, frozen, batch)
+        t = jax.vmap(lambda k: jax.random.randint(k, (), 0, self.schedule.timesteps))(stream(keys, T_STREAM))
+        noise = normal_like(stream(keys, NOISE_STREAM), z)
+        dropout_key = jax.random.fold_in(keys[0], DROPOUT_STREAM) if train else None
+        output = self.predict(params, self.schedule.add_noise(z, noise, t), t, cond, dropout_key)
+        return self.weigh(params, output, self.schedule.target(z, noise, t), t)
+
+    def weigh(
+        self, params: Tree, output: jax.Array, target: jax.Array, t: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Network output and target [B,h,w,c] at t [B] -> per-sample terms [B] (the original's p_losses)."""
+        error = output.astype(jnp.float32) - target
+        error = jnp.abs(error) if self.loss_type == "l1" else jnp.square(error)
+        simple = jnp.mean(error, axis=tuple(range(1, error.ndim)))
+        logvar = params["logvar"][t] if self.learn_logvar else jnp.float32(self.logvar_init)
+        weighted = simple * self.schedule.loss_weight(t, self.weighting)
+        vlb = self.schedule.lvlb_weight(t) * simple
+        loss = weighted / jnp.exp(logvar) + logvar + self.elbo_weight * vlb
+        return {"loss": loss, "loss_simple": simple, "loss_vlb": vlb}
+
+    def loss(
+        self, params: Tree, frozen: Tree, batch: Batch, keys: jax.Array, train: bool = True
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The scalar to minimise and its terms, means over the batch."""
+        terms = {k: jnp.mean(v) for k, v in self.loss_terms(params, frozen, batch, keys, train).items()}
+        return terms["loss"], terms
+
+
+def _join(z: jax.Array, cond: Cond) -> jax.Array:
+    return z if cond.concat is None else jnp.concatenate([z, cond.concat.astype(z.dtype)], axis=-1)
+
+
+def measure_latent_scale(ldm: LDM, frozen: Tree, batches: Iterable[Batch], key: jax.Array) -> float:
+    """1 / standard deviation of all latent elements over `batches` (paper, appendix G: unit variance).
+
+    The original looks at the first batch of one process; this looks at every batch it is given.
+    Raises ValueError when the latents do not vary.
+    """
+    unit = frozen | {"latent_scale": jnp.float32(1.0)}
+
+    @jax.jit
+    def moments(unit, batch, key):
+        keys = jax.random.split(key, len(batch["image"]))
+        z = ldm.encode(unit, batch["image"], keys)
+        return jnp.mean(z), jnp.mean(jnp.square(z))
+
+    parts = np.array([moments(unit, b, jax.random.fold_in(key, i)) for i, b in enumerate(batches)], np.float64)
+    mean, square = parts.mean(axis=0)
+    std = float(np.sqrt(max(square - mean**2, 0.0)))
+    if not np.isfinite(std) or std < 1e-6:
+        raise ValueError(f"the latents have standard deviation {std}; is the first stage trained?")
+    return 1.0 / std

@@ -1,0 +1,226 @@
+"""First stages: image [B,H,W,C] in [-1,1] <-> latent z [B,h,w,c], h = H / 2^(levels-1) (LDM paper, 3.1).
+
+AutoencoderKL, VQModel and IdentityFirstStage share one interface:
+`latents(image, key=None)`, `decode(z)`, `__call__(image, key=None, train=False) -> (reconstruction, aux)`.
+Latents and images are float32; `dtype` is the compute type in between.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from ldm_jax.models.attention import AttnBlock, LinearAttention
+from ldm_jax.models.layers import AE_EPS, AEDownsample, AEResnetBlock, Conv, GroupNorm32, Upsample
+from ldm_jax.models.quantizer import DiagonalGaussian, VectorQuantizer
+
+ATTENTION = {"vanilla": AttnBlock, "linear": LinearAttention}
+
+
+def _attention(kind: str, name: str, dtype: jnp.dtype):
+    """The module called `name`, or the identity for kind "none". Raises ValueError for other kinds."""
+    if kind == "none":
+        return lambda x: x
+    if kind not in ATTENTION:
+        raise ValueError(f"attn_type={kind!r} is not one of vanilla, linear, none")
+    return ATTENTION[kind](dtype=dtype, name=name)
+
+
+def _middle(x: Array, attn_type: str, dropout: float, dtype: jnp.dtype, train: bool) -> Array:
+    """Block, attention (whatever attn_resolutions), block at the lowest resolution: [B,h,w,C] -> same."""
+    x = AEResnetBlock(x.shape[-1], dropout, dtype, name="mid_block_1")(x, train)
+    x = _attention(attn_type, "mid_attn_1", dtype)(x)
+    return AEResnetBlock(x.shape[-1], dropout, dtype, name="mid_block_2")(x, train)
+
+
+class Encoder(nn.Module):
+    """[B,H,W,in] -> [B,h,w,out_channels].
+
+    attn_resolutions are sizes of the feature map when the input has size `resolution`, whatever the
+    size of the actual input.
+    """
+
+    ch: int
+    ch_mult: tuple[int, ...]
+    num_res_blocks: int
+    attn_resolutions: tuple[int, ...]
+    attn_type: str
+    resolution: int
+    out_channels: int
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: Array, train: bool = False) -> Array:
+        size = self.resolution
+        h = Conv(self.ch, dtype=self.dtype, name="conv_in")(image)
+        for level, mult in enumerate(self.ch_mult):
+            for i in range(self.num_res_blocks):
+                name = f"down_{level}_block_{i}"
+                h = AEResnetBlock(self.ch * mult, self.dropout, self.dtype, name=name)(h, train)
+                if size in self.attn_resolutions:
+                    h = _attention(self.attn_type, f"down_{level}_attn_{i}", self.dtype)(h)
+            if level != len(self.ch_mult) - 1:
+                h = AEDownsample(self.dtype, name=f"down_{level}_downsample")(h)
+                size //= 2
+        h = _middle(h, self.attn_type, self.dropout, self.dtype, train)
+        h = nn.silu(GroupNorm32(AE_EPS, dtype=self.dtype, name="norm_out")(h))
+        return Conv(self.out_channels, dtype=self.dtype, name="conv_out")(h)
+
+
+class Decoder(nn.Module):
+    """[B,h,w,c] -> (image [B,H,W,out_channels], features [B,H,W,ch]: the input of the last convolution)."""
+
+    ch: int
+    ch_mult: tuple[int, ...]
+    num_res_blocks: int
+    attn_resolutions: tuple[int, ...]
+    attn_type: str
+    resolution: int
+    out_channels: int
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, z: Array, train: bool = False) -> tuple[Array, Array]:
+        levels = len(self.ch_mult)
+        size = self.resolution // 2 ** (levels - 1)
+        h = Conv(self.ch * self.ch_mult[-1], dtype=self.dtype, name="conv_in")(z)
+        h = _middle(h, self.attn_type, self.dropout, self.dtype, train)
+        for level in reversed(range(levels)):
+            for i in range(self.num_res_blocks + 1):
+                features = self.ch * self.ch_mult[level]
+                h = AEResnetBlock(features, self.dropout, self.dtype, name=f"up_{level}_block_{i}")(h, train)
+                if size in self.attn_resolutions:
+                    h = _attention(self.attn_type, f"up_{level}_attn_{i}", self.dtype)(h)
+            if level:
+                h = Upsample(dtype=self.dtype, name=f"up_{level}_upsample")(h)
+                size *= 2
+        features = nn.silu(GroupNorm32(AE_EPS, dtype=self.dtype, name="norm_out")(h))
+        return Conv(self.out_channels, dtype=self.dtype, name="conv_out")(features), features
+
+
+class _Autoencoder(nn.Module):
+    """Fields, encoder and decoder that both first stages share."""
+
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 2, 4)
+    num_res_blocks: int = 2
+    attn_resolutions: tuple[int, ...] = ()
+    attn_type: str = "vanilla"
+    resolution: int = 256
+    in_channels: int = 3
+    out_channels: int = 3
+    z_channels: int = 3
+    embed_dim: int = 3
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    def _build(self, encoder_channels: int, moments: int) -> None:
+        """Submodules; the encoder ends with `encoder_channels`, quant_conv maps these to `moments`."""
+        shared = dict(
+            ch=self.ch,
+            ch_mult=self.ch_mult,
+            num_res_blocks=self.num_res_blocks,
+            attn_resolutions=self.attn_resolutions,
+            attn_type=self.attn_type,
+            resolution=self.resolution,
+            dropout=self.dropout,
+            dtype=self.dtype,
+        )
+        self.encoder = Encoder(**shared, out_channels=encoder_channels)
+        self.decoder = Decoder(**shared, out_channels=self.out_channels)
+        self.quant_conv = Conv(moments, (1, 1), dtype=self.dtype)
+        self.post_quant_conv = Conv(self.z_channels, (1, 1), dtype=self.dtype)
+
+    def _encode(self, image: Array, train: bool = False) -> Array:
+        """[B,H,W,in] -> [B,h,w,moments] float32. Raises ValueError for sizes that do not divide by f."""
+        f = 2 ** (len(self.ch_mult) - 1)
+        height, width, channels = image.shape[1:]
+        if height % f or width % f or channels != self.in_channels:
+            raise ValueError(
+                f"image of {height}x{width}x{channels}: this first stage takes {self.in_channels} channels "
+                f"and sizes that are multiples of {f}; resize or crop the images"
+            )
+        return self.quant_conv(self.encoder(image, train)).astype(jnp.float32)
+
+    def _decode(self, z: Array, train: bool = False) -> tuple[Array, Array]:
+        """[B,h,w,c] -> (image [B,H,W,out] float32, features [B,H,W,ch])."""
+        image, features = self.decoder(self.post_quant_conv(z), train)
+        return image.astype(jnp.float32), features
+
+
+class AutoencoderKL(_Autoencoder):
+    """First stage with a Gaussian posterior, regularised by its KL divergence to N(0,1)."""
+
+    def setup(self):
+        self._build(2 * self.z_channels, 2 * self.embed_dim)
+
+    def posterior(self, image: Array, train: bool = False) -> DiagonalGaussian:
+        """[B,H,W,C] -> the distribution of z [B,h,w,c]."""
+        return DiagonalGaussian(self._encode(image, train))
+
+    def latents(self, image: Array, key: Array | None = None) -> Array:
+        """[B,H,W,C] -> z [B,h,w,c]: a posterior sample with a key (or a key per sample), else the mode."""
+        posterior = self.posterior(image)
+        return posterior.mode() if key is None else posterior.sample(key)
+
+    def decode(self, z: Array) -> Array:
+        """z [B,h,w,c] -> image [B,H,W,C], about [-1,1] (not clipped)."""
+        return self._decode(z)[0]
+
+    def __call__(self, image: Array, key: Array | None = None, train: bool = False) -> tuple[Array, dict]:
+        """Reconstruction [B,H,W,C] and {"kl" [B], "latents" [B,h,w,c], "features" [B,H,W,ch]}."""
+        posterior = self.posterior(image, train)
+        z = posterior.mode() if key is None else posterior.sample(key)
+        reconstruction, features = self._decode(z, train)
+        return reconstruction, {"kl": posterior.kl(), "latents": z, "features": features}
+
+
+class VQModel(_Autoencoder):
+    """First stage with a codebook. Its latents are taken BEFORE quantisation, as LDMs are trained on them."""
+
+    n_embed: int = 8192
+    beta: float = 0.25
+    legacy_beta: bool = True
+
+    def setup(self):
+        self._build(self.z_channels, self.embed_dim)
+        self.quantize = VectorQuantizer(self.n_embed, self.embed_dim, self.beta, self.legacy_beta)
+
+    def latents(self, image: Array, key: Array | None = None) -> Array:
+        """[B,H,W,C] -> z [B,h,w,c], not quantised. The key is not used: there is nothing to draw."""
+        return self._encode(image)
+
+    def decode(self, z: Array, quantize: bool = True) -> Array:
+        """z [B,h,w,c] -> image [B,H,W,C], about [-1,1] (not clipped). quantize=False skips the codebook."""
+        if quantize:
+            z, _, _ = self.quantize(z)
+        return self._decode(z)[0]
+
+    def decode_indices(self, indices: Array) -> Array:
+        """Codebook indices [B,h,w] -> image [B,H,W,C]."""
+        return self._decode(self.quantize.lookup(indices))[0]
+
+    def __call__(self, image: Array, key: Array | None = None, train: bool = False) -> tuple[Array, dict]:
+        """Reconstruction [B,H,W,C] and {"codebook_loss" scalar, "indices" [B,h,w] int32, "latents"
+        [B,h,w,c] before quantisation, "features" [B,H,W,ch]}."""
+        z = self._encode(image, train)
+        quantised, loss, indices = self.quantize(z)
+        reconstruction, features = self._decode(quantised, train)
+        aux = {"codebook_loss": loss, "indices": indices, "latents": z, "features": features}
+        return reconstruction, aux
+
+
+class IdentityFirstStage(nn.Module):
+    """No first stage: diffusion on the pixels themselves (LDM-1). Has no parameters."""
+
+    def latents(self, image: Array, key: Array | None = None) -> Array:
+        """[B,H,W,C] -> the same."""
+        return image
+
+    def decode(self, z: Array) -> Array:
+        """[B,H,W,C] -> the same."""
+        return z
+
+    def __call__(self, image: Array, key: Array | None = None, train: bool = False) -> tuple[Array, dict]:
+        return image, {"latents": image, "features": image}

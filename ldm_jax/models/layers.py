@@ -1,0 +1,232 @@
+"""Layers shared by the UNet and the first stages: linear maps, convolutions, norms, residual blocks.
+
+All images are [B,H,W,C]. Parameters are float32 whatever the compute type `dtype`. Initial values follow
+PyTorch's defaults, uniform in +-1/sqrt(fan_in) for kernels and biases alike, with zeros where the original
+zeroes a layer, so that training from scratch starts from the same distribution.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+UNET_EPS = 1e-5  # the UNet's norms
+AE_EPS = 1e-6  # the first stages' norms, and the norm that opens a spatial transformer
+
+
+def _uniform(fan_in: int):
+    """PyTorch's default for convolutions and linear layers: kaiming_uniform(a=sqrt(5)) is this bound."""
+    bound = 1.0 / math.sqrt(fan_in)
+
+    def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class Dense(nn.Module):
+    """Linear map of the last axis: [...,in] -> [...,features]. Kernel [in,features]."""
+
+    features: int
+    use_bias: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        init = _uniform(x.shape[-1])
+        kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        if self.use_bias:
+            y = y + self.param("bias", init, (self.features,)).astype(self.dtype)
+        return y
+
+
+class Conv(nn.Module):
+    """Convolution, NHWC with HWIO kernels: [B,H,W,in] -> [B,H',W',features].
+
+    `padding` is (low, high), the same on both axes; None pads by kernel//2 on every side, as torch's
+    padding=1 does for 3x3. (XLA's "SAME" differs from that when stride is 2.)
+    kernel_size=(1,) is torch's conv1d of width 1: a map of the last axis of [B,T,in], kernel [1,in,features].
+    """
+
+    features: int
+    kernel_size: tuple[int, ...] = (3, 3)
+    stride: int = 1
+    padding: tuple[int, int] | None = None
+    use_bias: bool = True
+    zero_init: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        fan_in = math.prod(self.kernel_size) * x.shape[-1]
+        init = nn.initializers.zeros_init() if self.zero_init else _uniform(fan_in)
+        kernel = self.param("kernel", init, (*self.kernel_size, x.shape[-1], self.features))
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        if math.prod(self.kernel_size) == 1 and self.stride == 1:
+            y = x @ kernel.reshape(kernel.shape[-2:])
+        else:
+            low, high = self.padding or (self.kernel_size[0] // 2,) * 2
+            y = lax.conv_general_dilated(
+                x,
+                kernel,
+                window_strides=(self.stride, self.stride),
+                padding=[(low, high), (low, high)],
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+        if self.use_bias:
+            y = y + self.param("bias", init, (self.features,)).astype(self.dtype)
+        return y
+
+
+class GroupNorm32(nn.Module):
+    """Group normalisation of [B,...,C] with 32 groups and float32 statistics.
+
+    The variance is taken about the mean (two passes): E[x^2] - E[x]^2 loses all digits when the mean is
+    large. Sums run over positions per channel first and are then combined to groups, which XLA vectorises
+    far better on a CPU than a reduction over [B,H,W,G,C/G].
+    """
+
+    eps: float
+    groups: int = 32
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        channels = x.shape[-1]
+        if channels % self.groups:
+            raise ValueError(
+                f"GroupNorm of {channels} channels in {self.groups} groups: choose channel widths "
+                f"that are multiples of {self.groups}"
+            )
+        scale = self.param("scale", nn.initializers.ones_init(), (channels,))
+        bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
+        flat = x.reshape(x.shape[0], -1, channels).astype(jnp.float32)  # [B,N,C]
+        centred = flat - self._group_mean(jnp.mean(flat, axis=1, keepdims=True))
+        variance = self._group_mean(jnp.mean(centred * centred, axis=1, keepdims=True))
+        y = centred * (lax.rsqrt(variance + self.eps) * scale) + bias
+        return y.reshape(x.shape).astype(self.dtype)
+
+    def _group_mean(self, per_channel: Array) -> Array:
+        """[B,1,C] -> [B,1,C], every channel holding its group's mean."""
+        batch, one, channels = per_channel.shape
+        grouped = per_channel.reshape(batch, one, self.groups, channels // self.groups)
+        return jnp.repeat(jnp.mean(grouped, axis=-1), channels // self.groups, axis=-1)
+
+
+def timestep_embedding(t: Array, dim: int, max_period: float = 10000.0) -> Array:
+    """Cosines, then sines of t * max_period^(-i/half): t [B] integer or float -> [B,dim] float32.
+
+    An odd `dim` ends with a column of zeros, as in the original.
+    """
+    half = dim // 2
+    frequencies = np.exp(-math.log(max_period) * np.arange(half, dtype=np.float32) / half)
+    angles = t.astype(jnp.float32)[:, None] * frequencies.astype(np.float32)
+    embedding = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+    return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
+
+
+def nearest_up(x: Array) -> Array:
+    """[B,H,W,C] -> [B,2H,2W,C] by repetition."""
+    batch, height, width, channels = x.shape
+    shape = (batch, height, 2, width, 2, channels)
+    return jnp.broadcast_to(x[:, :, None, :, None, :], shape).reshape(batch, 2 * height, 2 * width, channels)
+
+
+def average_down(x: Array) -> Array:
+    """[B,H,W,C] -> [B,H//2,W//2,C]: means of 2x2 blocks; an odd last row or column is dropped."""
+    batch, height, width, channels = x.shape
+    x = x[:, : height // 2 * 2, : width // 2 * 2]
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
+
+
+class Downsample(nn.Module):
+    """The UNet's: [B,H,W,C] -> [B,ceil(H/2),ceil(W/2),C], 3x3 stride 2 padded by 1; or a 2x2 mean."""
+
+    use_conv: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        if not self.use_conv:
+            return average_down(x)
+        return Conv(x.shape[-1], stride=2, dtype=self.dtype, name="op")(x)
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour times 2, then a 3x3 convolution if wanted: [B,H,W,C] -> [B,2H,2W,C]."""
+
+    use_conv: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = nearest_up(x)
+        return Conv(x.shape[-1], dtype=self.dtype, name="conv")(x) if self.use_conv else x
+
+
+class ResBlock(nn.Module):
+    """The UNet's residual block: norm, SiLU, 3x3; + time embedding; norm, SiLU, dropout, 3x3 from zero.
+
+    [B,H,W,C], emb [B,E] -> [B,H',W',features]. `up` / `down` resample by nearest / mean after the first
+    SiLU and on the skip path. With use_scale_shift_norm the embedding acts as norm(h)*(1+scale)+shift.
+    """
+
+    features: int
+    use_scale_shift_norm: bool = False
+    up: bool = False
+    down: bool = False
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, emb: Array, train: bool = False) -> Array:
+        resample = nearest_up if self.up else average_down if self.down else lambda a: a
+        h = nn.silu(GroupNorm32(UNET_EPS, dtype=self.dtype, name="in_layers_0")(x))
+        h = Conv(self.features, dtype=self.dtype, name="in_layers_2")(resample(h))
+        width = self.features * (2 if self.use_scale_shift_norm else 1)
+        emb = Dense(width, dtype=self.dtype, name="emb_layers_1")(nn.silu(emb))[:, None, None, :]
+        norm = GroupNorm32(UNET_EPS, dtype=self.dtype, name="out_layers_0")
+        if self.use_scale_shift_norm:
+            scale, shift = jnp.split(emb, 2, axis=-1)
+            h = norm(h) * (1 + scale) + shift
+        else:
+            h = norm(h + emb)
+        h = nn.Dropout(self.dropout)(nn.silu(h), deterministic=not train)
+        h = Conv(self.features, zero_init=True, dtype=self.dtype, name="out_layers_3")(h)
+        x = resample(x)
+        if x.shape[-1] != self.features:
+            x = Conv(self.features, (1, 1), dtype=self.dtype, name="skip_connection")(x)
+        return x.astype(self.dtype) + h
+
+
+class AEResnetBlock(nn.Module):
+    """The first stages' residual block, twice (norm, swish, 3x3): [B,H,W,C] -> [B,H,W,features]."""
+
+    features: int
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        h = nn.silu(GroupNorm32(AE_EPS, dtype=self.dtype, name="norm1")(x))
+        h = Conv(self.features, dtype=self.dtype, name="conv1")(h)
+        h = nn.silu(GroupNorm32(AE_EPS, dtype=self.dtype, name="norm2")(h))
+        h = nn.Dropout(self.dropout)(h, deterministic=not train)
+        h = Conv(self.features, dtype=self.dtype, name="conv2")(h)
+        if x.shape[-1] != self.features:
+            x = Conv(self.features, (1, 1), dtype=self.dtype, name="nin_shortcut")(x)
+        return x.astype(self.dtype) + h
+
+
+class AEDownsample(nn.Module):
+    """The first stages': [B,H,W,C] -> [B,H//2,W//2,C], 3x3 stride 2, padded right and bottom only."""
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return Conv(x.shape[-1], stride=2, padding=(0, 1), dtype=self.dtype, name="conv")(x)

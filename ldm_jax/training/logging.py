@@ -1,0 +1,110 @@
+"""What a run tells: a line on the screen, metrics.jsonl always, TensorBoard event files, pictures as PNG."""
+
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+
+def to_uint8(image: np.ndarray) -> np.ndarray:
+    """[-1,1] float -> uint8, clipped and rounded; uint8 stays."""
+    if image.dtype == np.uint8:
+        return image
+    return np.clip(np.round((np.asarray(image, np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
+
+
+def grid(images: np.ndarray, columns: int | None = None, pad: int = 2) -> np.ndarray:
+    """[N,H,W,C], uint8 or in [-1,1] -> one uint8 picture with white gaps, row by row."""
+    images = to_uint8(images)
+    n, h, w, c = images.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    sheet = np.full((rows * (h + pad) + pad, columns * (w + pad) + pad, c), 255, np.uint8)
+    for i, image in enumerate(images):
+        y, x = pad + (i // columns) * (h + pad), pad + (i % columns) * (w + pad)
+        sheet[y : y + h, x : x + w] = image
+    return sheet
+
+
+def save_png(path: str | Path, image: np.ndarray, texts: dict | None = None) -> None:
+    """Writes uint8 [H,W,C] (C = 1 or 3); `texts` become the file's text entries."""
+    path, info = Path(path), PngInfo()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for name, value in (texts or {}).items():
+        info.add_text(name, str(value))
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path, pnginfo=info)
+
+
+def duration(seconds: float) -> str:
+    """3725 -> '1h02m'."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
+
+
+class Writer:
+    """Metrics of one run. Lines of steps after `resume_step` are dropped: those steps are done again."""
+
+    def __init__(self, workdir: str | Path, resume_step: int = 0, active: bool = True):
+        self.workdir, self.active, self.events = Path(workdir), active, None
+        if not active:
+            return
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        path = self.workdir / "metrics.jsonl"
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= resume_step]
+            path.write_text("".join(line + "\n" for line in kept))
+        self.file = path.open("a")
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            print("TensorBoard files are off (pip install tensorboardX); metrics.jsonl is written.")
+        else:
+            self.events = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=resume_step + 1)
+
+    def scalars(self, step: int, values: dict[str, float], prefix: str = "") -> None:
+        if not self.active:
+            return
+        values = {prefix + k: float(v) for k, v in values.items()}
+        self.file.write(json.dumps({"step": step, "time": round(time.time(), 1), **values}) + "\n")
+        self.file.flush()
+        if self.events:
+            for name, value in values.items():
+                self.events.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        """uint8 [H,W,C] -> pictures/<name>_<step>.png and TensorBoard."""
+        if not self.active:
+            return
+        save_png(self.workdir / "pictures" / f"{name}_{step:07d}.png", image)
+        if self.events:
+            self.events.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        if self.active:
+            self.file.close()
+            if self.events:
+                self.events.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):  # a line cut short by a kill
+        return math.inf
+
+
+def line(step: int, steps: int, values: dict[str, float], order: tuple[str, ...]) -> str:
+    """`step 200/1000  loss 0.1234 ...`: the named values first, in this order."""
+    shown = [k for k in order if k in values]
+    return f"step {step}/{steps}  " + "  ".join(f"{k} {_short(values[k])}" for k in shown)
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}" if abs(value) < 1e5 else f"{value:.3e}"

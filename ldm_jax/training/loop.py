@@ -1,0 +1,222 @@
+"""The training loop of every task: data -> step -> log, evaluate, draw, save; resumes by itself.
+
+It knows `Task` (tasks.py), not diffusion. Nothing waits for the device except at logging steps.
+"""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldm_jax import tree
+from ldm_jax.training import checkpoint, logging, sharding
+
+Tree = Any
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """train(start_step) -> endless iterator of this host's rows of batch start_step, start_step + 1, ...;
+    evaluate() -> one pass over the validation images, with "weight" [B] 1 or 0 (padding)."""
+
+    train: Callable[[int], Iterator[dict[str, np.ndarray]]]
+    evaluate: Callable[[], Iterator[dict[str, np.ndarray]]]
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Every how many steps something happens; 0 = never. `keep` checkpoints stay on disk."""
+
+    log: int = 50
+    evaluate: int = 1000
+    picture: int = 1000
+    checkpoint: int = 1000
+    keep: int = 3
+
+
+class NonFinite(RuntimeError):
+    """A metric of some step is NaN or infinite."""
+
+
+def run(task, loaders: Loaders, frozen: Tree, config, workdir: str | Path) -> Tree:
+    """Trains to `config.steps` and returns the last TrainState. Resumes from `workdir` when it holds a checkpoint.
+
+    Raises NonFinite naming the step; checkpoints older than that step stay as they are.
+    """
+    workdir, every = Path(workdir), Intervals(**config.every)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    sharding.check_batch(config.batch_size, mesh, config.optim.accumulate)
+    checkpoints = checkpoint.Checkpoints(workdir, every.keep)
+    start = checkpoints.latest() or 0
+    main = jax.process_index() == 0
+    say = print if main else lambda *_, **__: None
+    say(f"{mesh.size} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}, global batch {config.batch_size}, "
+        f"learning rate {config.optim.learning_rate:g} (final values: nothing is scaled)")
+
+    batches = loaders.train(start)
+    first = sharding.put(next(batches), mesh)
+    frozen = _prepare_frozen(task, frozen, loaders, mesh, workdir, say)
+    key = jax.random.key_data(jax.random.key(config.seed))
+    shapes = jax.eval_shape(task.init, key, frozen, first)
+    shardings = sharding.tree_shardings(shapes, mesh)
+    if start:
+        abstract = jax.tree.map(
+            lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings
+        )
+        state = checkpoints.restore(abstract, start)
+        say(f"resumed {workdir} at step {start}")
+    else:
+        state = jax.jit(task.init, out_shardings=shardings)(key, frozen, first)
+    _overview(shapes.params, workdir, say)
+    step_fn = _compile(task, state, frozen, first, shardings, mesh, say)
+
+    writer = logging.Writer(workdir, start, active=main)
+    stop = _StopSignal()
+    evaluator = _Evaluator(task, loaders, mesh, writer, say)
+    pending, clock, batch = [], _Clock(), first
+    try:
+        for step in range(start + 1, config.steps + 1):
+            state, metrics = step_fn(state, frozen, batch)
+            pending.append((step, metrics))
+            last = step == config.steps or stop.requested
+            due = lambda n, step=step, last=last: bool(n) and (step % n == 0 or last)  # noqa: E731
+            if not last:
+                batch = sharding.put(next(batches), mesh)
+            if due(every.log) or due(every.checkpoint) or due(every.evaluate):
+                values = _collect(pending, workdir)
+                clock.log(len(pending))
+                values |= {"images_per_second": clock.rate * config.batch_size}
+                pending = []
+                writer.scalars(step, values)
+                left = logging.duration((config.steps - step) / clock.rate)
+                say(logging.line(step, config.steps, values, task.headline) + f"  left {left}", flush=True)
+            if due(every.checkpoint):
+                checkpoints.save(step, state)
+            if due(every.evaluate):
+                evaluator.metrics(step, state, frozen)
+            if due(every.picture):
+                evaluator.pictures(step, state, frozen)
+            clock.resume()
+            if stop.requested:
+                say(f"asked to stop: saved step {step}; the same command goes on from there")
+                break
+    finally:
+        stop.restore()
+        checkpoints.close()
+        writer.close()
+        batches.close()
+    return state
+
+
+def _prepare_frozen(task, frozen: Tree, loaders: Loaders, mesh, workdir: Path, say) -> Tree:
+    """Frozen arrays on the mesh; the run keeps its own copy so that its directory is complete."""
+    frozen = jax.device_put(frozen, sharding.replicated(mesh))
+    if not task.keeps_frozen or (workdir / "frozen").exists():
+        return frozen
+    batches = loaders.train(0)
+    frozen = task.prepare(frozen, (sharding.put(b, mesh) for b in batches), say)
+    batches.close()
+    frozen = jax.device_put(frozen, sharding.replicated(mesh))
+    checkpoint.save_tree(workdir / "frozen", frozen)
+    return frozen
+
+
+def _compile(task, state: Tree, frozen: Tree, batch: Tree, shardings: Tree, mesh, say):
+    began = time.perf_counter()
+    jitted = jax.jit(task.step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+    compiled = jitted.lower(state, frozen, batch).compile()
+    memory = compiled.memory_analysis()
+    size = ""
+    if memory is not None:
+        peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        size = f", about {peak / 2**30:.2f} GiB a device"
+    say(f"train step compiled in {time.perf_counter() - began:.1f} s{size}", flush=True)
+    return compiled
+
+
+def _overview(params: Tree, workdir: Path, say) -> None:
+    """Sizes per part on the screen, every array in parameters.txt."""
+    for name, part in params.items():
+        say(f"  {name}: {tree.count(part):,} parameters")
+    lines = [f"{name}  {tuple(leaf.shape)}  {leaf.dtype}" for name, leaf in tree.flatten(params).items()]
+    if jax.process_index() == 0:
+        (workdir / "parameters.txt").write_text("\n".join(lines) + "\n")
+
+
+def _collect(pending: list, workdir: Path) -> dict[str, float]:
+    """Means of the pending steps' metrics; raises NonFinite at the first bad one."""
+    values = jax.device_get([m for _, m in pending])
+    for (step, _), metrics in zip(pending, values):
+        bad = [k for k, v in metrics.items() if not np.isfinite(v)]
+        if bad:
+            raise NonFinite(
+                f"step {step}: {', '.join(bad)} is not finite. Training stopped; the checkpoints in "
+                f"{workdir / 'checkpoints'} are from before. Usual remedies: a lower "
+                "--config.optim.learning_rate, gradient clipping (--config.optim.clip_norm=1.0), float32."
+            )
+    return {k: float(np.mean([m[k] for m in values])) for k in values[0]}
+
+
+class _Evaluator:
+    """Validation metrics and pictures, each compiled once."""
+
+    def __init__(self, task, loaders: Loaders, mesh, writer: logging.Writer, say):
+        self.loaders, self.mesh, self.writer, self.say = loaders, mesh, writer, say
+        self.metrics_fn, self.pictures_fn = jax.jit(task.evaluate), jax.jit(task.pictures)
+        self.picture_batch = None
+
+    def metrics(self, step: int, state: Tree, frozen: Tree) -> None:
+        totals, weight = {}, 0.0
+        for i, batch in enumerate(self.loaders.evaluate()):
+            batch = sharding.put(batch, self.mesh)
+            w = batch.pop("weight")
+            values = self.metrics_fn(state, frozen, batch, i)
+            sums = jax.device_get({k: jnp.sum(v * w) for k, v in values.items()} | {"weight": jnp.sum(w)})
+            weight += sums.pop("weight")
+            totals = {k: totals.get(k, 0.0) + v for k, v in sums.items()}
+        means = {k: v / weight for k, v in totals.items()}
+        self.writer.scalars(step, means, prefix="val_")
+        shown = "  ".join(f"{k} {v:.4g}" for k, v in means.items())
+        self.say(f"step {step}  validation ({weight:.0f} images): {shown}", flush=True)
+
+    def pictures(self, step: int, state: Tree, frozen: Tree) -> None:
+        if self.picture_batch is None:
+            self.picture_batch = sharding.put(next(self.loaders.evaluate()), self.mesh)
+            self.picture_batch.pop("weight")
+        for name, images in self.pictures_fn(state, frozen, self.picture_batch).items():
+            self.writer.picture(step, name, logging.grid(np.asarray(images)))
+
+
+class _Clock:
+    """Steps per second of training alone: evaluation, pictures and checkpoints are not counted."""
+
+    def __init__(self):
+        self.rate, self.began = float("nan"), time.perf_counter()
+
+    def log(self, steps: int) -> None:
+        """Stops the clock after `steps` steps."""
+        self.rate, self.began = steps / (time.perf_counter() - self.began), None
+
+    def resume(self) -> None:
+        """Starts it again if it stands."""
+        self.began = self.began or time.perf_counter()
+
+
+class _StopSignal:
+    """SIGTERM (preemption) asks for a checkpoint and a clean end at the next step."""
+
+    def __init__(self):
+        self.requested = False
+        self.previous = signal.signal(signal.SIGTERM, self._request)
+
+    def _request(self, *_):
+        self.requested = True
+
+    def restore(self) -> None:
+        signal.signal(signal.SIGTERM, self.previous)

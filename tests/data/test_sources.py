@@ -1,0 +1,221 @@
+import json
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm_jax.data.sources import CorruptExample, FolderSource, ShapesSource, TfdsSource
+
+
+def save(path, mode="RGB", size=(6, 4), value=0, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value).save(path, **options)
+
+
+def write_metadata(folder, *records):
+    lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+
+
+def read_one(path, channels=3):
+    return FolderSource(path, "all", channels)[0]["image"]
+
+
+def test_classes_are_the_sorted_subfolders(tmp_path):
+    for name in ("cat/b.JPG", "cat/deep/a.webp", "dog/c.png", "dog/d.bmp", "ant/e.tiff"):
+        save(tmp_path / name)
+    source = FolderSource(tmp_path, "all")
+    assert source.class_names == ("ant", "cat", "dog") and len(source) == 5
+    assert [(e["name"], e["label"]) for e in source] == [
+        ("ant/e.tiff", 0), ("cat/b.JPG", 1), ("cat/deep/a.webp", 1), ("dog/c.png", 2), ("dog/d.bmp", 2)]
+    assert "5 images" in source.describe() and "3 classes" in source.describe() and "6x4" in source.describe()
+    assert pickle.loads(pickle.dumps(source))[3]["label"] == 2
+
+
+def test_no_labels_where_there_is_one_folder(tmp_path):
+    save(tmp_path / "images/a.png")
+    save(tmp_path / "images/b.png")
+    source = FolderSource(tmp_path, "all")
+    assert source.class_names == () and "label" not in source[0]
+
+
+def test_split_is_a_hash_of_the_name(tmp_path):
+    for k in range(200):
+        save(tmp_path / f"{k}.png", size=(1, 1))
+    train, validation = ({e["name"] for e in FolderSource(tmp_path, s, validation_fraction=0.2)}
+                         for s in ("train", "validation"))
+    assert not train & validation and len(train | validation) == 200
+    assert 20 <= len(validation) <= 60
+    save(tmp_path / "another.png", size=(1, 1))
+    later = {e["name"] for e in FolderSource(tmp_path, "validation", validation_fraction=0.2)}
+    assert validation <= later <= validation | {"another.png"}
+
+
+def test_train_and_validation_folders(tmp_path):
+    for name in ("train/x/1.png", "train/y/2.png", "val/y/3.png"):
+        save(tmp_path / name)
+    train, validation = FolderSource(tmp_path), FolderSource(tmp_path, "validation")
+    assert [e["name"] for e in train] == ["train/x/1.png", "train/y/2.png"]
+    assert [(e["name"], e["label"]) for e in validation] == [("val/y/3.png", 1)]
+    assert train.class_names == validation.class_names == ("x", "y")
+
+
+def test_pixel_formats(tmp_path):
+    save(tmp_path / "rgba/a.png", "RGBA", value=(200, 0, 0, 0))
+    assert (read_one(tmp_path / "rgba") == 255).all()
+    save(tmp_path / "la/a.png", "LA", value=(0, 255))
+    assert (read_one(tmp_path / "la") == 0).all()
+    palette = Image.new("P", (5, 5), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    (tmp_path / "p").mkdir()
+    palette.save(tmp_path / "p/a.png")
+    assert (read_one(tmp_path / "p") == [10, 20, 30]).all()
+    (tmp_path / "pt").mkdir()
+    palette.save(tmp_path / "pt/a.png", transparency=1)
+    assert (read_one(tmp_path / "pt") == 255).all()
+    (tmp_path / "grey16").mkdir()
+    Image.fromarray(np.array([[0, 257 * 100, 65535]], np.uint16)).save(tmp_path / "grey16/a.png")
+    assert read_one(tmp_path / "grey16", 1)[0, :, 0].tolist() == [0, 100, 255]
+    assert read_one(tmp_path / "grey16").shape == (1, 3, 3)
+    save(tmp_path / "bit/a.png", "1", value=1)
+    assert (read_one(tmp_path / "bit", 1) == 255).all()
+    save(tmp_path / "cmyk/a.jpg", "CMYK")
+    assert (read_one(tmp_path / "cmyk") == 255).all()
+
+
+def test_exif_rotation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save(tmp_path / "a.jpg", size=(8, 4), exif=exif)
+    assert read_one(tmp_path).shape == (8, 4, 3)
+
+
+def test_large_jpegs_are_reduced_only_on_request(tmp_path):
+    save(tmp_path / "a.jpg", size=(1600, 1200))
+    assert read_one(tmp_path).shape == (1200, 1600, 3)
+    reduced = FolderSource(tmp_path, "all", shorter_side=256)[0]["image"]
+    assert 256 <= min(reduced.shape[:2]) < 600
+
+
+def test_metadata(tmp_path):
+    for name in ("images/a.png", "images/b.png", "maps/a.png", "maps/m.png", "unnamed.png"):
+        save(tmp_path / name, "L" if "maps" in name else "RGB", value=200 if "maps" in name else 0)
+    objects = [{"box": [0, 0.1, 0.5, 1], "class": 4}]
+    write_metadata(
+        tmp_path, {"file_name": "images/b.png", "text": "b it is", "label": "zebra"}, "",
+        {"file_name": "images/a.png", "label": "ape", "objects": objects, "segmentation": "maps/a.png",
+         "mask": "maps/m.png"})
+    a, b = FolderSource(tmp_path, "all")
+    assert (a["label"], b["label"], b["text"]) == (0, 1, "b it is")
+    assert a["objects"] == objects and (a["segmentation"] == 200).all() and (a["mask"] == 1).all()
+    assert FolderSource(tmp_path, "all").class_names == ("ape", "zebra")
+
+
+def test_metadata_with_numbers_as_labels(tmp_path):
+    save(tmp_path / "a.png")
+    write_metadata(tmp_path, {"file_name": "a.png", "label": 2})
+    source = FolderSource(tmp_path, "all")
+    assert source[0]["label"] == 2 and source.class_names == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("records, message", [
+    ([{"file_name": "a.png"}, "{oops"], r"metadata\.jsonl, line 2 is not JSON"),
+    ([{"text": "a.png"}], "line 1 needs"),
+    ([{"file_name": "gone.png"}], r"names gone\.png, but .* does not exist"),
+    ([{"file_name": "a.png", "mask": "gone.png"}], r"names gone\.png"),
+    ([{"file_name": "a.png", "objects": [{"box": [0, 0, 9, 1], "class": 1}]}], "line 1: an object must be"),
+    ([{"file_name": "a.png", "label": 1}, {"file_name": "b.png"}], r"1 of 2 records .* no label"),
+    ([{"file_name": "a.png", "label": 1}, {"file_name": "b.png", "label": "x"}], "all be strings or all"),
+    ([], "names no image")])
+def test_metadata_errors(tmp_path, records, message):
+    save(tmp_path / "a.png")
+    save(tmp_path / "b.png")
+    write_metadata(tmp_path, *records)
+    with pytest.raises(ValueError, match=message):
+        FolderSource(tmp_path, "all")
+
+
+def test_what_is_wrong_with_a_folder_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere"):
+        FolderSource(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="only: nothing"):
+        FolderSource(tmp_path)
+    for k in range(12):
+        (tmp_path / f"{k}.txt").write_text("x")
+    with pytest.raises(ValueError, match=r"only: 12 \.txt files"):
+        FolderSource(tmp_path)
+    save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"the validation split of the 1 images .* is empty"):
+        FolderSource(tmp_path, "validation", validation_fraction=0.0)
+    with pytest.raises(ValueError, match="split is 'test'"):
+        FolderSource(tmp_path, "test")
+    with pytest.raises(ValueError, match="channels is 4"):
+        FolderSource(tmp_path, channels=4)
+
+
+def test_corrupt_files_are_named(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"not a png")
+    save(tmp_path / "cut.jpg", size=(200, 200))
+    data = (tmp_path / "cut.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(data[:len(data) // 2])
+    Image.fromarray(np.zeros((3, 3), np.float32)).save(tmp_path / "float.tif")
+    source = FolderSource(tmp_path, "all")
+    for k, name in enumerate(("broken.png", "cut.jpg", "float.tif")):
+        with pytest.raises(CorruptExample, match=name):
+            source[k]
+    assert "unreadable" in source.describe()
+
+
+def test_map_of_another_size_is_corrupt(tmp_path):
+    save(tmp_path / "a.png")
+    save(tmp_path / "m.png", "L", size=(3, 3))
+    write_metadata(tmp_path, {"file_name": "a.png", "segmentation": "m.png"})
+    with pytest.raises(CorruptExample, match=r"m\.png is \(3, 3\)"):
+        FolderSource(tmp_path, "all")[0]
+
+
+def test_shapes_source():
+    source = ShapesSource(32, count=3)
+    assert len(list(source)) == len(source) == 3 and len(source.class_names) == 64
+    held_out = ShapesSource(32, count=3, split="validation")
+    assert not np.array_equal(source[0]["image"], held_out[0]["image"])
+    assert "3 drawn scenes" in source.describe()
+    with pytest.raises(IndexError):
+        source[3]
+    with pytest.raises(ValueError, match="split is 'all'"):
+        ShapesSource(split="all")
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory):
+    pytest.importorskip("tensorflow_datasets")
+    from fake_tfds.colours import Colours
+
+    data_dir = tmp_path_factory.mktemp("tfds")
+    Colours(data_dir=str(data_dir), file_format="array_record").download_and_prepare()
+    return data_dir
+
+
+def test_tfds_without_tensorflow(colours):
+    import sys
+
+    source = TfdsSource("colours", "train", colours)
+    assert "tensorflow" not in sys.modules
+    assert len(source) == 8 and source.class_names == ("dark", "light")
+    for example in pickle.loads(pickle.dumps(source)):
+        value = int(example["image"][0, 0, 0])
+        assert example["image"].shape == (6, 9, 3) and (example["image"] == value).all()
+        assert example["label"] == (value >= 80) and example["text"] == f"grey {value}"
+        assert example["objects"] == [{"box": [0.25, 0.0, 1.0, 0.5], "class": 3}]
+    assert "8 images (colours, train), 2 classes" in source.describe()
+    assert len(TfdsSource("colours:1.0.0", "train[:50%]", colours, channels=1)) == 4
+    assert TfdsSource("colours", "train", colours, channels=1)[0]["image"].shape == (6, 9, 1)
+
+
+def test_tfds_that_is_not_prepared(colours):
+    with pytest.raises(FileNotFoundError, match=r"(?s)celeb_a_hq.*tfds build celeb_a_hq/256 --data_dir=.*"
+                                                "--file_format=array_record"):
+        TfdsSource("celeb_a_hq/256", "train", colours)
+    with pytest.raises(FileNotFoundError, match=r"9\.9\.9"):
+        TfdsSource("colours:9.9.9", "train", colours)

@@ -1,0 +1,128 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax.diffusion.schedule import make_schedule
+from tests.golden_tools import load, rel
+
+# the original's names -> ours
+KINDS = {"linear": "scaled_linear", "sqrt_linear": "linear", "sqrt": "sqrt", "cosine": "cosine"}
+SCHEDULES = [
+    "sched_linear_0.0015_0.0195_1000_eps_v0",
+    "sched_linear_0.0015_0.0195_1000_x0_v0",
+    "sched_linear_0.0015_0.0195_1000_eps_v0.5",
+    "sched_cosine_0.0001_0.02_1000_eps_v0",
+    "sched_sqrt_linear_0.0015_0.0195_1000_eps_v0",
+    "sched_sqrt_0.0001_0.02_1000_eps_v0",
+]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_tables_match_the_original(name):
+    case = load(name)
+    meta, golden = case.meta, case.outputs
+    schedule = make_schedule(
+        KINDS[meta["beta_schedule"]],
+        meta["timesteps"],
+        meta["linear_start"],
+        meta["linear_end"],
+        meta["parameterization"],
+        meta["v_posterior"],
+    )
+    t = jnp.arange(schedule.timesteps)
+    one, zero = jnp.ones((schedule.timesteps, 1)), jnp.zeros((schedule.timesteps, 1))
+    ours = {
+        "betas": schedule.betas,
+        "alphas_cumprod": schedule.alpha_bar,
+        "alphas_cumprod_prev": schedule.alpha_bar_prev,
+        "posterior_variance": schedule.posterior_variance,
+        "posterior_mean_coef1": schedule.posterior(one, zero, t)[0][:, 0],
+        "posterior_mean_coef2": schedule.posterior(zero, one, t)[0][:, 0],
+        "posterior_log_variance_clipped": schedule.posterior(one, one, t)[2][:, 0],
+        "sqrt_alphas_cumprod": schedule.add_noise(one, zero, t)[:, 0],
+        "sqrt_one_minus_alphas_cumprod": schedule.add_noise(zero, one, t)[:, 0],
+        "log_one_minus_alphas_cumprod": schedule.marginal(one, t)[2][:, 0],
+    }
+    for key, table in ours.items():
+        np.testing.assert_allclose(table, golden[key], rtol=2e-7, atol=1e-12, err_msg=key)
+    # The original computes these from float32 tables, where 1 - alpha_bar cancels; ours are float64.
+    np.testing.assert_allclose(schedule.lvlb_weights, golden["lvlb_weights"], rtol=3e-4)
+
+
+def test_q_math_matches_the_original():
+    case = load("q_math")
+    z, noise = (jnp.moveaxis(case.inputs[k], 1, -1) for k in ("x0", "noise"))
+    t = jnp.asarray(case.inputs["t"], jnp.int32)
+    schedule = make_schedule()
+    z_t = schedule.add_noise(z, noise, t)
+    output = 0.3 * jnp.sin(z_t) + 0.001 * t[:, None, None, None]
+    x0 = schedule.to_x0(output, z_t, t)
+    ours = dict(zip(("q_mean", "q_var", "q_logvar"), schedule.marginal(z, t)))
+    ours |= dict(zip(("post_mean", "post_var", "post_logvar"), schedule.posterior(z, z_t, t)))
+    ours |= {
+        "x_t": z_t,
+        "x0_from_eps": schedule.to_x0(noise, z_t, t),
+        "eps_from_x0": make_schedule(prediction="x0").to_eps(z, z_t, t),
+        "p_mean": schedule.posterior(x0, z_t, t)[0],
+        "p_mean_clipped": schedule.posterior(jnp.clip(x0, -1, 1), z_t, t)[0],
+    }
+    for key, value in ours.items():
+        assert rel(jnp.moveaxis(value, -1, 1), case.outputs[key]) < 1e-6, key
+    # The original subtracts numbers near 1 in float32: its value of 1e-4 is good to about 1e-6.
+    np.testing.assert_allclose(schedule.prior_bpd(z), case.outputs["prior_bpd"], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["scaled_linear", "cosine"])
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+def test_target_leads_back_to_noise_and_latent(prediction, kind):
+    schedule = make_schedule(kind, prediction=prediction)
+    z, noise = jax.random.normal(jax.random.key(0), (2, 5, 4, 4, 3))
+    t = jnp.asarray([0, 1, 300, 700, 950], jnp.int32)
+    z_t = schedule.add_noise(z, noise, t)
+    output = schedule.target(z, noise, t)
+    # Rounding of z_t is magnified by 1/sqrt(1-abar) for eps, by 1/sqrt(abar) for x0: at most about 150 here.
+    np.testing.assert_allclose(schedule.to_eps(output, z_t, t), noise, atol=1e-4)
+    np.testing.assert_allclose(schedule.to_x0(output, z_t, t), z, atol=1e-4)
+
+
+def test_loss_weights_of_the_three_predictions_agree():
+    """A given error of x0 costs the same whichever quantity is predicted, for min_snr and for the bound."""
+    t = jnp.asarray([1, 10, 300, 999], jnp.int32)
+    z, noise, error = jax.random.normal(jax.random.key(0), (3, 4, 8))
+    costs, bounds = {}, {}
+    for prediction in ("eps", "x0", "v"):
+        schedule = make_schedule(prediction=prediction)
+        z_t = schedule.add_noise(z, noise, t)
+        # the output whose x0 is z + error is the target of the noise that then explains z_t
+        off_noise = make_schedule(prediction="x0").to_eps(z + error, z_t, t)
+        difference = schedule.target(z + error, off_noise, t) - schedule.target(z, noise, t)
+        squared = jnp.mean(difference**2, axis=1)
+        costs[prediction] = schedule.loss_weight(t, "min_snr") * squared
+        bounds[prediction] = schedule.lvlb_weight(t) * squared
+    expected = jnp.minimum(schedule.snr(t), 5.0) * jnp.mean(error**2, axis=1)
+    for prediction, cost in costs.items():
+        np.testing.assert_allclose(cost, expected, rtol=3e-3, err_msg=prediction)
+    np.testing.assert_allclose(bounds["v"], bounds["eps"], rtol=3e-3)
+    np.testing.assert_array_equal(schedule.loss_weight(t), np.ones(4))
+
+
+def test_equal_arguments_give_one_object_with_read_only_tables():
+    assert make_schedule(end=0.02) is make_schedule(end=0.02)
+    with pytest.raises(ValueError, match="read-only"):
+        make_schedule().betas[0] = 1
+
+
+def test_a_step_beyond_the_table_is_nan_not_its_neighbour():
+    assert jnp.isnan(jax.jit(make_schedule().snr)(jnp.asarray([999, 1000]))).tolist() == [False, True]
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match=r"'sqrt_linear' is 'linear' here"):
+        make_schedule("sqrt_linear")
+    with pytest.raises(ValueError, match=r"prediction 'noise' is not one of eps, x0, v"):
+        make_schedule(prediction="noise")
+    with pytest.raises(ValueError, match=r"start 0.02 and end 0.01"):
+        make_schedule(start=0.02, end=0.01)
+    with pytest.raises(ValueError, match=r"'snr' is not one of none, min_snr"):
+        make_schedule().loss_weight(jnp.zeros(1, jnp.int32), "snr")

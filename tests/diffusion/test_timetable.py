@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+
+from ldm_jax.diffusion.schedule import make_schedule
+from ldm_jax.diffusion.timetable import Timetable, make_timetable, pad
+from tests.golden_tools import load
+
+
+@pytest.mark.parametrize("kind", ["scaled_linear", "cosine"])
+@pytest.mark.parametrize("spacing", ["even", "trailing", "log_snr"])
+def test_every_number_of_steps_gives_that_number(spacing, kind):
+    schedule = make_schedule(kind)
+    for steps in range(1, 1001):
+        timetable = make_timetable(schedule, steps, spacing)
+        assert len(timetable.t) == steps
+        assert timetable.t[0] == 999 and timetable.t[-1] >= 0
+        assert (np.diff(timetable.t) < 0).all()
+        assert timetable.alpha_bar_prev[-1] == 1
+        np.testing.assert_array_equal(timetable.alpha_bar, schedule.alpha_bar[timetable.t])
+        np.testing.assert_array_equal(timetable.alpha_bar_prev[:-1], timetable.alpha_bar[1:])
+
+
+def test_even_spacing_has_both_ends():
+    assert make_timetable(make_schedule(), 5).t.tolist() == [999, 750, 500, 250, 0]
+
+
+def test_trailing_spacing_is_that_of_lin_et_al():
+    assert make_timetable(make_schedule(), 5, "trailing").t.tolist() == [999, 799, 599, 399, 199]
+
+
+def test_log_snr_spacing_is_even_in_log_snr():
+    alpha_bar = make_timetable(make_schedule(), 10, "log_snr").alpha_bar
+    stride = np.diff(np.log(alpha_bar / (1 - alpha_bar)))
+    # whole training steps are coarse at the clean end: log(snr) differs by 0.7 between t = 0 and 1
+    np.testing.assert_allclose(stride, stride.mean(), rtol=0.25)
+
+
+def test_original_spacing_matches_the_original():
+    case = load("ddim_params_0.0015_0.0195")
+    schedule = make_schedule()
+    checked = 0
+    for key, golden in case.outputs.items():
+        setting, field = key.split("/")
+        steps, spacing, eta = setting.split("_")
+        if (
+            spacing != "uniform" or field == "sigmas_orig"
+        ):  # ours has no "quad" and no use for the table of 1000
+            continue
+        _, a, a_prev = timetable = make_timetable(schedule, int(steps[1:]), "original")
+        ours = {
+            "timesteps": timetable.t,
+            "alphas": a,
+            "alphas_prev": a_prev,
+            "sqrt_one_minus_alphas": np.sqrt(1 - a),
+            "sigmas": float(eta[3:]) * np.sqrt((1 - a_prev) / (1 - a) * (1 - a / a_prev)),
+        }[field]
+        # float32 alphas in the original: 1 - alpha cancels at the clean end
+        np.testing.assert_allclose(ours[::-1], golden, atol=1e-6, err_msg=key)
+        checked += 1
+    assert checked > 40
+
+
+def test_original_spacing_counts():
+    schedule = make_schedule()
+    assert make_timetable(schedule, 50, "original").t[[0, -1]].tolist() == [981, 1]
+    assert len(make_timetable(schedule, 400, "original").t) == 500
+    with pytest.raises(ValueError, match=r"300 steps .* nearest usable: 250 and 334;"):
+        make_timetable(schedule, 300, "original")
+    with pytest.raises(ValueError, match=r"training step 1000.* usable: 500;"):
+        make_timetable(schedule, 1000, "original")
+
+
+def test_pad_adds_skipped_entries_at_the_end():
+    timetable = make_timetable(make_schedule(), 3)
+    padded = pad(timetable, 5)
+    assert padded.t.tolist() == [999, 500, 0, -1, -1]
+    for before, after in zip(timetable, Timetable(*(x[:3] for x in padded))):
+        np.testing.assert_array_equal(before, after)
+    with pytest.raises(ValueError, match="cannot pad 3 steps to 2"):
+        pad(timetable, 2)
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match=r"1\.\.1000, got 1001"):
+        make_timetable(make_schedule(), 1001)
+    with pytest.raises(ValueError, match=r"1\.\.1000, got 0"):
+        make_timetable(make_schedule(), 0)
+    with pytest.raises(ValueError, match="'uniform' is not one of even"):
+        make_timetable(make_schedule(), 10, "uniform")

@@ -1,0 +1,179 @@
+"""The UNet against the original: every option in small; full sizes by parameter counts and forward passes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax import tree
+from ldm_jax.convert.names import torch_key
+from ldm_jax.models.unet import UNet
+from tests.golden import weights
+from tests.golden_tools import load, nchw, nhwc, rel, strided, to_flax, torch_state
+
+PREFIX = "model.diffusion_model."
+CELEBA = UNet(224, 3, 2, (1, 2, 3, 4), (8, 4, 2), num_head_channels=32)
+CHURCHES = UNet(
+    192, 4, 2, (1, 2, 2, 4, 4), (1, 2, 4, 8), num_heads=8, use_scale_shift_norm=True, resblock_updown=True
+)
+CIN256_V2 = UNet(
+    192, 3, 2, (1, 2, 3, 5), (8, 4, 2), num_heads=1, use_spatial_transformer=True, context_dim=512
+)
+# (UNet, latent channels, size, millions of parameters)
+SIZES = {
+    "celeba": (CELEBA, 3, 64, 274.06),
+    "churches": (CHURCHES, 4, 32, 294.97),
+    "cin256-v2": (CIN256_V2, 3, 64, 400.92),
+}
+TINY_CASES = (
+    "a",
+    "classes",
+    "headcascade",
+    "midonly",
+    "nembed",
+    "noconv",
+    "st",
+    "st_heads1",
+    "st_nolegacy",
+    "updown_ssn",
+)
+
+
+def tiny(case):
+    """Our UNet for the original's keyword arguments, which speak of resolutions and carry unused ones."""
+    fields = {k: v for k, v in case.meta["kwargs"].items() if k not in ("image_size", "in_channels")}
+    fields["attention_downsamples"] = fields.pop("attention_resolutions")
+    return UNet(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+
+
+def shapes_of(module, z, context=None, y=None):
+    t = jnp.zeros(z.shape[0], jnp.int32)
+    init = lambda key, z, context: module.init(key, z, t, context, y=y)  # noqa: E731
+    return jax.eval_shape(init, jax.random.key(0), z, context)["params"]
+
+
+@pytest.mark.parametrize("name", TINY_CASES)
+def test_options_equal_the_original(name):
+    case = load(f"mod_unet_tiny_{name}")
+    module, x = tiny(case), {k: jnp.asarray(nhwc(case.inputs[k])) for k in ("x", "x_small", "g")}
+    t = jnp.asarray(case.inputs["t"])
+    context, y = (jnp.asarray(case.inputs[k]) if k in case.inputs else None for k in ("context", "y"))
+    state = torch_state(case)
+    if module.n_embed is not None:  # the original keeps an output head that it does not use then
+        state = {key: value for key, value in state.items() if not key.startswith("out.")}
+    params = to_flax(shapes_of(module, x["x"], context, y), state)
+
+    @jax.jit
+    def run(params, z):
+        eps, vjp = jax.vjp(lambda p, z: module.apply({"params": p}, z, t, context, y=y), params, z)
+        return eps, vjp(x["g"] / x["g"].size)
+
+    eps, (grads, grad_z) = run(params, x["x"])
+    assert rel(nchw(eps), case.outputs["eps"]) < 1e-4
+    assert rel(nchw(run(params, x["x_small"])[0]), case.outputs["eps_small"]) < 1e-4
+    assert rel(nchw(grad_z), case.outputs["grad_x"]) < 1e-4
+    norms = {key: norm for key, norm in case.meta["extra"]["grad_norms"].items() if norm is not None}
+    largest = max(norms.values())
+    for path, grad in tree.flatten(grads).items():
+        # Some exact gradients are zero (a bias before a norm): their round-off is compared to the largest.
+        expected = norms[torch_key(path)]
+        assert abs(np.linalg.norm(grad) - expected) < 1e-3 * expected + 1e-6 * largest, path
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_number_of_parameters(name):
+    module, channels, size, millions = SIZES[name]
+    context = None if module.context_dim is None else jnp.zeros((1, 1, module.context_dim))
+    shapes = shapes_of(module, jnp.zeros((1, size, size, channels)), context)
+    assert round(tree.count(shapes) / 1e6, 2) == millions
+
+
+def full_size(name, module, context_of=lambda case: None):
+    case = load(name)
+    z, t = jnp.asarray(nhwc(case.inputs["x"])), jnp.asarray(case.inputs["t"])
+    context = context_of(case)
+    params = to_flax(shapes_of(module, z, context), torch_state(case, (PREFIX,), strip=PREFIX))
+    eps = jax.jit(module.apply)({"params": params}, z, t, context)
+    return rel(strided(nchw(eps), case, "eps"), case.outputs["eps"])
+
+
+def test_celeba_equals_the_original():
+    assert full_size("unet_celeba256_32x32", CELEBA) < 1e-4
+
+
+@pytest.mark.slow
+def test_cin256_v2_equals_the_original():
+    def context(case):
+        table = weights.make_weight("cond_stage_model.embedding.weight", (1001, 512))
+        return jnp.asarray(table[case.inputs["class_label"]])[:, None]
+
+    assert full_size("unet_cin256-v2_32x32", CIN256_V2, context) < 1e-4
+
+
+SMALL = dict(
+    model_channels=32, out_channels=4, num_res_blocks=1, channel_mult=(1, 2), attention_downsamples=(2,)
+)
+
+
+def small(**fields):
+    z, t = jax.random.normal(jax.random.key(1), (2, 8, 8, 4)), jnp.array([3, 700])
+    module = UNet(**SMALL, num_heads=2, **fields)
+    # Drawn in numpy: quicker than compiling init, and the layers that start at zero are seen too.
+    rng = np.random.default_rng(0)
+    draw = lambda a: jnp.asarray(0.08 * rng.normal(size=a.shape) + (a.ndim == 1), a.dtype)  # noqa: E731
+    return module, {"params": jax.tree.map(draw, shapes_of(module, z))}, z, t
+
+
+def test_bfloat16_computes_near_float32():
+    module, variables, z, t = small()
+    rough = jax.jit(UNet(**SMALL, num_heads=2, dtype=jnp.bfloat16).apply)(variables, z, t)
+    exact = jax.jit(module.apply)(variables, z, t)
+    assert rough.dtype == jnp.float32
+    assert jnp.linalg.norm(rough - exact) / jnp.linalg.norm(exact) < 2e-2
+
+
+def test_remat_changes_neither_values_names_nor_gradients():
+    module, variables, z, t = small(dropout=0.5)
+    other = UNet(**SMALL, num_heads=2, dropout=0.5, remat=True)
+
+    def loss(model, variables):
+        out = model.apply(variables, z, t, train=True, rngs={"dropout": jax.random.key(5)})
+        return jnp.mean(out**2)
+
+    a, b = (jax.jit(jax.value_and_grad(lambda v, m=m: loss(m, v)))(variables) for m in (module, other))
+    assert np.isclose(a[0], b[0], rtol=1e-6)
+    assert not tree.compare(a[1], b[1])
+    assert all(np.allclose(x, y, atol=1e-6) for x, y in zip(jax.tree.leaves(a[1]), jax.tree.leaves(b[1])))
+
+
+def test_dropout_only_in_training():
+    module, variables, z, t = small(dropout=0.5)
+    rngs = {"dropout": jax.random.key(0)}
+    apply = jax.jit(module.apply, static_argnames="train")
+    still = apply(variables, z, t)
+    assert np.array_equal(still, apply(variables, z, t, rngs=rngs))
+    assert not np.allclose(still, apply(variables, z, t, train=True, rngs=rngs))
+
+
+def test_starts_at_zero():
+    z = jnp.ones((1, 8, 8, 4))
+    module = UNet(**{**SMALL, "channel_mult": (1,)}, num_heads=2)
+    variables = jax.jit(module.init)(jax.random.key(0), z, jnp.array([1]))
+    assert not np.any(jax.jit(module.apply)(variables, z, jnp.array([1])))
+
+
+def test_mistakes_are_named():
+    def build(size=8, context=None, y=None, **fields):
+        module = UNet(**{**SMALL, "num_heads": 2, **fields})
+        return shapes_of(module, jnp.zeros((1, size, size, 4)), context, y)
+
+    with pytest.raises(ValueError, match="multiples of 2"):
+        build(size=7)
+    with pytest.raises(ValueError, match="set exactly one"):
+        build(num_head_channels=16)
+    with pytest.raises(ValueError, match="context of width 5"):
+        build(context=jnp.zeros((1, 3, 5)))
+    with pytest.raises(ValueError, match="context of width None"):
+        build(use_spatial_transformer=True, context_dim=5)
+    with pytest.raises(ValueError, match="num_classes=None"):
+        build(y=jnp.zeros(1, jnp.int32))

@@ -1,0 +1,63 @@
+"""Imports run one way only (README.md, architecture)."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# room -> rooms of ours that it may import
+ALLOWED = {
+    "tree": set(),
+    "models": {"tree"},
+    "diffusion": {"tree"},
+    "data": {"tree"},
+    "losses": {"tree", "models", "diffusion"},
+    "conditioners": {"tree", "models", "diffusion"},
+    "ldm": {"tree", "models", "diffusion", "losses", "conditioners"},
+    "generate": {"tree", "models", "diffusion", "conditioners", "ldm"},
+    "training": {"tree", "models", "diffusion", "losses", "conditioners", "ldm", "generate"},
+    "metrics": {"tree", "models", "ldm", "generate"},
+    "convert": {"tree", "models", "ldm"},
+}
+ALLOWED["build"] = set(ALLOWED)
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT / "ldm_jax").with_suffix("").parts[0]
+
+
+def imported_rooms(path: Path) -> set[str]:
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return {name.split(".")[1] for name in names if name.startswith("ldm_jax.")}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "ldm_jax").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_follow_the_plan(path):
+    if path.parent.name == "ldm_jax" and path.name == "__init__.py":
+        assert not imported_rooms(path)
+        return
+    own = room(path)
+    forbidden = imported_rooms(path) - ALLOWED[own] - {own}
+    assert not forbidden, f"{path} imports {forbidden}; allowed: {ALLOWED[own]}"
+
+
+def test_core_needs_jax_flax_optax_numpy_only():
+    """Networks, mathematics and the train step import on a machine that has nothing else."""
+    code = (
+        "import sys\n"
+        "import ldm_jax.ldm, ldm_jax.generate, ldm_jax.losses, ldm_jax.training.tasks\n"
+        "bad = [m for m in ('tensorflow', 'torch', 'grain', 'clu', 'tensorflow_datasets', 'tensorboardX',\n"
+        "                   'transformers') if m in sys.modules]\n"
+        "sys.exit(str(bad) if bad else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

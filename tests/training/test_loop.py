@@ -1,0 +1,137 @@
+"""The loop through the command line, as a user runs it: train, kill, resume, sample."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["--config.data.validation_images=8", "--config.every.evaluate=0", "--config.every.picture=0"]
+
+
+def python(*command, devices=1, check=True):
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    result = subprocess.run([sys.executable, *command], cwd=ROOT, env=env, capture_output=True, text=True)
+    if check:
+        assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+def train(workdir, *options, **kwargs):
+    return python("train.py", "--config=configs/quickstart_ldm.py:tiny", f"--workdir={workdir}", *options, **kwargs)
+
+
+def metrics(workdir, name="loss"):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line[name] for line in lines if name in line}
+
+
+def parameters(workdir):
+    """Every array of the newest checkpoint as raw bytes."""
+    from ml_collections import ConfigDict
+
+    from ldm_jax import build, tree
+    from ldm_jax.training import checkpoint
+
+    config = ConfigDict(checkpoint.load_config(workdir))
+    state = build.restore(config, workdir, build.frozen(config, workdir))
+    return {k: np.asarray(v) for k, v in tree.flatten(state.__dict__).items()}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """An uninterrupted run of 6 steps with a checkpoint every 2."""
+    workdir = tmp_path_factory.mktemp("straight")
+    result = train(workdir, "--config.steps=6", *SMALL)
+    return workdir, result
+
+
+def test_a_run_directory_is_complete(straight):
+    workdir, result = straight
+    assert "learning rate" in result.stdout and "global batch 8" in result.stdout
+    assert "parameters" in result.stdout and "left" in result.stdout
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()) == ["2", "4", "6"]
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["steps"] == 6
+    assert list(metrics(workdir)) == [1, 2, 3, 4, 5, 6]
+    assert any((workdir / "tensorboard").iterdir())
+
+
+def test_killed_run_ends_like_an_uninterrupted_one(straight, tmp_path):
+    """SIGKILL after step 3 was logged, between two checkpoints; the same command finishes, bit for bit."""
+    command = [sys.executable, "train.py", "--config=configs/quickstart_ldm.py:tiny", f"--workdir={tmp_path}",
+               "--config.steps=6", *SMALL]  # fmt: skip
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step 3/"):
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait()
+    for unfinished in range(20):  # the asynchronous write of step 2 is whole or absent, never partial
+        done = sorted(p.name for p in (tmp_path / "checkpoints").glob("[0-9]") if p.is_dir())
+        assert set(done) <= {"2"}, (unfinished, done)
+        time.sleep(0.01)
+    subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True)
+    ours, theirs = parameters(tmp_path), parameters(straight[0])
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert np.array_equal(ours[name], theirs[name]), name
+    assert metrics(tmp_path) == metrics(straight[0])
+
+
+def test_eight_devices_give_the_losses_of_one(straight, tmp_path):
+    """Same random numbers per global sample index; float32 sums in another order: 1e-5 relative."""
+    train(tmp_path, "--config.steps=6", *SMALL, devices=8)
+    one, eight = metrics(straight[0]), metrics(tmp_path)
+    assert one.keys() == eight.keys()
+    for step in one:
+        assert abs(one[step] - eight[step]) <= 1e-5 * abs(one[step]), step
+
+
+def test_non_finite_loss_stops_and_names_the_step(tmp_path):
+    result = train(tmp_path, "--config.steps=6", "--config.optim.learning_rate=1e30", *SMALL, check=False)
+    assert result.returncode != 0
+    assert re.search(r"step \d: .*is not finite", result.stderr)
+    assert "Traceback" not in result.stderr
+
+
+def test_unknown_option_is_an_error(tmp_path):
+    result = train(tmp_path, "--config.optim.learning_rat=1", check=False)
+    assert result.returncode != 0 and "learning_rat" in result.stderr
+
+
+def test_sample_does_not_depend_on_the_batch(straight, tmp_path):
+    workdir = straight[0]
+    common = ["sample.py", f"--workdir={workdir}", "--steps=3", "--eta=1"]
+    python(*common, "--num=5", "--batch=5", f"--out={tmp_path / 'a'}", "--npz")
+    python(*common, "--num=3", "--batch=2", f"--out={tmp_path / 'b'}")
+    for i in range(3):
+        a, b = (np.asarray(Image.open(tmp_path / d / f"{i:06d}.png"), np.int16) for d in "ab")
+        assert np.abs(a - b).max() <= 1  # rounding to uint8 may fall either way
+    assert np.load(tmp_path / "a" / "samples.npz")["arr_0"].shape == (5, 32, 32, 3)
+    assert Image.open(tmp_path / "a" / "000001.png").text["seed"] == "0"
+    assert (tmp_path / "a" / "grid.png").exists()
+
+
+def test_a_recipe_without_data_says_what_is_missing():
+    result = python("train.py", "--config=configs/celeba_ldm4.py", "--workdir=/nonexistent/x", check=False)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    for words in ("cannot start", "celeb_a_hq", "--config.first_stage.checkpoint=", "configs/first_stage_vq_f4.py"):
+        assert words in result.stderr
+
+
+def test_sample_of_nothing_is_one_line(tmp_path):
+    result = python("sample.py", f"--workdir={tmp_path}", check=False)
+    assert result.returncode == 1 and "not a run directory" in result.stderr and "Traceback" not in result.stderr

@@ -1,0 +1,48 @@
+"""Trains a first stage or a latent diffusion model.
+
+    python train.py --config=configs/quickstart_first_stage.py --workdir=runs/first_stage
+    python train.py --config=configs/quickstart_ldm.py --workdir=runs/ldm \\
+        --config.first_stage.checkpoint=runs/first_stage
+
+Every option of the recipe can be changed: --config.batch_size=32, --config.data.source=folder ... The same
+command goes on from the newest checkpoint in --workdir. `--config=configs/X.py:tiny` shrinks any recipe to
+seconds. In the working directory: config.json, metrics.jsonl, tensorboard/, pictures/, checkpoints/.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: configs/NAME.py or configs/NAME.py:tiny.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives (default runs/NAME); resumed when it exists.")
+REQUIRE_ACCELERATOR = flags.DEFINE_bool("require_accelerator", False, "Stop when JAX finds only the CPU.")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]} (options are written --name=value)")
+    logging.set_verbosity(logging.WARNING)
+    from ldm_jax import build
+    from ldm_jax.training import checkpoint, loop, runtime
+
+    recipe = flags.FLAGS["config"].config_filename
+    workdir = Path(WORKDIR.value or Path("runs") / Path(recipe.split(":")[0]).stem)
+    runtime.setup(REQUIRE_ACCELERATOR.value)
+    config = CONFIG.value
+    try:
+        task, loaders, frozen = build.run(config, workdir)
+        checkpoint.keep_config(workdir, config.to_dict())
+        loop.run(task, loaders, frozen, config, workdir)
+    except build.Missing as error:
+        sys.exit(f"\n{recipe} cannot start. What is missing:\n\n{error}\n")
+    except (ValueError, loop.NonFinite) as error:
+        if logging.get_verbosity() > logging.INFO:
+            sys.exit(f"\n{type(error).__name__}: {error}\n")
+        raise
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config"])
+    app.run(main)
