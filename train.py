@@ -15,8 +15,8 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: configs/NAME.py or configs/NAME.py:tiny.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives (default runs/NAME); resumed when it exists.")
+CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: configs/NAME.py[:tiny].")
+WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives (default runs/NAME); resumed if it exists.")
 REQUIRE_ACCELERATOR = flags.DEFINE_bool("require_accelerator", False, "Stop when JAX finds only the CPU.")
 
 
@@ -32,15 +32,17 @@ def main(argv: list[str]) -> None:
     runtime.setup(REQUIRE_ACCELERATOR.value)
     config = CONFIG.value
     try:
+        mesh = build.mesh(config)
         task, loaders, frozen = build.run(config, workdir)
         checkpoint.keep_config(workdir, config.to_dict())
-        loop.run(task, loaders, frozen, config, workdir)
     except build.Missing as error:
         sys.exit(f"\n{recipe} cannot start. What is missing:\n\n{error}\n")
-    except (ValueError, loop.NonFinite) as error:
-        if logging.get_verbosity() > logging.INFO:
-            sys.exit(f"\n{type(error).__name__}: {error}\n")
-        raise
+    except ValueError as error:
+        sys.exit(f"\n{recipe} cannot start: {error}\n")
+    try:
+        loop.run(task, loaders, frozen, config, mesh, workdir)
+    except loop.NonFinite as error:
+        sys.exit(f"\n{error}\n")
 
 
 if __name__ == "__main__":

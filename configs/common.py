@@ -177,7 +177,7 @@ def _shrink(config: ConfigDict) -> None:
     config.data.update(source="shapes", image_size=size, resize="shorter", resize_to=0, workers=0)
     config.data.validation_images = 8
     config.every.update(log=1, evaluate=4, picture=4, checkpoint=2)
-    config.optim.update(accumulate=1)
+    config.optim.update(accumulate=1, warmup_steps=0)
     config.first_stage.update(ch=32, num_res_blocks=1, resolution=size, n_embed=64)
     if config.first_stage.attn_resolutions:
         config.first_stage.attn_resolutions = (size // f,)

@@ -15,7 +15,7 @@ def get_config(variant: str = ""):
     )
     config.steps = 1500
     config.batch_size = 16
-    config.optim.update(learning_rate=1e-3, schedule="cosine", warmup_steps=50, clip_norm=1.0)
+    config.optim.update(learning_rate=1e-3, schedule="cosine", warmup_steps=50)
     config.loss.update(perceptual_weight=0.0, disc_start=1000, disc_layers=2, disc_ndf=32, disc_weight=0.1)
     config.every.update(evaluate=500, picture=500, checkpoint=500)
     config.data.validation_images = 128

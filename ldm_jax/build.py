@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ldm_jax.data import pipeline, sources, transforms
@@ -20,7 +21,7 @@ from ldm_jax.models.autoencoder import AutoencoderKL, IdentityFirstStage, VQMode
 from ldm_jax.models.discriminator import NLayerDiscriminator
 from ldm_jax.models.lpips import LPIPS, load_lpips
 from ldm_jax.models.unet import UNet
-from ldm_jax.training import checkpoint, loop, optim, tasks
+from ldm_jax.training import checkpoint, loop, optim, sharding, tasks
 from ldm_jax.training.state import TrainState
 
 Tree = Any
@@ -94,7 +95,7 @@ def source(config: ConfigDict, train: bool) -> sources.Source:
     d = config.data
     split = "train" if train else "validation"
     if d.source == "shapes":
-        return sources.ShapesSource(size=d.image_size, split=split, seed=0)
+        return sources.ShapesSource(size=d.image_size, split=split)
     if d.source == "folder":
         if not d.path:
             raise Missing("the images: give their folder with --config.data.path=DIR")
@@ -102,7 +103,9 @@ def source(config: ConfigDict, train: bool) -> sources.Source:
             d.path, split=split, channels=d.channels, validation_fraction=d.validation_fraction
         )
     if d.source == "tfds":
-        return sources.TfdsSource(d.name, d.split if train else d.validation_split, d.path or None)
+        return sources.TfdsSource(
+            d.name, d.split if train else d.validation_split, d.path or None, channels=d.channels
+        )
     raise ValueError(f"config.data.source={d.source!r} is not one of shapes, folder, tfds")
 
 
@@ -168,6 +171,33 @@ def _ldm_task(config: ConfigDict) -> tasks.LDMTask:
         accumulate=config.optim.accumulate,
         latent_scale=config.latent_scale,
         scale_batches=config.latent_scale_batches,
+    )
+
+
+def _first_stage_task(config: ConfigDict) -> tasks.FirstStageTask:
+    loss, rate = config.loss, learning_rate(config)
+    kind = config.first_stage.kind
+    if kind == "identity":
+        raise ValueError("config.first_stage.kind='identity' has no parameters: there is nothing to train")
+    settings = tasks.FirstStageSettings(
+        family=kind,
+        n_embed=config.first_stage.n_embed if kind == "vq" else 0,
+        perceptual_weight=loss.perceptual_weight,
+        kl_weight=loss.kl_weight,
+        codebook_weight=loss.codebook_weight,
+        disc_start=loss.disc_start,
+        disc_learns_from=loss.disc_start if loss.disc_learns_from < 0 else loss.disc_learns_from,
+        disc_weight=loss.disc_weight,
+        disc_loss=loss.disc_loss,
+    )
+    return tasks.FirstStageTask(
+        model=first_stage(config),
+        discriminator=NLayerDiscriminator(loss.disc_ndf, loss.disc_layers, dtype=dtype(config)),
+        lpips=LPIPS(loss.lpips_net, dtype(config)) if loss.perceptual_weight else None,
+        settings=settings,
+        optimizer=optimizer(config, rate),
+        learning_rate=rate,
+        accumulate=config.optim.accumulate,
     )
 
 
@@ -266,6 +296,13 @@ def _lpips_params(config: ConfigDict) -> Tree:
         return {"lpips": load_lpips(Path(config.loss.lpips_weights) / f"lpips_{net}.safetensors", net)}
     except FileNotFoundError as error:
         raise Missing(f"LPIPS weights: {error}") from None
+
+
+def mesh(config: ConfigDict) -> Mesh:
+    """The device mesh; raises ValueError when devices, batch and accumulation do not fit together."""
+    devices = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    sharding.check_batch(config.batch_size, devices, config.optim.accumulate)
+    return devices
 
 
 def run(config: ConfigDict, workdir: str | Path) -> tuple[Any, loop.Loaders, Tree]:

@@ -9,7 +9,7 @@
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import flax.linen as nn
@@ -45,7 +45,7 @@ class LDM:
     first_stage: nn.Module
     unet: nn.Module
     schedule: NoiseSchedule
-    conditioner: nn.Module = Unconditional()
+    conditioner: nn.Module = field(default_factory=Unconditional)
     loss_type: str = "l2"
     elbo_weight: float = 0.0
     learn_logvar: bool = False

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from ldm_jax import tree
 from ldm_jax.training import checkpoint, logging, sharding
@@ -44,14 +45,12 @@ class NonFinite(RuntimeError):
     """A metric of some step is NaN or infinite."""
 
 
-def run(task, loaders: Loaders, frozen: Tree, config, workdir: str | Path) -> Tree:
+def run(task, loaders: Loaders, frozen: Tree, config, mesh: Mesh, workdir: str | Path) -> Tree:
     """Trains to `config.steps` and returns the last TrainState. Resumes from `workdir` when it holds a checkpoint.
 
     Raises NonFinite naming the step; checkpoints older than that step stay as they are.
     """
     workdir, every = Path(workdir), Intervals(**config.every)
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-    sharding.check_batch(config.batch_size, mesh, config.optim.accumulate)
     checkpoints = checkpoint.Checkpoints(workdir, every.keep)
     start = checkpoints.latest() or 0
     main = jax.process_index() == 0

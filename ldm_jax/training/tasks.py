@@ -13,13 +13,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
+from ldm_jax import losses
 from ldm_jax.diffusion.timetable import Timetable
 from ldm_jax.generate import image_keys, sample_latents
 from ldm_jax.ldm import LDM, measure_latent_scale
+from ldm_jax.models.discriminator import NLayerDiscriminator
+from ldm_jax.models.lpips import LPIPS
 from ldm_jax.training.optim import ema_update
 from ldm_jax.training.state import TrainState, sample_keys
 
@@ -146,3 +150,175 @@ class LDMTask:
         keys = image_keys(s.seed, jnp.arange(s.number))
         z = sample_latents(self.ldm, params, frozen, batch, keys, s.latent_shape, s.timetable, s.eta)
         return {"samples": self.ldm.decode(frozen, z)}
+
+
+@dataclass(frozen=True)
+class FirstStageSettings:
+    """Weights of the first-stage loss (losses.py). `family` is "kl" or "vq"; `n_embed` is 0 for KL.
+
+    The generator sees the discriminator from step `disc_start` on; the discriminator learns from step
+    `disc_learns_from` on (the original: the same step, so it enters untrained).
+    """
+
+    family: str
+    n_embed: int = 0
+    perceptual_weight: float = 1.0
+    kl_weight: float = 1e-6
+    codebook_weight: float = 1.0
+    disc_start: int = 50_001
+    disc_learns_from: int = 50_001
+    disc_weight: float = 0.5
+    disc_loss: str = "hinge"
+    pictures: int = 8
+
+
+@dataclass(frozen=True)
+class FirstStageTask:
+    """First stage: autoencoder and discriminator, both moved in every step from one forward pass.
+
+    params = {"autoencoder", "discriminator"}; frozen = {"lpips"} or {}. In the original the discriminator sees
+    the reconstruction of the already updated autoencoder, at the price of a second forward pass.
+    """
+
+    model: nn.Module
+    discriminator: NLayerDiscriminator
+    lpips: LPIPS | None
+    settings: FirstStageSettings
+    optimizer: optax.GradientTransformation
+    learning_rate: Callable[[jax.Array], jax.Array]
+    averaging: Averaging = Averaging(decay=0.0)
+    accumulate: int = 1
+
+    headline = ("l1", "lpips", "psnr", "logits_real", "logits_fake", "d_weight", "perplexity",
+                "learning_rate", "images_per_second")  # fmt: skip
+    keeps_frozen = False
+
+    def init(self, key_data: jax.Array, frozen: Tree, batch: Batch) -> TrainState:
+        model_key, disc_key = jax.random.split(
+            jax.random.fold_in(jax.random.wrap_key_data(key_data), 2**31)
+        )
+        image = batch["image"][:1]
+        disc = self.discriminator.init(disc_key, image)
+        params = {
+            "autoencoder": self.model.init(model_key, image)["params"],
+            "discriminator": disc["params"],
+        }
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            ema=self.averaging.init(params["autoencoder"]),
+            opt_state={name: self.optimizer.init(part) for name, part in params.items()},
+            variables={"batch_stats": disc.get("batch_stats", {})},
+            key=key_data,
+        )
+
+    def step(self, state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        def values(batch, keys, stats):
+            return self._gradients(state, frozen, batch["image"], keys, stats)
+
+        keys = sample_keys(state.step_key(), len(batch["image"]))
+        (grads, metrics), stats = accumulate(
+            values, batch, keys, state.variables["batch_stats"], self.accumulate
+        )
+        params, opt_state = {}, {}
+        for name, grad in grads.items():
+            updates, opt_state[name] = self.optimizer.update(grad, state.opt_state[name], state.params[name])
+            params[name] = optax.apply_updates(state.params[name], updates)
+        # Before it learns the discriminator stays as it is: momentum and decay must not move it either.
+        learns = state.step >= self.settings.disc_learns_from
+        for new, old in ((params, state.params), (opt_state, state.opt_state)):
+            new["discriminator"] = jax.tree.map(
+                lambda n, o: jnp.where(learns, n, o), new["discriminator"], old["discriminator"]
+            )
+        metrics |= {
+            "grad_norm": optax.global_norm(grads["autoencoder"]),
+            "learning_rate": self.learning_rate(state.step),
+        }
+        step = state.step + 1
+        ema = self.averaging.update(state.ema, params["autoencoder"], step)
+        state = state.replace(
+            step=step, params=params, ema=ema, opt_state=opt_state, variables={"batch_stats": stats}
+        )
+        return state, metrics
+
+    def _gradients(self, state: TrainState, frozen: Tree, image: jax.Array, keys: jax.Array, stats: Tree):
+        """(({"autoencoder", "discriminator"} gradients, metrics), new running statistics)."""
+        s, params = self.settings, state.params
+
+        def forward(autoencoder):
+            reconstruction, aux = self.model.apply(
+                {"params": autoencoder}, image, keys, train=True, rngs={"dropout": keys[0]}
+            )
+            return (reconstruction, self._penalty(aux)), aux
+
+        def discriminate(disc, stats, x):
+            logits, new = self.discriminator.apply(
+                {"params": disc, "batch_stats": stats}, x, train=True, mutable=["batch_stats"]
+            )
+            return logits, new["batch_stats"]
+
+        (reconstruction, penalty), pull_back, aux = jax.vjp(forward, params["autoencoder"], has_aux=True)
+        _, grad, metrics, stats = losses.generator_objective(
+            image,
+            reconstruction,
+            aux["features"],
+            params["autoencoder"]["decoder"]["conv_out"]["kernel"],
+            family=s.family,
+            penalty=penalty,
+            distance=self._distance(frozen, image),
+            logits=lambda x: discriminate(params["discriminator"], stats, x),
+            disc_factor=losses.adopt_weight(state.step, s.disc_start),
+            disc_weight=s.disc_weight,
+            perceptual_weight=s.perceptual_weight,
+        )
+        (autoencoder_grads,) = pull_back((grad, jnp.ones_like(penalty)))
+        fake = jax.lax.stop_gradient(reconstruction)
+
+        def discriminator_loss(disc):
+            real, after_real = discriminate(disc, stats, image)
+            false, after_both = discriminate(disc, after_real, fake)
+            factor = losses.adopt_weight(state.step, s.disc_learns_from)
+            value, told = losses.discriminator_objective(real, false, factor, s.disc_loss)
+            return value, (told, after_both)
+
+        disc_grads, (told, stats) = jax.grad(discriminator_loss, has_aux=True)(params["discriminator"])
+        metrics |= told | losses.latent_statistics(aux["latents"]) | self._regularity(aux)
+        return ({"autoencoder": autoencoder_grads, "discriminator": disc_grads}, metrics), stats
+
+    def _penalty(self, aux: dict) -> jax.Array:
+        if self.settings.family == "kl":
+            return self.settings.kl_weight * jnp.mean(aux["kl"])
+        return self.settings.codebook_weight * aux["codebook_loss"]
+
+    def _regularity(self, aux: dict) -> dict[str, jax.Array]:
+        if self.settings.family == "kl":
+            return {"kl": jnp.mean(aux["kl"])}
+        use = losses.codebook_use(aux["indices"], self.settings.n_embed)
+        return {"codebook_loss": aux["codebook_loss"]} | use
+
+    def _distance(self, frozen: Tree, image: jax.Array) -> Callable[[jax.Array], jax.Array] | None:
+        if self.lpips is None:
+            return None
+        return lambda x: self.lpips.apply({"params": frozen["lpips"]}, image, x)
+
+    def evaluate(self, state: TrainState, frozen: Tree, batch: Batch, i: int) -> dict[str, jax.Array]:
+        """l1, psnr and lpips per image, of the posterior's mode (KL) or the quantised latents (VQ)."""
+        image = batch["image"]
+        reconstruction = self._reconstruct(state, image)
+        values = {
+            "l1": jnp.abs(image - reconstruction).mean((1, 2, 3)),
+            "psnr": losses.psnr(image, reconstruction),
+        }
+        if self.lpips is not None:
+            values["lpips"] = self._distance(frozen, image)(reconstruction)
+        return values
+
+    def _reconstruct(self, state: TrainState, image: jax.Array) -> jax.Array:
+        params = state.ema if self.averaging.decay else state.params["autoencoder"]
+        return self.model.apply({"params": params}, image)[0]
+
+    def pictures(self, state: TrainState, frozen: Tree, batch: Batch) -> dict[str, jax.Array]:
+        """Pairs: image, reconstruction."""
+        image = batch["image"][: self.settings.pictures]
+        pairs = jnp.stack([image, self._reconstruct(state, image)], axis=1)
+        return {"reconstructions": pairs.reshape(-1, *image.shape[1:])}
