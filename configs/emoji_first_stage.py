@@ -16,7 +16,8 @@ def get_config(variant: str = ""):
     config.steps = 3500
     config.batch_size = 8
     config.optim.update(learning_rate=5e-4, schedule="cosine", warmup_steps=100)
-    config.loss.update(lpips_net="alex", disc_start=2000, disc_learns_from=1500, disc_layers=2, disc_ndf=32, disc_weight=0.5)
+    config.loss.update(lpips_net="alex", disc_start=2000, disc_learns_from=1500)
+    config.loss.update(disc_layers=2, disc_ndf=32, disc_weight=0.5)
     config.every.update(evaluate=1000, picture=500, checkpoint=500)
     config.data.update(source="folder", path="datasets/emoji", flip=True, validation_images=128)
     return common.finish(config, variant)

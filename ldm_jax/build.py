@@ -103,9 +103,12 @@ def source(config: ConfigDict, train: bool) -> sources.Source:
             d.path, split=split, channels=d.channels, validation_fraction=d.validation_fraction
         )
     if d.source == "tfds":
-        return sources.TfdsSource(
-            d.name, d.split if train else d.validation_split, d.path or None, channels=d.channels
-        )
+        name = d.split if train else d.validation_split
+        try:
+            return sources.TfdsSource(d.name, name, d.path or None, channels=d.channels)
+        except FileNotFoundError as error:
+            hint = "Or take a folder of images:\n    --config.data.source=folder --config.data.path=DIR"
+            raise Missing(f"the images: {error}\n{hint}") from None
     raise ValueError(f"config.data.source={d.source!r} is not one of shapes, folder, tfds")
 
 
@@ -225,7 +228,7 @@ def frozen(config: ConfigDict, workdir: str | Path) -> Tree:
         variables = {}
     elif where == "random":
         image = jnp.zeros((1, config.data.image_size, config.data.image_size, config.data.channels))
-        variables = model.init(jax.random.key(config.seed), image)
+        variables = jax.jit(model.init)(jax.random.key(config.seed), image)
     elif not where:
         raise Missing(_HOW_TO_GET_A_FIRST_STAGE.format(name=_first_stage_name(config)))
     else:
