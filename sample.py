@@ -28,17 +28,32 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--sampler", default="ddim", help="ddim (default), ddpm, plms, ... (an unknown name lists them)")
     add("--eta", type=float, default=0.0, help="ddim: 0 deterministic (default) .. 1 as noisy as ddpm")
     add("--spacing", default="even", help="even (default) | trailing | original (the original's stride rule)")
-    add("--seed", type=int, default=0, help="default 0")
+    add("--seed", type=_seed, default=0, help="default 0")
     add("--checkpoint", type=int, help="step of the checkpoint (default: the newest)")
     add("--no-ema", action="store_true", help="use the raw instead of the averaged parameters")
     add("--npz", action="store_true", help="also write samples.npz: uint8 [N,H,W,C] under 'arr_0'")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.eta and args.sampler != "ddim":
+        parser.error(f"--eta={args.eta} has no meaning for --sampler={args.sampler}; it belongs to ddim")
+    if not 0 <= args.eta <= 1:
+        parser.error(f"--eta={args.eta} must lie between 0 and 1")
+    return args
+
+
+GRID = 256  # images at most in grid.png
 
 
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"{value} is not in 0..2147483647")
     return value
 
 
@@ -55,7 +70,7 @@ def main(args: argparse.Namespace) -> Path:
             f"{args.workdir} holds a run of task {config.task!r}. sample.py needs one of task 'ldm'; a first stage "
             "has no prior to sample from (its reconstructions are in pictures/)."
         )
-    frozen = build.frozen(config, args.workdir)
+    frozen = build.frozen(config, args.workdir, kept_only=True)
     state = build.restore(config, args.workdir, frozen, args.checkpoint)
     averaged = bool(config.ema.decay) and not args.no_ema
     params = state.ema if averaged else state.params
@@ -67,15 +82,18 @@ def main(args: argparse.Namespace) -> Path:
         checkpoint=f"{args.workdir} step {step}", weights="averaged" if averaged else "raw",
     )  # fmt: skip
     print(", ".join(f"{k} {v}" for k, v in settings.items()))
-    images = []
-    for image in _generate(args, config, params, frozen):
-        logging.save_png(out / f"{len(images):06d}.png", image, settings | {"index": len(images)})
-        images.append(image)
-    images = np.stack(images)
-    logging.save_png(out / "grid.png", logging.grid(images[:256]), settings)
+    images = []  # for the grid, and for the npz if there is to be one
+    for i, image in enumerate(_generate(args, config, params, frozen)):
+        logging.save_png(out / f"{i:06d}.png", image, settings | {"index": i})
+        if args.npz or i < GRID:
+            images.append(image)
+    logging.save_png(out / "grid.png", logging.grid(np.stack(images[:GRID])), settings)
     if args.npz:
-        np.savez(out / "samples.npz", images)
-    print(f"{len(images)} images and grid.png in {out}")
+        np.savez(out / "samples.npz", np.stack(images))
+    print(f"{args.num} images and grid.png in {out}")
+    older = [p for p in out.glob("[0-9]*.png") if p.stem.isdigit() and int(p.stem) >= args.num]
+    if older:
+        print(f"note: {len(older)} images with higher numbers were there before and are not from these settings")
     return out
 
 

@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]} (options are written --name=value)")
     logging.set_verbosity(logging.WARNING)
     from ldm_jax import build
-    from ldm_jax.training import checkpoint, loop, runtime
+    from ldm_jax.training import loop, runtime
 
     recipe = flags.FLAGS["config"].config_filename
     workdir = Path(WORKDIR.value or Path("runs") / Path(recipe.split(":")[0]).stem)
@@ -34,7 +34,6 @@ def main(argv: list[str]) -> None:
     try:
         mesh = build.mesh(config)
         task, loaders, frozen = build.run(config, workdir)
-        checkpoint.keep_config(workdir, config.to_dict())
     except build.Missing as error:
         sys.exit(f"\n{recipe} cannot start. What is missing:\n\n{error}\n")
     except ValueError as error:

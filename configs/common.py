@@ -22,9 +22,9 @@ def _base(task: str, image_size: int) -> ConfigDict:
                 name="",  # tfds: name, e.g. celeb_a_hq/256
                 split="train",  # tfds: the training split
                 validation_split="validation",  # tfds: the validation split
-                validation_fraction=0.05,  # folder and shapes: share kept for validation, by hash of the name
+                validation_fraction=0.05,  # folder: share kept for validation, by hash of the name
                 image_size=image_size,
-                channels=3,
+                channels=3,  # folder and tfds: 1 or 3
                 resize="shorter",  # shorter: shorter side to resize_to, keeps the aspect | stretch | none
                 resize_to=0,  # 0 = image_size
                 crop="center",  # center | random | none
@@ -34,7 +34,8 @@ def _base(task: str, image_size: int) -> ConfigDict:
                 validation_images=512,  # at most so many in a validation pass
             ),
             mesh=dict(data=-1, fsdp=1),
-            every=dict(log=50, evaluate=5000, picture=5000, checkpoint=5000, keep=3),
+            every=dict(log=50, evaluate=5000, picture=5000, checkpoint=5000),  # steps; 0 = never
+            keep=3,  # checkpoints
             optim=dict(
                 name="adamw",
                 learning_rate=1e-4,
@@ -52,10 +53,11 @@ def _base(task: str, image_size: int) -> ConfigDict:
     )
 
 
-def _first_stage(kind: str, f: int, **numbers) -> dict:
+def _first_stage(recipe: str, kind: str, f: int, **numbers) -> dict:
     mult = {1: (1,), 2: (1, 2), 4: (1, 2, 4), 8: (1, 2, 2, 4), 16: (1, 1, 2, 2, 4), 32: (1, 1, 2, 2, 4, 4)}[f]
     section = dict(
         kind=kind,  # kl | vq | identity (pixel space)
+        recipe=recipe,  # the recipe that trains it, for messages
         checkpoint="",  # LDM: the first stage's run directory; "random" = untrained, for smoke tests
         ch=128,
         ch_mult=mult,  # f = 2 ** (len(ch_mult) - 1)
@@ -76,25 +78,27 @@ def _first_stage(kind: str, f: int, **numbers) -> dict:
 
 
 def vq_f4() -> dict:
-    return _first_stage("vq", 4)
+    return _first_stage("first_stage_vq_f4", "vq", 4)
 
 
 def vq_f8() -> dict:
-    return _first_stage("vq", 8, attn_resolutions=(32,), z_channels=4, embed_dim=4, n_embed=16384)
+    return _first_stage("first_stage_vq_f8", "vq", 8, attn_resolutions=(32,), z_channels=4, embed_dim=4, n_embed=16384)
 
 
 def kl_f4() -> dict:
-    return _first_stage("kl", 4)
+    return _first_stage("first_stage_kl_f4", "kl", 4)
 
 
 def kl_f8() -> dict:
-    return _first_stage("kl", 8, ch_mult=(1, 2, 4, 4), z_channels=4, embed_dim=4)
+    return _first_stage("first_stage_kl_f8", "kl", 8, ch_mult=(1, 2, 4, 4), z_channels=4, embed_dim=4)
 
 
-def small_first_stage(kind: str, f: int, ch: int, z_channels: int, resolution: int, **numbers) -> dict:
+def small_first_stage(
+    recipe: str, kind: str, f: int, ch: int, z_channels: int, resolution: int, **numbers
+) -> dict:
     """A first stage for small images; takes any field of `_first_stage`."""
     return _first_stage(
-        kind, f, ch=ch, z_channels=z_channels, embed_dim=z_channels, resolution=resolution, **numbers
+        recipe, kind, f, ch=ch, z_channels=z_channels, embed_dim=z_channels, resolution=resolution, **numbers
     )
 
 
@@ -182,7 +186,7 @@ def _shrink(config: ConfigDict) -> None:
     if config.first_stage.attn_resolutions:
         config.first_stage.attn_resolutions = (size // f,)
     if config.task == "first_stage":
-        config.loss.update(perceptual_weight=0.0, disc_start=2, disc_ndf=8)
+        config.loss.update(perceptual_weight=0.0, disc_start=2, disc_learns_from=-1, disc_ndf=8)
     else:
         config.first_stage.checkpoint = "random"
         config.latent_scale_batches = 2

@@ -8,7 +8,7 @@ in configs/autoencoder (two batches of 12 per step; learning rate 24 x 4.5e-6).
     python train.py --config=configs/first_stage_vq_f4.py --workdir=runs/vq_f4 \\
         --config.data.source=folder --config.data.path=YOUR_IMAGES
 
-Any folder of images of 256 px or more will do: the original used OpenImages (random crops of 256).
+Any folder of images of 256 px or more will do: the original used OpenImages (random crops of 256, not resized).
 The released file says disc_start 0, which fits a resumed run; this starts like the other VQ models.
 """
 
@@ -21,5 +21,5 @@ def get_config(variant: str = ""):
     config.batch_size = 24
     config.optim.update(learning_rate=1.08e-4, accumulate=2)
     config.loss.update(disc_start=250_001, disc_weight=0.75)
-    config.data.update(source="folder", crop="random", resize_to=0)
+    config.data.update(source="folder", crop="random", resize="none")
     return common.finish(config, variant)

@@ -2,7 +2,7 @@
 
     python train.py --config=configs/quickstart_first_stage.py --workdir=runs/quickstart/first_stage
 
-L1 + KL + PatchGAN without LPIPS, whose weights would have to be fetched first. Expected: the table in README.md.
+L1 + KL + PatchGAN without LPIPS, whose weights would have to be fetched first.
 """
 
 from configs import common
@@ -10,7 +10,9 @@ from configs import common
 
 def get_config(variant: str = ""):
     config = common.autoencoder(
-        common.small_first_stage("kl", 4, ch=32, z_channels=4, resolution=32, num_res_blocks=1),
+        common.small_first_stage(
+            "quickstart_first_stage", "kl", 4, ch=32, z_channels=4, resolution=32, num_res_blocks=1
+        ),
         image_size=32,
     )
     config.steps = 1500

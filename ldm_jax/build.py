@@ -26,7 +26,7 @@ from ldm_jax.training.state import TrainState
 
 Tree = Any
 # Fields of config.first_stage that are not the network's shape.
-NOT_ARCHITECTURE = ("kind", "checkpoint")
+NOT_ARCHITECTURE = ("kind", "checkpoint", "recipe")
 VQ_ONLY = ("n_embed", "beta", "legacy_beta")
 
 
@@ -128,6 +128,8 @@ def image_transform(config: ConfigDict, train: bool) -> transforms.ImageTransfor
 
 def loaders(config: ConfigDict) -> loop.Loaders:
     d = config.data
+    if d.validation_images < 1:
+        raise ValueError(f"config.data.validation_images={d.validation_images} must be at least 1")
     images, validation = source(config, train=True), source(config, train=False)
     print(f"training images: {images.describe()}")
     print(f"validation images: {validation.describe()}")
@@ -140,13 +142,13 @@ def loaders(config: ConfigDict) -> loop.Loaders:
             workers=d.workers, **hosts,
         )  # fmt: skip
 
-    def evaluate() -> Iterator:
+    def evaluate(limit: int) -> Iterator:
         transform = image_transform(config, train=False)
         return pipeline.eval_batches(
-            validation, transform, config.batch_size, limit=d.validation_images, **hosts
+            validation, transform, config.batch_size, limit=limit, **hosts
         )
 
-    return loop.Loaders(train, evaluate)
+    return loop.Loaders(train, lambda: evaluate(d.validation_images), lambda: evaluate(config.batch_size))
 
 
 def task(config: ConfigDict):
@@ -182,6 +184,12 @@ def _first_stage_task(config: ConfigDict) -> tasks.FirstStageTask:
     kind = config.first_stage.kind
     if kind == "identity":
         raise ValueError("config.first_stage.kind='identity' has no parameters: there is nothing to train")
+    learns_from = loss.disc_start if loss.disc_learns_from < 0 else loss.disc_learns_from
+    if learns_from > loss.disc_start:
+        raise ValueError(
+            f"config.loss.disc_learns_from={learns_from} is after disc_start={loss.disc_start}: the generator would "
+            "follow a discriminator that never learnt; -1 means from disc_start on"
+        )
     settings = tasks.FirstStageSettings(
         family=kind,
         n_embed=config.first_stage.n_embed if kind == "vq" else 0,
@@ -189,7 +197,7 @@ def _first_stage_task(config: ConfigDict) -> tasks.FirstStageTask:
         kl_weight=loss.kl_weight,
         codebook_weight=loss.codebook_weight,
         disc_start=loss.disc_start,
-        disc_learns_from=loss.disc_start if loss.disc_learns_from < 0 else loss.disc_learns_from,
+        disc_learns_from=learns_from,
         disc_weight=loss.disc_weight,
         disc_loss=loss.disc_loss,
     )
@@ -210,8 +218,8 @@ def first_stage_variables(model: nn.Module, image_size: int, channels: int) -> T
     return jax.eval_shape(lambda x: model.init(jax.random.key(0), x), image)
 
 
-def frozen(config: ConfigDict, workdir: str | Path) -> Tree:
-    """What the task never changes: its own copy in `workdir`, else from where the config says.
+def frozen(config: ConfigDict, workdir: str | Path, kept_only: bool = False) -> Tree:
+    """What the task never changes: the run's own copy in `workdir`, else (unless `kept_only`) from where config says.
 
     Raises Missing when it is nowhere, ValueError when the first stage found has another architecture.
     """
@@ -222,7 +230,10 @@ def frozen(config: ConfigDict, workdir: str | Path) -> Tree:
     kept = Path(workdir) / "frozen"
     if kept.exists():
         scale = jax.ShapeDtypeStruct((), jnp.float32)
-        return checkpoint.restore_tree(kept, {"first_stage": shapes, "latent_scale": scale})
+        tree = checkpoint.restore_tree(kept, {"first_stage": shapes, "latent_scale": scale})
+        return jax.device_put(tree)
+    if kept_only:
+        raise Missing(f"{kept}, the run's first stage and latent scale; without them its latents mean nothing")
     where = config.first_stage.checkpoint
     if config.first_stage.kind == "identity":
         variables = {}
@@ -230,7 +241,7 @@ def frozen(config: ConfigDict, workdir: str | Path) -> Tree:
         image = jnp.zeros((1, config.data.image_size, config.data.image_size, config.data.channels))
         variables = jax.jit(model.init)(jax.random.key(config.seed), image)
     elif not where:
-        raise Missing(_HOW_TO_GET_A_FIRST_STAGE.format(name=_first_stage_name(config)))
+        raise Missing(_HOW_TO_GET_A_FIRST_STAGE.format(name=config.first_stage.recipe))
     else:
         variables = _first_stage_of_run(config, where)
     return {"first_stage": variables, "latent_scale": jnp.float32(1.0)}
@@ -242,13 +253,6 @@ then give its run directory:
     --config.first_stage.checkpoint=runs/first_stage"""
 
 
-def _first_stage_name(config: ConfigDict) -> str:
-    """The recipe in configs/ with the architecture of `config.first_stage`, as far as its name tells."""
-    s = config.first_stage
-    f = 2 ** (len(s.ch_mult) - 1)
-    return f"first_stage_{s.kind}_f{f}" if s.ch == 128 else "quickstart_first_stage"
-
-
 def _first_stage_of_run(config: ConfigDict, run: str) -> Tree:
     """Variables of the first stage trained in the directory `run`."""
     try:
@@ -257,7 +261,8 @@ def _first_stage_of_run(config: ConfigDict, run: str) -> Tree:
         raise Missing(f"the first stage: {error}") from None
     if theirs.task != "first_stage":
         raise Missing(f"the first stage: {run} holds a run of task {theirs.task!r}, not of a first stage")
-    ours, found = _fields(config.first_stage, ("checkpoint",)), _fields(theirs.first_stage, ("checkpoint",))
+    skip = ("checkpoint", "recipe", "dropout") + (() if config.first_stage.kind == "vq" else VQ_ONLY)
+    ours, found = _fields(config.first_stage, skip), _fields(theirs.first_stage, skip)
     differences = [f"    {k}: {found.get(k)!r} in {run}, {v!r} here" for k, v in ours.items() if found.get(k) != v]
     if differences:
         raise ValueError(
@@ -283,9 +288,9 @@ def restore(config: ConfigDict, workdir: str | Path, frozen: Tree, step: int | N
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one_device),
         jax.eval_shape(task(config).init, key, frozen, batch),
     )
-    checkpoints = checkpoint.Checkpoints(workdir)
-    if checkpoints.latest() is None:
+    if not checkpoint.has_checkpoint(workdir):
         raise Missing(f"a checkpoint: {workdir} has none yet")
+    checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
     state = checkpoints.restore(abstract, step)
     checkpoints.close()
     return state
@@ -308,10 +313,32 @@ def mesh(config: ConfigDict) -> Mesh:
     return devices
 
 
+# What a run's checkpoints depend on; of the last two only whether they are 0.
+STATE_OPTIONS = ("task", "first_stage.", "unet.", "diffusion.", "latent_scale", "loss.disc_layers", "loss.disc_ndf",
+                 "optim.name")  # fmt: skip
+ON_OFF_OPTIONS = ("ema.decay", "optim.clip_norm")
+
+
+def _check_same_run(config: ConfigDict, workdir: str | Path) -> None:
+    """Raises ValueError when the run in `workdir` was begun with options that its checkpoints cannot follow."""
+    wrong = [
+        f"    {name}: {before!r} there, {now!r} here"
+        for name, (before, now) in checkpoint.changes(workdir, config.to_dict()).items()
+        if name.startswith(STATE_OPTIONS) or (name in ON_OFF_OPTIONS and bool(before) != bool(now))
+    ]
+    if wrong:
+        raise ValueError(
+            f"{workdir} holds a run with other options:\n" + "\n".join(wrong) + "\nUse another --workdir, or the "
+            "options of that run (in its config.json)."
+        )
+
+
 def run(config: ConfigDict, workdir: str | Path) -> tuple[Any, loop.Loaders, Tree]:
     """(task, loaders, frozen) of a training run. Raises one Missing that lists everything that is not there."""
+    _check_same_run(config, workdir)
     missing, made = [], {}
-    for name, make in (("loaders", lambda: loaders(config)), ("frozen", lambda: frozen(config, workdir))):
+    kept_only = checkpoint.has_checkpoint(workdir)
+    for name, make in (("loaders", lambda: loaders(config)), ("frozen", lambda: frozen(config, workdir, kept_only))):
         try:
             made[name] = make()
         except (Missing, FileNotFoundError) as error:

@@ -6,6 +6,7 @@ import jax
 
 from ldm_jax.diffusion.samplers import SAMPLERS, start_noise
 from ldm_jax.diffusion.timetable import Timetable
+from ldm_jax.keys import keys_of, purpose_key
 from ldm_jax.ldm import LDM
 
 Tree = Any
@@ -13,8 +14,7 @@ Tree = Any
 
 def image_keys(seed: int | jax.Array, indices: jax.Array) -> jax.Array:
     """Keys [B] of the images `indices` [B] (int32) of `seed`."""
-    key = jax.random.key(seed)
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
+    return keys_of(purpose_key(seed, "generate"), indices)
 
 
 def sample_latents(

@@ -19,21 +19,12 @@ import numpy as np
 
 from ldm_jax.conditioners import Cond, Unconditional
 from ldm_jax.diffusion.schedule import NoiseSchedule
+from ldm_jax.keys import normal, stream
 
 Tree = Any
 Batch = dict[str, jax.Array]
 # Streams drawn from one sample's key; never the same key twice.
 T_STREAM, NOISE_STREAM, POSTERIOR_STREAM, DROPOUT_STREAM = range(4)
-
-
-def stream(keys: jax.Array, i: int) -> jax.Array:
-    """Independent keys [B] for purpose `i` from sample keys [B]."""
-    return jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)
-
-
-def normal_like(keys: jax.Array, z: jax.Array) -> jax.Array:
-    """Standard normal noise of z's shape [B,...], row i from keys[i] alone."""
-    return jax.vmap(lambda key: jax.random.normal(key, z.shape[1:], jnp.float32))(keys)
 
 
 @dataclass(frozen=True)
@@ -103,7 +94,7 @@ class LDM:
         z = jax.lax.stop_gradient(self.encode(frozen, batch["image"], stream(keys, POSTERIOR_STREAM)))
         cond = self.condition(params, frozen, batch)
         t = jax.vmap(lambda k: jax.random.randint(k, (), 0, self.schedule.timesteps))(stream(keys, T_STREAM))
-        noise = normal_like(stream(keys, NOISE_STREAM), z)
+        noise = normal(stream(keys, NOISE_STREAM), z.shape[1:])
         dropout_key = jax.random.fold_in(keys[0], DROPOUT_STREAM) if train else None
         output = self.predict(params, self.schedule.add_noise(z, noise, t), t, cond, dropout_key)
         return self.weigh(params, output, self.schedule.target(z, noise, t), t)

@@ -12,14 +12,15 @@ ROOT = Path(__file__).resolve().parents[1]
 # room -> rooms of ours that it may import
 ALLOWED = {
     "tree": set(),
+    "keys": set(),
     "models": {"tree"},
     "diffusion": {"tree"},
     "data": {"tree"},
     "losses": {"tree", "models", "diffusion"},
     "conditioners": {"tree", "models", "diffusion"},
-    "ldm": {"tree", "models", "diffusion", "losses", "conditioners"},
-    "generate": {"tree", "models", "diffusion", "conditioners", "ldm"},
-    "training": {"tree", "models", "diffusion", "losses", "conditioners", "ldm", "generate"},
+    "ldm": {"tree", "keys", "models", "diffusion", "losses", "conditioners"},
+    "generate": {"tree", "keys", "models", "diffusion", "conditioners", "ldm"},
+    "training": {"tree", "keys", "models", "diffusion", "losses", "conditioners", "ldm", "generate"},
     "metrics": {"tree", "models", "ldm", "generate"},
     "convert": {"tree", "models", "ldm"},
 }

@@ -17,11 +17,13 @@ Tree = Any
 
 
 class Checkpoints:
-    """The numbered checkpoints of a run. `keep` newest ones stay."""
+    """The numbered checkpoints of a run; the newest `keep` stay. `read_only`: nothing is made or deleted."""
 
-    def __init__(self, workdir: str | Path, keep: int = 3):
+    def __init__(self, workdir: str | Path, keep: int = 3, read_only: bool = False):
         self.path = Path(workdir).absolute() / "checkpoints"
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=None if read_only else keep, enable_async_checkpointing=True, create=not read_only
+        )
         self.manager = ocp.CheckpointManager(self.path, options=options)
 
     def latest(self) -> int | None:
@@ -73,14 +75,26 @@ def keep_config(workdir: str | Path, config: dict) -> None:
     path = Path(workdir) / "config.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(config, indent=2) + "\n"
-    if path.exists():
-        before, now = (dict(_leaves(json.loads(t))) for t in (path.read_text(), text))
-        for name in sorted(before.keys() | now.keys()):
-            if before.get(name) != now.get(name):
-                print(f"changed since this run began: {name} was {before.get(name)!r}, is {now.get(name)!r}")
+    for name, (before, now) in changes(workdir, config).items():
+        print(f"changed since this run began: {name} was {before!r}, is {now!r}")
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
+
+
+def changes(workdir: str | Path, config: dict) -> dict[str, tuple]:
+    """Options that differ from the run's config.json: dotted name -> (before, now). Empty without a config.json."""
+    path = Path(workdir) / "config.json"
+    if not path.exists():
+        return {}
+    before, now = (dict(_leaves(json.loads(t))) for t in (path.read_text(), json.dumps(config)))
+    names = sorted(before.keys() | now.keys())
+    return {n: (before.get(n), now.get(n)) for n in names if before.get(n) != now.get(n)}
+
+
+def has_checkpoint(workdir: str | Path) -> bool:
+    """Whether the run directory holds a finished checkpoint."""
+    return any(p.name.isdigit() for p in (Path(workdir) / "checkpoints").glob("*"))
 
 
 def _leaves(config: dict, prefix: str = ""):

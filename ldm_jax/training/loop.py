@@ -24,93 +24,96 @@ Tree = Any
 @dataclass(frozen=True)
 class Loaders:
     """train(start_step) -> endless iterator of this host's rows of batch start_step, start_step + 1, ...;
-    evaluate() -> one pass over the validation images, with "weight" [B] 1 or 0 (padding)."""
+    evaluate() -> one pass over the validation images, with "weight" [B] 1 or 0 (padding);
+    pictures() -> the same for one batch, spread over the validation images. All have close()."""
 
     train: Callable[[int], Iterator[dict[str, np.ndarray]]]
     evaluate: Callable[[], Iterator[dict[str, np.ndarray]]]
+    pictures: Callable[[], Iterator[dict[str, np.ndarray]]]
 
 
-@dataclass(frozen=True)
-class Intervals:
-    """Every how many steps something happens; 0 = never. `keep` checkpoints stay on disk."""
-
-    log: int = 50
-    evaluate: int = 1000
-    picture: int = 1000
-    checkpoint: int = 1000
-    keep: int = 3
+MOST_PENDING = 1000  # steps whose metrics may wait on the device for the next log
 
 
 class NonFinite(RuntimeError):
     """A metric of some step is NaN or infinite."""
 
 
-def run(task, loaders: Loaders, frozen: Tree, config, mesh: Mesh, workdir: str | Path) -> Tree:
-    """Trains to `config.steps` and returns the last TrainState. Resumes from `workdir` when it holds a checkpoint.
+def run(task, loaders: Loaders, frozen: Tree, config, mesh: Mesh, workdir: str | Path) -> None:
+    """Trains to `config.steps`; resumes from `workdir` when it holds a checkpoint.
 
-    Raises NonFinite naming the step; checkpoints older than that step stay as they are.
+    `config.every` says after how many steps something happens (log, evaluate, picture, checkpoint; 0 = never) and
+    how many checkpoints to keep. Raises NonFinite naming the step; older checkpoints stay as they are.
     """
-    workdir, every = Path(workdir), Intervals(**config.every)
-    checkpoints = checkpoint.Checkpoints(workdir, every.keep)
+    workdir = Path(workdir)
+    checkpoints = checkpoint.Checkpoints(workdir, config.keep)
     start = checkpoints.latest() or 0
     main = jax.process_index() == 0
     say = print if main else lambda *_, **__: None
     say(f"{mesh.size} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}, global batch {config.batch_size}, "
         f"learning rate {config.optim.learning_rate:g} (final values: nothing is scaled)")
 
+    if start >= config.steps:
+        say(f"{workdir} is at step {start} of {config.steps}: nothing to do (more: --config.steps=N)")
+        checkpoints.close()
+        return
     batches = loaders.train(start)
     first = sharding.put(next(batches), mesh)
     frozen = _prepare_frozen(task, frozen, loaders, mesh, workdir, say)
-    key = jax.random.key_data(jax.random.key(config.seed))
-    shapes = jax.eval_shape(task.init, key, frozen, first)
-    shardings = sharding.tree_shardings(shapes, mesh)
+    state, shardings = _first_state(task, config.seed, frozen, first, mesh, checkpoints, start)
+    if main:
+        checkpoint.keep_config(workdir, config.to_dict())
     if start:
-        abstract = jax.tree.map(
-            lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings
-        )
-        state = checkpoints.restore(abstract, start)
         say(f"resumed {workdir} at step {start}")
-    else:
-        state = jax.jit(task.init, out_shardings=shardings)(key, frozen, first)
-    _overview(shapes.params, workdir, say)
+    _overview(state.params, workdir, say)
     step_fn = _compile(task, state, frozen, first, shardings, mesh, say)
 
     writer = logging.Writer(workdir, start, active=main)
-    stop = _StopSignal()
+    stop, clock = _StopSignal(), _Clock()
     evaluator = _Evaluator(task, loaders, mesh, writer, say)
-    pending, clock, batch = [], _Clock(), first
+    pending, batch = [], first
     try:
         for step in range(start + 1, config.steps + 1):
             state, metrics = step_fn(state, frozen, batch)
             pending.append((step, metrics))
-            last = step == config.steps or stop.requested
-            due = lambda n, step=step, last=last: bool(n) and (step % n == 0 or last)  # noqa: E731
-            if not last:
+            stopping, end = stop.requested, step == config.steps
+            due = {name: n > 0 and (step % n == 0 or end) for name, n in config.every.items()}
+            if not (stopping or end):
                 batch = sharding.put(next(batches), mesh)
-            if due(every.log) or due(every.checkpoint) or due(every.evaluate):
+            if any(due.values()) or stopping or len(pending) >= MOST_PENDING:
                 values = _collect(pending, workdir)
-                clock.log(len(pending))
-                values |= {"images_per_second": clock.rate * config.batch_size}
+                clock.stop(len(pending))
                 pending = []
+                values["images_per_second"] = clock.rate * config.batch_size
                 writer.scalars(step, values)
                 left = logging.duration((config.steps - step) / clock.rate)
                 say(logging.line(step, config.steps, values, task.headline) + f"  left {left}", flush=True)
-            if due(every.checkpoint):
+            if due["checkpoint"] or stopping:
                 checkpoints.save(step, state)
-            if due(every.evaluate):
+            if stopping:
+                say(f"asked to stop: step {step} is saved; the same command goes on from there", flush=True)
+                break
+            if due["evaluate"]:
                 evaluator.metrics(step, state, frozen)
-            if due(every.picture):
+            if due["picture"]:
                 evaluator.pictures(step, state, frozen)
             clock.resume()
-            if stop.requested:
-                say(f"asked to stop: saved step {step}; the same command goes on from there")
-                break
     finally:
         stop.restore()
         checkpoints.close()
         writer.close()
         batches.close()
-    return state
+
+
+def _first_state(task, seed: int, frozen: Tree, batch: Tree, mesh: Mesh, checkpoints, start: int):
+    """The state at step `start`, restored or initialised, made on the devices where it stays; its shardings."""
+    key = jax.random.key_data(jax.random.key(seed))
+    shapes = jax.eval_shape(task.init, key, frozen, batch)
+    shardings = sharding.tree_shardings(shapes, mesh)
+    if not start:
+        return jax.jit(task.init, out_shardings=shardings)(key, frozen, batch), shardings
+    abstract = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings)
+    return checkpoints.restore(abstract, start), shardings
 
 
 def _prepare_frozen(task, frozen: Tree, loaders: Loaders, mesh, workdir: Path, say) -> Tree:
@@ -166,19 +169,21 @@ class _Evaluator:
     """Validation metrics and pictures, each compiled once."""
 
     def __init__(self, task, loaders: Loaders, mesh, writer: logging.Writer, say):
-        self.loaders, self.mesh, self.writer, self.say = loaders, mesh, writer, say
+        self.task, self.loaders, self.mesh, self.writer, self.say = task, loaders, mesh, writer, say
         self.metrics_fn, self.pictures_fn = jax.jit(task.evaluate), jax.jit(task.pictures)
         self.picture_batch = None
 
     def metrics(self, step: int, state: Tree, frozen: Tree) -> None:
         totals, weight = {}, 0.0
-        for i, batch in enumerate(self.loaders.evaluate()):
+        batches = self.loaders.evaluate()
+        for i, batch in enumerate(batches):
             batch = sharding.put(batch, self.mesh)
             w = batch.pop("weight")
             values = self.metrics_fn(state, frozen, batch, i)
             sums = jax.device_get({k: jnp.sum(v * w) for k, v in values.items()} | {"weight": jnp.sum(w)})
             weight += sums.pop("weight")
             totals = {k: totals.get(k, 0.0) + v for k, v in sums.items()}
+        batches.close()
         means = {k: v / weight for k, v in totals.items()}
         self.writer.scalars(step, means, prefix="val_")
         shown = "  ".join(f"{k} {v:.4g}" for k, v in means.items())
@@ -186,10 +191,12 @@ class _Evaluator:
 
     def pictures(self, step: int, state: Tree, frozen: Tree) -> None:
         if self.picture_batch is None:
-            self.picture_batch = sharding.put(next(self.loaders.evaluate()), self.mesh)
+            batches = self.loaders.pictures()
+            self.picture_batch = sharding.put(next(batches), self.mesh)
+            batches.close()
             self.picture_batch.pop("weight")
         for name, images in self.pictures_fn(state, frozen, self.picture_batch).items():
-            self.writer.picture(step, name, logging.grid(np.asarray(images)))
+            self.writer.picture(step, name, logging.grid(np.asarray(images), columns=self.task.columns))
 
 
 class _Clock:
@@ -198,8 +205,8 @@ class _Clock:
     def __init__(self):
         self.rate, self.began = float("nan"), time.perf_counter()
 
-    def log(self, steps: int) -> None:
-        """Stops the clock after `steps` steps."""
+    def stop(self, steps: int) -> None:
+        """After `steps` steps since it was started."""
         self.rate, self.began = steps / (time.perf_counter() - self.began), None
 
     def resume(self) -> None:

@@ -7,7 +7,7 @@ import jax
 
 
 def setup(require_accelerator: bool = False) -> None:
-    """Persistent compilation cache; several hosts when a launcher says so.
+    """Persistent compilation cache.
 
     The cache is ~/.cache/ldm_jax/xla, or JAX_COMPILATION_CACHE_DIR. Raises RuntimeError without an accelerator
     if one is required (a broken CUDA plugin makes JAX fall back to the CPU with a warning that is easily missed).

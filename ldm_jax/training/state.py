@@ -27,8 +27,3 @@ class TrainState:
     def step_key(self) -> jax.Array:
         """The random key of this step: a function of the run's key and the step alone."""
         return jax.random.fold_in(jax.random.wrap_key_data(self.key), self.step)
-
-
-def sample_keys(key: jax.Array, batch_size: int) -> jax.Array:
-    """One key per global sample index [B], the same however the batch is laid out on devices."""
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jax.numpy.arange(batch_size))

@@ -21,11 +21,12 @@ import optax
 from ldm_jax import losses
 from ldm_jax.diffusion.timetable import Timetable
 from ldm_jax.generate import image_keys, sample_latents
-from ldm_jax.ldm import LDM, measure_latent_scale
+from ldm_jax.keys import purpose_key, purpose_of, sample_keys
+from ldm_jax.ldm import DROPOUT_STREAM, LDM, measure_latent_scale
 from ldm_jax.models.discriminator import NLayerDiscriminator
 from ldm_jax.models.lpips import LPIPS
 from ldm_jax.training.optim import ema_update
-from ldm_jax.training.state import TrainState, sample_keys
+from ldm_jax.training.state import TrainState
 
 Tree = Any
 Batch = dict[str, jax.Array]
@@ -100,6 +101,7 @@ class LDMTask:
     latent_scale: float = 0.0
     scale_batches: int = 16
 
+    columns = None
     headline = ("loss", "grad_norm", "learning_rate", "images_per_second")
     keeps_frozen = True
 
@@ -108,13 +110,12 @@ class LDMTask:
         scale = self.latent_scale
         if not scale:
             some = (b for _, b in zip(range(self.scale_batches), batches))
-            scale = measure_latent_scale(self.ldm, frozen, some, jax.random.key(0))
+            scale = measure_latent_scale(self.ldm, frozen, some, purpose_key(0, "latent_scale"))
             say(f"latent scale {scale:.5f}, measured over {self.scale_batches} batches")
         return frozen | {"latent_scale": jnp.float32(scale)}
 
     def init(self, key_data: jax.Array, frozen: Tree, batch: Batch) -> TrainState:
-        key = jax.random.wrap_key_data(key_data)
-        params = self.ldm.init(jax.random.fold_in(key, 2**31), frozen, batch)
+        params = self.ldm.init(purpose_of(jax.random.wrap_key_data(key_data), "init"), frozen, batch)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -133,14 +134,18 @@ class LDMTask:
         (grads, metrics), _ = accumulate(values, batch, keys, (), self.accumulate)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics |= {"grad_norm": optax.global_norm(grads), "learning_rate": self.learning_rate(state.step)}
+        metrics |= {
+            "grad_norm": optax.global_norm(grads),
+            "param_norm": optax.global_norm(params),
+            "learning_rate": self.learning_rate(state.step),
+        }
         step = state.step + 1
         ema = self.averaging.update(state.ema, params, step)
         return state.replace(step=step, params=params, ema=ema, opt_state=opt_state), metrics
 
     def evaluate(self, state: TrainState, frozen: Tree, batch: Batch, i: int) -> dict[str, jax.Array]:
         """The training loss of the averaged parameters with the same noise at every evaluation."""
-        keys = sample_keys(jax.random.fold_in(jax.random.key(1), i), len(batch["image"]))
+        keys = sample_keys(jax.random.fold_in(purpose_key(0, "evaluate"), i), len(batch["image"]))
         return self.ldm.loss_terms(self.averaging.best(state), frozen, batch, keys, train=False)
 
     def pictures(self, state: TrainState, frozen: Tree, batch: Batch) -> dict[str, jax.Array]:
@@ -186,17 +191,15 @@ class FirstStageTask:
     settings: FirstStageSettings
     optimizer: optax.GradientTransformation
     learning_rate: Callable[[jax.Array], jax.Array]
-    averaging: Averaging = Averaging(decay=0.0)
     accumulate: int = 1
 
+    columns = 4  # two pairs a row
     headline = ("l1", "lpips", "psnr", "logits_real", "logits_fake", "d_weight", "perplexity",
                 "learning_rate", "images_per_second")  # fmt: skip
     keeps_frozen = False
 
     def init(self, key_data: jax.Array, frozen: Tree, batch: Batch) -> TrainState:
-        model_key, disc_key = jax.random.split(
-            jax.random.fold_in(jax.random.wrap_key_data(key_data), 2**31)
-        )
+        model_key, disc_key = jax.random.split(purpose_of(jax.random.wrap_key_data(key_data), "init"))
         image = batch["image"][:1]
         disc = self.discriminator.init(disc_key, image)
         params = {
@@ -206,7 +209,7 @@ class FirstStageTask:
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            ema=self.averaging.init(params["autoencoder"]),
+            ema={},
             opt_state={name: self.optimizer.init(part) for name, part in params.items()},
             variables={"batch_stats": disc.get("batch_stats", {})},
             key=key_data,
@@ -224,31 +227,25 @@ class FirstStageTask:
         for name, grad in grads.items():
             updates, opt_state[name] = self.optimizer.update(grad, state.opt_state[name], state.params[name])
             params[name] = optax.apply_updates(state.params[name], updates)
-        # Before it learns the discriminator stays as it is: momentum and decay must not move it either.
-        learns = state.step >= self.settings.disc_learns_from
-        for new, old in ((params, state.params), (opt_state, state.opt_state)):
-            new["discriminator"] = jax.tree.map(
-                lambda n, o: jnp.where(learns, n, o), new["discriminator"], old["discriminator"]
-            )
         metrics |= {
             "grad_norm": optax.global_norm(grads["autoencoder"]),
+            "disc_grad_norm": optax.global_norm(grads["discriminator"]),
+            "param_norm": optax.global_norm(params),
             "learning_rate": self.learning_rate(state.step),
         }
         step = state.step + 1
-        ema = self.averaging.update(state.ema, params["autoencoder"], step)
-        state = state.replace(
-            step=step, params=params, ema=ema, opt_state=opt_state, variables={"batch_stats": stats}
-        )
+        variables = {"batch_stats": stats}
+        state = state.replace(step=step, params=params, opt_state=opt_state, variables=variables)
         return state, metrics
 
     def _gradients(self, state: TrainState, frozen: Tree, image: jax.Array, keys: jax.Array, stats: Tree):
         """(({"autoencoder", "discriminator"} gradients, metrics), new running statistics)."""
         s, params = self.settings, state.params
 
+        rngs = {"dropout": jax.random.fold_in(keys[0], DROPOUT_STREAM)}
+
         def forward(autoencoder):
-            reconstruction, aux = self.model.apply(
-                {"params": autoencoder}, image, keys, train=True, rngs={"dropout": keys[0]}
-            )
+            reconstruction, aux = self.model.apply({"params": autoencoder}, image, keys, train=True, rngs=rngs)
             return (reconstruction, self._penalty(aux)), aux
 
         def discriminate(disc, stats, x):
@@ -314,8 +311,7 @@ class FirstStageTask:
         return values
 
     def _reconstruct(self, state: TrainState, image: jax.Array) -> jax.Array:
-        params = state.ema if self.averaging.decay else state.params["autoencoder"]
-        return self.model.apply({"params": params}, image)[0]
+        return self.model.apply({"params": state.params["autoencoder"]}, image)[0]
 
     def pictures(self, state: TrainState, frozen: Tree, batch: Batch) -> dict[str, jax.Array]:
         """Pairs: image, reconstruction."""

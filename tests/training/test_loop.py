@@ -76,14 +76,13 @@ def test_killed_run_ends_like_an_uninterrupted_one(straight, tmp_path):
     process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith("step 3/"):
+            while not (tmp_path / "checkpoints" / "2").exists():  # it is written in the background
+                time.sleep(0.01)
             process.send_signal(signal.SIGKILL)
             break
     process.wait()
-    for unfinished in range(20):  # the asynchronous write of step 2 is whole or absent, never partial
-        done = sorted(p.name for p in (tmp_path / "checkpoints").glob("[0-9]") if p.is_dir())
-        assert set(done) <= {"2"}, (unfinished, done)
-        time.sleep(0.01)
-    subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True)
+    resumed = subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True, text=True)
+    assert re.search(r"resumed .* at step [24]", resumed.stdout), resumed.stdout
     ours, theirs = parameters(tmp_path), parameters(straight[0])
     assert ours.keys() == theirs.keys()
     for name in ours:
@@ -105,6 +104,35 @@ def test_non_finite_loss_stops_and_names_the_step(tmp_path):
     assert result.returncode != 0
     assert re.search(r"step \d: .*is not finite", result.stderr)
     assert "Traceback" not in result.stderr
+
+
+def test_another_model_does_not_resume_into_a_run(straight):
+    result = train(straight[0], "--config.unet.model_channels=64", check=False)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "unet.model_channels: 32 there, 64 here" in result.stderr
+    assert json.loads((straight[0] / "config.json").read_text())["unet"]["model_channels"] == 32
+
+
+def test_a_finished_run_says_so(straight):
+    result = train(straight[0], "--config.steps=6", *SMALL)
+    assert "nothing to do" in result.stdout
+
+
+def test_sigterm_saves_and_the_run_goes_on(tmp_path):
+    """Preemption: the step that was running is saved, whatever the checkpoint interval."""
+    command = [sys.executable, "train.py", "--config=configs/quickstart_ldm.py:tiny", f"--workdir={tmp_path}",
+               "--config.steps=100000", "--config.every.checkpoint=50000", *SMALL]  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if line.startswith("step 3/"):
+            process.terminate()
+            break
+    rest = process.stdout.read()
+    assert process.wait() == 0
+    step = int(re.search(r"asked to stop: step (\d+) is saved", rest).group(1))
+    assert (tmp_path / "checkpoints" / str(step)).is_dir()
 
 
 def test_unknown_option_is_an_error(tmp_path):

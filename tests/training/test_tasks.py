@@ -1,0 +1,86 @@
+"""Train steps: accumulation equals the whole batch, and generator, discriminator and codebook move when they should."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ldm_jax.models.autoencoder import AutoencoderKL, VQModel
+from ldm_jax.models.discriminator import NLayerDiscriminator
+from ldm_jax.training import tasks
+from ldm_jax.training.optim import learning_rate, make_optimizer
+
+SMALL = dict(ch=32, ch_mult=(1,), num_res_blocks=1, resolution=16)
+
+
+def test_accumulation_is_the_mean_over_all_samples():
+    batch = {"image": jnp.arange(12.0).reshape(6, 2)}
+    keys = jax.random.split(jax.random.key(0), 6)
+
+    def fn(batch, keys, carry):
+        noise = jax.vmap(lambda k: jax.random.normal(k, (2,)))(keys)
+        return {"value": jnp.mean(batch["image"] + noise)}, carry + 1
+
+    whole, once = tasks.accumulate(fn, batch, keys, jnp.int32(0), 1)
+    parts, thrice = tasks.accumulate(fn, batch, keys, jnp.int32(0), 3)
+    np.testing.assert_allclose(whole["value"], parts["value"], rtol=1e-6)
+    assert (int(once), int(thrice)) == (1, 3)
+
+
+@pytest.fixture(scope="module", params=["kl", "vq"])
+def stepped(request):
+    """States after 0..4 steps; the discriminator learns from step 1 on and is heard from step 3 on."""
+    kind = request.param
+    model = AutoencoderKL(**SMALL) if kind == "kl" else VQModel(**SMALL, n_embed=16)
+    settings = tasks.FirstStageSettings(
+        family=kind, n_embed=16 if kind == "vq" else 0, perceptual_weight=0.0, disc_start=3, disc_learns_from=1
+    )
+    rate = learning_rate("constant", 1e-3)
+    task = tasks.FirstStageTask(
+        model=model,
+        discriminator=NLayerDiscriminator(8, 1),
+        lpips=None,
+        settings=settings,
+        optimizer=make_optimizer("adam", rate, b1=0.5, b2=0.9),
+        learning_rate=rate,
+    )
+    image = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)), jnp.float32)
+    batch = {"image": image}
+    state = jax.jit(task.init)(jax.random.key_data(jax.random.key(0)), {}, batch)
+    step = jax.jit(task.step)
+    states, told = [state], []
+    for _ in range(4):
+        state, metrics = step(state, {}, batch)
+        states.append(state)
+        told.append(metrics)
+    return kind, states, told
+
+
+def moved(before, after):
+    return [bool(jnp.any(a != b)) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after))]
+
+
+def test_the_discriminator_learns_from_its_step_on(stepped):
+    _, states, told = stepped
+    pairs = [(a.params["discriminator"], b.params["discriminator"]) for a, b in zip(states, states[1:])]
+    assert not any(moved(*pairs[0]))
+    assert all(any(moved(*pair)) for pair in pairs[1:])
+    assert float(told[0]["disc_loss"]) == 0.0 and float(told[1]["disc_loss"]) > 0.0
+
+
+def test_the_autoencoder_and_its_codebook_move_in_every_step(stepped):
+    kind, states, _ = stepped
+    for before, after in zip(states, states[1:]):
+        assert any(moved(before.params["autoencoder"]["encoder"], after.params["autoencoder"]["encoder"]))
+        assert any(moved(before.params["autoencoder"]["decoder"], after.params["autoencoder"]["decoder"]))
+        if kind == "vq":
+            assert any(moved(before.params["autoencoder"]["quantize"], after.params["autoencoder"]["quantize"]))
+
+
+def test_running_statistics_and_norms_are_told(stepped):
+    _, states, told = stepped
+    assert jax.tree.leaves(states[0].variables["batch_stats"]) == [] or any(
+        moved(states[0].variables, states[1].variables)
+    )
+    np.testing.assert_allclose(told[-1]["param_norm"], optax.global_norm(states[-1].params), rtol=1e-5)
