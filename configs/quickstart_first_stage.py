@@ -15,10 +15,10 @@ def get_config(variant: str = ""):
         ),
         image_size=32,
     )
-    config.steps = 1500
+    config.steps = 700
     config.batch_size = 16
     config.optim.update(learning_rate=1e-3, schedule="cosine", warmup_steps=50)
-    config.loss.update(perceptual_weight=0.0, disc_start=1000, disc_layers=2, disc_ndf=32, disc_weight=0.1)
-    config.every.update(evaluate=500, picture=500, checkpoint=500)
+    config.loss.update(perceptual_weight=0.0, disc_start=500, disc_layers=2, disc_ndf=32, disc_weight=0.1)
+    config.every.update(evaluate=350, picture=350, checkpoint=350)
     config.data.validation_images = 128
     return common.finish(config, variant)

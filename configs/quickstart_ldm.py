@@ -22,10 +22,10 @@ def get_config(variant: str = ""):
         ),
         image_size=32,
     )
-    config.steps = 3000
+    config.steps = 1600
     config.batch_size = 32
     config.optim.update(learning_rate=5e-4, schedule="cosine", warmup_steps=100, clip_norm=1.0)
     config.ema.decay = 0.999
-    config.every.update(evaluate=1000, picture=1000, checkpoint=1000)
+    config.every.update(evaluate=800, picture=800, checkpoint=800)
     config.data.validation_images = 128
     return common.finish(config, variant)
