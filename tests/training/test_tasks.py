@@ -1,5 +1,7 @@
 """Train steps: accumulation equals the whole batch, and generator, discriminator and codebook move when they should."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,7 +65,7 @@ def moved(before, after):
 
 def test_the_discriminator_learns_from_its_step_on(stepped):
     _, states, told = stepped
-    pairs = [(a.params["discriminator"], b.params["discriminator"]) for a, b in zip(states, states[1:])]
+    pairs = [(a.params["discriminator"], b.params["discriminator"]) for a, b in itertools.pairwise(states)]
     assert not any(moved(*pairs[0]))
     assert all(any(moved(*pair)) for pair in pairs[1:])
     assert float(told[0]["disc_loss"]) == 0.0 and float(told[1]["disc_loss"]) > 0.0
@@ -71,7 +73,7 @@ def test_the_discriminator_learns_from_its_step_on(stepped):
 
 def test_the_autoencoder_and_its_codebook_move_in_every_step(stepped):
     kind, states, _ = stepped
-    for before, after in zip(states, states[1:]):
+    for before, after in itertools.pairwise(states):
         assert any(moved(before.params["autoencoder"]["encoder"], after.params["autoencoder"]["encoder"]))
         assert any(moved(before.params["autoencoder"]["decoder"], after.params["autoencoder"]["decoder"]))
         if kind == "vq":
