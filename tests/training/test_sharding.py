@@ -1,5 +1,7 @@
 """Mesh and placement rules."""
 
+from typing import ClassVar
+
 import jax
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ from ldm_jax.training import sharding
 
 
 class FakeMesh:
-    shape = {"data": 2, "fsdp": 4}
+    """Enough of a (2, 4) mesh for the rules."""
+
+    shape: ClassVar = {"data": 2, "fsdp": 4}
     size = 8
 
 
