@@ -108,8 +108,8 @@ def _generate(args: argparse.Namespace, config, params, frozen) -> Iterator[np.n
     import jax.numpy as jnp
 
     from ldm_jax import build, generate
+    from ldm_jax.data.transforms import to_uint8
     from ldm_jax.diffusion.timetable import make_timetable
-    from ldm_jax.training.logging import to_uint8
 
     ldm, shape = build.ldm(config), build.latent_shape(config)
     timetable = make_timetable(ldm.schedule, _steps(args, config), args.spacing)

@@ -20,7 +20,7 @@ ALLOWED = {
     "conditioners": {"tree", "models", "diffusion"},
     "ldm": {"tree", "keys", "models", "diffusion", "losses", "conditioners"},
     "generate": {"tree", "keys", "models", "diffusion", "conditioners", "ldm"},
-    "training": {"tree", "keys", "models", "diffusion", "losses", "conditioners", "ldm", "generate"},
+    "training": {"tree", "keys", "models", "diffusion", "data", "losses", "conditioners", "ldm", "generate"},
     "metrics": {"tree", "models", "ldm", "generate"},
     "convert": {"tree", "models", "ldm"},
 }

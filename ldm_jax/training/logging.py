@@ -10,17 +10,12 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-
-def to_uint8(image: np.ndarray) -> np.ndarray:
-    """[-1,1] float -> uint8, clipped and rounded; uint8 stays."""
-    if image.dtype == np.uint8:
-        return image
-    return np.clip(np.round((np.asarray(image, np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
+from ldm_jax.data.transforms import to_uint8
 
 
 def grid(images: np.ndarray, columns: int | None = None, pad: int = 2) -> np.ndarray:
     """[N,H,W,C], uint8 or in [-1,1] -> one uint8 picture with white gaps, row by row."""
-    images = to_uint8(images)
+    images = images if images.dtype == np.uint8 else to_uint8(images)
     n, h, w, c = images.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)

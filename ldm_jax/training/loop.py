@@ -42,8 +42,8 @@ class NonFinite(RuntimeError):
 def run(task, loaders: Loaders, frozen: Tree, config, mesh: Mesh, workdir: str | Path) -> None:
     """Trains to `config.steps`; resumes from `workdir` when it holds a checkpoint.
 
-    `config.every` says after how many steps something happens (log, evaluate, picture, checkpoint; 0 = never) and
-    how many checkpoints to keep. Raises NonFinite naming the step; older checkpoints stay as they are.
+    `config.every` says after how many steps something happens (log, evaluate, picture, checkpoint; 0 = never),
+    `config.keep` how many checkpoints stay. Raises NonFinite naming the step; older checkpoints stay as they are.
     """
     workdir = Path(workdir)
     checkpoints = checkpoint.Checkpoints(workdir, config.keep)

@@ -189,7 +189,6 @@ def test_shapes_source():
 
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory):
-    pytest.importorskip("tensorflow_datasets")
     from fake_tfds.colours import Colours
 
     data_dir = tmp_path_factory.mktemp("tfds")

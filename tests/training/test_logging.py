@@ -5,6 +5,7 @@ import json
 import numpy as np
 from PIL import Image
 
+from ldm_jax.data.transforms import to_uint8
 from ldm_jax.training import logging
 
 
@@ -16,7 +17,7 @@ def test_grid_places_images_row_by_row():
 
 
 def test_to_uint8_clips_and_rounds():
-    values = logging.to_uint8(np.array([-2.0, -1.0, 0.0, 1.0, 2.0]))
+    values = to_uint8(np.array([-2.0, -1.0, 0.0, 1.0, 2.0]))
     assert values.tolist() == [0, 0, 128, 255, 255]
 
 
