@@ -18,13 +18,15 @@ LAYER_NORM_EPS = 1e-5  # torch's default; flax's is 1e-6
 def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
     """softmax(q k^T / sqrt(D)) v with the softmax in float32.
 
-    q [B,H,T,D], k and v [B,H,L,D], mask [B,L] bool (True: may be attended to) -> [B,H,T,D] of v's type.
+    q [B,H,T,D], k and v [B,H,L,D], mask [B,L] or [B,T,L] bool (True: may be attended to; a row without any
+    attends to all) -> [B,H,T,D] of v's type.
     Heads stand before positions: that layout needs no transposed copies inside the products.
     """
     q = q * q.shape[-1] ** -0.5
     logits = jnp.einsum("bhtd,bhld->bhtl", q, k, preferred_element_type=jnp.float32)
     if mask is not None:
-        logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
+        pairs = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
+        logits = jnp.where(pairs, logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     return jnp.einsum("bhtl,bhld->bhtd", weights, v)
 
@@ -73,11 +75,12 @@ class CrossAttention(nn.Module):
 
     num_heads: int
     head_dim: int
+    out_name: str = "to_out_0"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, context: Array | None = None, mask: Array | None = None) -> Array:
-        """context [B,L,D]; mask [B,L] bool, True where the context may be attended to."""
+        """context [B,L,D]; mask [B,L] or [B,T,L] bool, True where the context may be attended to."""
         context = x if context is None else context
         inner = self.num_heads * self.head_dim
 
@@ -86,7 +89,7 @@ class CrossAttention(nn.Module):
             return _split_heads(y, self.num_heads)
 
         h = attend(project("to_q", x), project("to_k", context), project("to_v", context), mask)
-        return Dense(x.shape[-1], dtype=self.dtype, name="to_out_0")(_join_heads(h))
+        return Dense(x.shape[-1], dtype=self.dtype, name=self.out_name)(_join_heads(h))
 
 
 class FeedForward(nn.Module):
