@@ -18,6 +18,7 @@ def _base(task: str, image_size: int) -> ConfigDict:
             dtype="float32",  # compute type of the networks: float32 | bfloat16; parameters stay float32
             data=dict(
                 source="shapes",  # shapes (drawn on the fly) | folder | tfds
+                simple_scenes=False,  # shapes: larger, fewer, on plain backgrounds
                 path="",  # folder: the images; tfds: data_dir
                 name="",  # tfds: name, e.g. celeb_a_hq/256
                 split="train",  # tfds: the training split
@@ -45,6 +46,8 @@ def _base(task: str, image_size: int) -> ConfigDict:
                 weight_decay=0.01,
                 schedule="constant",  # constant | linear_warmup | cosine
                 warmup_steps=0,
+                warmup_fraction=0.0,  # first rate of the warm-up / learning_rate
+                decay_steps=0,  # cosine: the step at which it ends; 0 = steps
                 final_fraction=0.0,  # cosine: last rate / learning_rate
                 clip_norm=0.0,  # 0 = off
                 accumulate=1,
@@ -93,6 +96,43 @@ def kl_f8() -> dict:
     return _first_stage("first_stage_kl_f8", "kl", 8, ch_mult=(1, 2, 4, 4), z_channels=4, embed_dim=4)
 
 
+def kl_f16() -> dict:
+    return _first_stage("first_stage_kl_f16", "kl", 16, attn_resolutions=(16,), z_channels=16, embed_dim=16)
+
+
+def kl_f32() -> dict:
+    return _first_stage("first_stage_kl_f32", "kl", 32, attn_resolutions=(16, 8), z_channels=64, embed_dim=64)
+
+
+def vq_f4_noattn() -> dict:
+    return _first_stage("first_stage_vq_f4_noattn", "vq", 4, attn_type="none")
+
+
+def vq_f8_n256() -> dict:
+    return vq_f8() | dict(recipe="first_stage_vq_f8_n256", n_embed=256)
+
+
+def vq_f16() -> dict:
+    numbers = dict(attn_resolutions=(16,), z_channels=8, embed_dim=8, n_embed=16384)
+    return _first_stage("first_stage_vq_f16", "vq", 16, **numbers)
+
+
+def vq_f2() -> dict:
+    return _first_stage("first_stage_table8:vq_f2", "vq", 2, z_channels=2, embed_dim=2, n_embed=2048)
+
+
+def vq_f32(channels: int = 16) -> dict:
+    """Never released. Table 8 has 16 channels, tables 13 and 14 use 32."""
+    recipe = f"first_stage_table8:vq_f32{'' if channels == 16 else f'_c{channels}'}"
+    numbers = dict(attn_resolutions=(16, 8), z_channels=channels, embed_dim=channels, n_embed=16384)
+    return _first_stage(recipe, "vq", 32, **numbers)
+
+
+def pixels() -> dict:
+    """The identity: diffusion on pixels (LDM-1)."""
+    return _first_stage("", "identity", 1)
+
+
 def small_first_stage(
     recipe: str, kind: str, f: int, ch: int, z_channels: int, resolution: int, **numbers
 ) -> dict:
@@ -125,12 +165,26 @@ def autoencoder(first_stage: dict, image_size: int = 256) -> ConfigDict:
     return config
 
 
-def unconditional_ldm(first_stage: dict, unet: dict, image_size: int = 256) -> ConfigDict:
-    """Second stage without a condition: UNet on the first stage's latents (paper, section 3.2)."""
+def openimages(config: ConfigDict, crop_only: bool = False) -> None:
+    """Data and optimiser of the released first stages: shorter side to 384, random crops of 256, no flips.
+
+    Two batches of 12 a step and 24 x 4.5e-6, the original's ImageNet recipe (configs/autoencoder).
+    `crop_only`: crops of the images as they are.
+    """
+    config.batch_size = 24
+    config.optim.update(learning_rate=1.08e-4, accumulate=2)
+    config.data.update(source="folder", crop="random", resize_to=384)
+    if crop_only:
+        config.data.update(resize="none", resize_to=0)
+
+
+def ldm(first_stage: dict, unet: dict, conditioner: dict | None = None, image_size: int = 256) -> ConfigDict:
+    """Second stage: UNet on the first stage's latents (paper, section 3.2), told what the conditioner says (3.3)."""
     config = _base("ldm", image_size)
     config.first_stage = ConfigDict(first_stage)
     config.latent_scale = 0.0  # 0 = measured over latent_scale_batches batches and kept with the run
     config.latent_scale_batches = 16
+    config.conditioner = ConfigDict(conditioner or dict(kind="none", drop_prob=0.0))
     config.unet = ConfigDict(
         dict(
             model_channels=128,
@@ -138,8 +192,11 @@ def unconditional_ldm(first_stage: dict, unet: dict, image_size: int = 256) -> C
             num_res_blocks=2,
             channel_mult=(1, 2, 4),
             attention_downsamples=(),  # levels with attention, as downsampling factors of the latent
-            num_heads=-1,
-            num_head_channels=-1,
+            num_heads=-1,  # heads everywhere, or
+            num_head_channels=-1,  # the width of each; the other is -1
+            use_spatial_transformer=conditioner is not None and conditioner["kind"] in WITH_CONTEXT,
+            transformer_depth=1,
+            legacy=True,
             use_scale_shift_norm=False,
             resblock_updown=False,
             dropout=0.0,
@@ -165,6 +222,87 @@ def unconditional_ldm(first_stage: dict, unet: dict, image_size: int = 256) -> C
     return config
 
 
+# Conditioners: sections for `ldm`. drop_prob = share of training samples that are told nothing; guidance needs it.
+# The original never says how often it dropped; 0.1 is the custom since.
+
+
+WITH_CONTEXT = ("class", "text", "layout", "vectors")
+
+
+def class_label(n_classes: int, dim: int, drop_prob: float = 0.0) -> dict:
+    """A learned vector per class; with dropping, one more for "any class"."""
+    return dict(kind="class", n_classes=n_classes, dim=dim, null_class=drop_prob > 0, drop_prob=drop_prob)
+
+
+def text(dim: int, depth: int, drop_prob: float = 0.1, tokenizer: str = "bert-base-uncased") -> dict:
+    """The BERT-style transformer over captions, trained from scratch."""
+    return dict(
+        kind="text",
+        tokenizer=tokenizer,  # a name that transformers knows, or a folder
+        vocab_size=30522,
+        max_length=77,
+        dim=dim,
+        depth=depth,
+        use_mask=False,  # True: padding is not attended to; the released models attend to it
+        null_tokens=(101, 102),  # the tokens of the empty caption; padded with 0
+        drop_prob=drop_prob,
+    )
+
+
+def layout(n_classes: int, dim: int, depth: int, drop_prob: float = 0.0) -> dict:
+    """The transformer over 30 objects x (class, top left, bottom right) and the crop's corners."""
+    return dict(
+        kind="layout",
+        n_classes=n_classes,
+        vocab_size=8192,
+        max_objects=30,
+        max_length=92,
+        dim=dim,
+        depth=depth,
+        drop_prob=drop_prob,
+    )
+
+
+def segmentation(n_classes: int, channels: int = 3, drop_prob: float = 0.0) -> dict:
+    """One-hot maps, halved to the latent's size, to `channels` learned channels."""
+    return dict(kind="semantic", n_classes=n_classes, channels=channels, n_stages=2, drop_prob=drop_prob)
+
+
+def low_res() -> dict:
+    """The small picture, as large as the latent."""
+    return dict(kind="superres", drop_prob=0.0)
+
+
+def masked() -> dict:
+    """The latent of the picture without its hole, and the hole's mask."""
+    return dict(kind="inpaint", drop_prob=0.0)
+
+
+def vectors(number: int, dim: int, drop_prob: float = 0.1) -> dict:
+    """Vectors that come with the data."""
+    return dict(kind="vectors", number=number, dim=dim, drop_prob=drop_prob)
+
+
+def faces_unet() -> dict:
+    """The 274.06M UNet of CelebA-HQ, FFHQ and LSUN-Bedrooms (table 12)."""
+    return dict(
+        model_channels=224, channel_mult=(1, 2, 3, 4), attention_downsamples=(2, 4, 8), num_head_channels=32
+    )
+
+
+def imagenet(config: ConfigDict) -> None:
+    """Data of the class-conditional models: TFDS imagenet2012, shorter side to 256, random crops, no flips."""
+    config.data.update(source="tfds", name="imagenet2012", crop="random", interpolation="bilinear")
+
+
+def split_variant(variant: str, options: tuple[str, ...]) -> tuple[str, str]:
+    """"f8" -> ("f8", ""), "f8_tiny" -> ("f8", "tiny"). Raises ValueError with the options."""
+    name = variant.removesuffix("_tiny")
+    if name not in options:
+        raise ValueError(f"variant {variant!r}; there are, after a colon: {', '.join(options)}, each also with _tiny")
+    return name, "tiny" if variant.endswith("_tiny") else ""
+
+
 def finish(config: ConfigDict, variant: str) -> ConfigDict:
     """Applies the variant: "" = the recipe, "tiny" = the same structure shrunk to seconds on a CPU."""
     if variant not in ("", "tiny"):
@@ -176,7 +314,8 @@ def finish(config: ConfigDict, variant: str) -> ConfigDict:
 
 def _shrink(config: ConfigDict) -> None:
     f = 2 ** (len(config.first_stage.ch_mult) - 1)
-    size = min(16 * f, config.data.image_size)
+    levels = len(config.unet.channel_mult) if config.task == "ldm" else 1
+    size = min(max(16, 2 ** (levels - 1)) * f, config.data.image_size)
     config.update(batch_size=8, steps=4)
     config.data.update(source="shapes", image_size=size, resize="shorter", resize_to=0, workers=0)
     config.data.validation_images = 8
@@ -190,5 +329,9 @@ def _shrink(config: ConfigDict) -> None:
     else:
         config.first_stage.checkpoint = "random"
         config.latent_scale_batches = 2
-        config.unet.update(model_channels=32, num_res_blocks=1)
+        config.unet.update(model_channels=32, num_res_blocks=1, remat=False)
         config.sample.update(steps=4, number=4)
+        smaller = dict(dim=32, depth=1, n_classes=64)
+        config.conditioner.update({k: v for k, v in smaller.items() if k in config.conditioner})
+        if config.conditioner.kind == "semantic":
+            config.conditioner.n_classes = 9

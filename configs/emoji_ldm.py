@@ -9,7 +9,7 @@ from configs import common
 
 
 def get_config(variant: str = ""):
-    config = common.unconditional_ldm(
+    config = common.ldm(
         common.small_first_stage("emoji_first_stage", "kl", 4, ch=32, z_channels=4, resolution=64, num_res_blocks=1),
         dict(
             model_channels=64,

@@ -15,15 +15,7 @@ from configs import common
 
 
 def get_config(variant: str = ""):
-    config = common.unconditional_ldm(
-        common.vq_f4(),
-        dict(
-            model_channels=224,
-            channel_mult=(1, 2, 3, 4),
-            attention_downsamples=(2, 4, 8),
-            num_head_channels=32,
-        ),
-    )
+    config = common.ldm(common.vq_f4(), common.faces_unet())
     config.steps = 635_000
     config.batch_size = 42
     config.optim.learning_rate = 8.4e-5

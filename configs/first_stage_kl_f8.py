@@ -18,8 +18,6 @@ from configs import common
 def get_config(variant: str = ""):
     config = common.autoencoder(common.kl_f8())
     config.steps = 246_803
-    config.batch_size = 24
-    config.optim.update(learning_rate=1.08e-4, accumulate=2)
+    common.openimages(config)
     config.loss.update(disc_start=50_001, disc_weight=0.5)
-    config.data.update(source="folder", crop="random", resize_to=384)
     return common.finish(config, variant)

@@ -18,8 +18,6 @@ from configs import common
 def get_config(variant: str = ""):
     config = common.autoencoder(common.vq_f4())
     config.steps = 533_066
-    config.batch_size = 24
-    config.optim.update(learning_rate=1.08e-4, accumulate=2)
+    common.openimages(config, crop_only=True)
     config.loss.update(disc_start=250_001, disc_weight=0.75)
-    config.data.update(source="folder", crop="random", resize="none")
     return common.finish(config, variant)

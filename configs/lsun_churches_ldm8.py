@@ -15,7 +15,7 @@ from configs import common
 
 
 def get_config(variant: str = ""):
-    config = common.unconditional_ldm(
+    config = common.ldm(
         common.kl_f8(),
         dict(
             model_channels=192,
@@ -29,7 +29,7 @@ def get_config(variant: str = ""):
     config.steps = 500_000
     config.batch_size = 96
     config.optim.learning_rate = 5e-5
-    config.optim.update(schedule="linear_warmup", warmup_steps=10_000)
+    config.optim.update(schedule="linear_warmup", warmup_steps=10_000, warmup_fraction=1e-6)
     config.diffusion.update(end=0.0155, loss="l1")
     config.latent_scale = 0.0  # measured: KL latents are far from unit variance
     config.data.update(source="tfds", name="lsun/church_outdoor", flip=True)

@@ -1,4 +1,4 @@
-"""A KL first stage on the built-in shapes, 32 px -> 8x8x4: minutes on a laptop, no download.
+"""A KL first stage on the built-in shapes, 32 px -> 16x16x3: minutes on a laptop, no download.
 
     python train.py --config=configs/quickstart_first_stage.py --workdir=runs/quickstart/first_stage
 
@@ -11,14 +11,14 @@ from configs import common
 def get_config(variant: str = ""):
     config = common.autoencoder(
         common.small_first_stage(
-            "quickstart_first_stage", "kl", 4, ch=32, z_channels=4, resolution=32, num_res_blocks=1
+            "quickstart_first_stage", "kl", 2, ch=32, z_channels=3, resolution=32, num_res_blocks=1
         ),
         image_size=32,
     )
-    config.steps = 700
-    config.batch_size = 16
+    config.steps = 1200
+    config.batch_size = 8
     config.optim.update(learning_rate=1e-3, schedule="cosine", warmup_steps=50)
-    config.loss.update(perceptual_weight=0.0, disc_start=500, disc_layers=2, disc_ndf=32, disc_weight=0.1)
-    config.every.update(evaluate=350, picture=350, checkpoint=350)
-    config.data.validation_images = 128
+    config.loss.update(perceptual_weight=0.0, disc_start=900, disc_layers=2, disc_ndf=16, disc_weight=0.1)
+    config.every.update(evaluate=600, picture=600, checkpoint=600)
+    config.data.update(simple_scenes=True, validation_images=128)
     return common.finish(config, variant)

@@ -13,6 +13,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ldm_jax.conditioners import (
+    ClassEmbedder,
+    Inpainting,
+    LowRes,
+    SpatialRescaler,
+    TextConditioner,
+    Unconditional,
+    Vectors,
+)
 from ldm_jax.data import pipeline, sources, transforms
 from ldm_jax.diffusion.schedule import NoiseSchedule, make_schedule
 from ldm_jax.diffusion.timetable import make_timetable
@@ -59,7 +68,65 @@ def first_stage(config: ConfigDict) -> nn.Module:
 
 
 def unet(config: ConfigDict) -> UNet:
-    return UNet(**_fields(config.unet), dtype=dtype(config))
+    c = config.conditioner
+    width = c.dim if config.unet.use_spatial_transformer else None
+    return UNet(**_fields(config.unet), context_dim=width, dtype=dtype(config))
+
+
+def conditioner(config: ConfigDict) -> nn.Module:
+    c = config.conditioner
+    text = dict(vocab_size=0, max_length=0, dim=0, depth=0)
+    kinds = {
+        "none": lambda: Unconditional(),
+        "class": lambda: ClassEmbedder(c.n_classes, c.dim, c.null_class),
+        "text": lambda: TextConditioner(
+            **{k: c[k] for k in text}, null_tokens=_padded(c.null_tokens, c.max_length),
+            null_mask=_padded((1,) * len(c.null_tokens), c.max_length), use_mask=c.use_mask, dtype=dtype(config),
+        ),
+        "layout": lambda: TextConditioner(
+            **{k: c[k] for k in text}, null_tokens=_empty_layout(c), dtype=dtype(config)
+        ),
+        "semantic": lambda: SpatialRescaler(c.n_classes, c.channels, c.n_stages),
+        "superres": LowRes,
+        "inpaint": Inpainting,
+        "vectors": Vectors,
+    }  # fmt: skip
+    model = _choose("config.conditioner.kind", c.kind, kinds)()
+    if c.drop_prob and c.kind == "class" and not c.null_class:
+        raise ValueError(f"config.conditioner.drop_prob={c.drop_prob} needs config.conditioner.null_class=True")
+    return model
+
+
+def _empty_layout(c: ConfigDict) -> tuple[int, ...]:
+    return (8191,) * (3 * c.max_objects) + (0, 90 * 90 - 1)[: c.max_length - 3 * c.max_objects]
+
+
+def _padded(tokens: tuple[int, ...], length: int) -> tuple[int, ...]:
+    return (*tokens, *(0,) * (length - len(tokens)))
+
+
+def batch_shapes(config: ConfigDict, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The fields of a training batch, as the networks read them."""
+    size, channels = config.data.image_size, config.data.channels
+    fields = {"image": ((size, size, channels), jnp.float32)}
+    if config.task == "ldm":
+        c, (height, width, _) = config.conditioner, latent_shape(config)
+        if c.kind == "class":
+            fields["label"] = ((), jnp.int32)
+        elif c.kind in ("text", "layout"):
+            fields["tokens"] = ((c.max_length,), jnp.int32)
+            if c.kind == "text" and c.use_mask:
+                fields["token_mask"] = ((c.max_length,), jnp.int32)
+        elif c.kind == "semantic":
+            fields["segmentation"] = ((size, size), jnp.int32)
+        elif c.kind == "superres":
+            fields["low_res"] = ((height, width, channels), jnp.float32)
+        elif c.kind == "inpaint":
+            fields["masked_image"] = ((size, size, channels), jnp.float32)
+            fields["mask"] = ((size, size, 1), jnp.float32)
+        elif c.kind == "vectors":
+            fields["vectors"] = ((c.number, c.dim), jnp.float32)
+    return {name: jax.ShapeDtypeStruct((batch_size, *shape), kind) for name, (shape, kind) in fields.items()}
 
 
 def schedule(config: ConfigDict) -> NoiseSchedule:
@@ -73,6 +140,8 @@ def ldm(config: ConfigDict) -> LDM:
         first_stage=first_stage(config),
         unet=unet(config),
         schedule=schedule(config),
+        conditioner=conditioner(config),
+        cond_drop_prob=config.conditioner.drop_prob,
         loss_type=d.loss,
         elbo_weight=d.elbo_weight,
         learn_logvar=d.learn_logvar,
@@ -95,7 +164,7 @@ def source(config: ConfigDict, train: bool) -> sources.Source:
     d = config.data
     split = "train" if train else "validation"
     if d.source == "shapes":
-        return sources.ShapesSource(size=d.image_size, split=split)
+        return sources.ShapesSource(size=d.image_size, split=split, simple=d.simple_scenes)
     if d.source == "folder":
         if not d.path:
             raise Missing("the images: give their folder with --config.data.path=DIR")
@@ -241,14 +310,15 @@ def frozen(config: ConfigDict, workdir: str | Path, kept_only: bool = False) -> 
         image = jnp.zeros((1, config.data.image_size, config.data.image_size, config.data.channels))
         variables = jax.jit(model.init)(jax.random.key(config.seed), image)
     elif not where:
-        raise Missing(_HOW_TO_GET_A_FIRST_STAGE.format(name=config.first_stage.recipe))
+        name, colon, variant = config.first_stage.recipe.partition(":")
+        raise Missing(_HOW_TO_GET_A_FIRST_STAGE.format(recipe=f"{name}.py{colon}{variant}"))
     else:
         variables = _first_stage_of_run(config, where)
     return {"first_stage": variables, "latent_scale": jnp.float32(1.0)}
 
 
 _HOW_TO_GET_A_FIRST_STAGE = """the first stage, whose latents the diffusion model learns. Train one:
-    python train.py --config=configs/{name}.py --workdir=runs/first_stage
+    python train.py --config=configs/{recipe} --workdir=runs/first_stage
 then give its run directory:
     --config.first_stage.checkpoint=runs/first_stage"""
 
@@ -280,8 +350,7 @@ def restore(config: ConfigDict, workdir: str | Path, frozen: Tree, step: int | N
 
     Raises Missing when the run has no checkpoint, FileNotFoundError when it has not that step.
     """
-    size, channels = config.data.image_size, config.data.channels
-    batch = {"image": jax.ShapeDtypeStruct((config.batch_size, size, size, channels), jnp.float32)}
+    batch = batch_shapes(config, config.batch_size)
     key = jax.random.key_data(jax.random.key(0))
     one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
@@ -314,8 +383,9 @@ def mesh(config: ConfigDict) -> Mesh:
 
 
 # What a run's checkpoints depend on; of the last two only whether they are 0.
-STATE_OPTIONS = ("task", "first_stage.", "unet.", "diffusion.", "latent_scale", "loss.disc_layers", "loss.disc_ndf",
-                 "optim.name")  # fmt: skip
+STATE_OPTIONS = ("task", "first_stage.", "conditioner.", "unet.", "diffusion.", "latent_scale", "loss.disc_layers",
+                 "loss.disc_ndf", "optim.name")  # fmt: skip
+NOT_STATE = ("conditioner.drop_prob", "conditioner.tokenizer")
 ON_OFF_OPTIONS = ("ema.decay", "optim.clip_norm")
 
 
@@ -324,7 +394,8 @@ def _check_same_run(config: ConfigDict, workdir: str | Path) -> None:
     wrong = [
         f"    {name}: {before!r} there, {now!r} here"
         for name, (before, now) in checkpoint.changes(workdir, config.to_dict()).items()
-        if name.startswith(STATE_OPTIONS) or (name in ON_OFF_OPTIONS and bool(before) != bool(now))
+        if (name.startswith(STATE_OPTIONS) and name not in NOT_STATE)
+        or (name in ON_OFF_OPTIONS and bool(before) != bool(now))
     ]
     if wrong:
         raise ValueError(
@@ -351,8 +422,8 @@ def run(config: ConfigDict, workdir: str | Path) -> tuple[Any, loop.Loaders, Tre
 def learning_rate(config: ConfigDict):
     o = config.optim
     return optim.learning_rate(
-        o.schedule, o.learning_rate, warmup_steps=o.warmup_steps, total_steps=config.steps,
-        final_fraction=o.final_fraction,
+        o.schedule, o.learning_rate, warmup_steps=o.warmup_steps, warmup_fraction=o.warmup_fraction,
+        total_steps=o.decay_steps or config.steps, final_fraction=o.final_fraction,
     )  # fmt: skip
 
 

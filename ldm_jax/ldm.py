@@ -10,6 +10,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -17,21 +18,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.conditioners import Cond, Unconditional
+from ldm_jax.conditioners import Cond, Unconditional, drop
 from ldm_jax.diffusion.schedule import NoiseSchedule
 from ldm_jax.keys import normal, stream
 
 Tree = Any
 Batch = dict[str, jax.Array]
 # Streams drawn from one sample's key; never the same key twice.
-T_STREAM, NOISE_STREAM, POSTERIOR_STREAM, DROPOUT_STREAM = range(4)
+T_STREAM, NOISE_STREAM, POSTERIOR_STREAM, DROPOUT_STREAM, CONDITION_STREAM = range(5)
 
 
 @dataclass(frozen=True)
 class LDM:
     """See the module's docstring. `loss_type` is "l1" or "l2"; `elbo_weight` weighs the variational bound term
     (the original's original_elbo_weight); `learn_logvar` learns one log variance per timestep;
-    `weighting` is "none" or "min_snr"."""
+    `weighting` is "none" or "min_snr"; `cond_drop_prob`: share of the training samples that are told nothing."""
 
     first_stage: nn.Module
     unet: nn.Module
@@ -42,6 +43,7 @@ class LDM:
     learn_logvar: bool = False
     logvar_init: float = 0.0
     weighting: str = "none"
+    cond_drop_prob: float = 0.0
 
     def __post_init__(self):
         if self.loss_type not in ("l1", "l2"):
@@ -51,7 +53,8 @@ class LDM:
         """`params` for a batch of this shape; traceable, so `jax.eval_shape` gives the shapes for nothing."""
         cond_key, unet_key, z_key = jax.random.split(key, 3)
         z = self.encode(frozen, batch["image"], jax.random.split(z_key, len(batch["image"])))
-        cond_params = self.conditioner.init(cond_key, batch).get("params", {})
+        encode = partial(self.encode, frozen)
+        cond_params = self.conditioner.init(cond_key, batch, encode).get("params", {})
         cond = self.condition({"conditioner": cond_params}, frozen, batch)
         t = jnp.zeros(len(z), jnp.int32)
         unet_params = self.unet.init(unet_key, _join(z, cond), t, cond.context)["params"]
@@ -71,7 +74,7 @@ class LDM:
 
     def condition(self, params: Tree, frozen: Tree, batch: Batch) -> Cond:
         """What the UNet is told about `batch`."""
-        return self.conditioner.apply({"params": params["conditioner"]}, batch)
+        return self.conditioner.apply({"params": params["conditioner"]}, batch, partial(self.encode, frozen))
 
     def predict(
         self, params: Tree, z_t: jax.Array, t: jax.Array, cond: Cond, dropout_key: jax.Array | None = None
@@ -92,6 +95,9 @@ class LDM:
     ) -> dict[str, jax.Array]:
         """Per-sample terms [B]: loss (what is minimised), loss_simple, loss_vlb. keys [B], one a sample."""
         z = jax.lax.stop_gradient(self.encode(frozen, batch["image"], stream(keys, POSTERIOR_STREAM)))
+        if train and self.cond_drop_prob:
+            dropped = jax.vmap(lambda k: jax.random.bernoulli(k, self.cond_drop_prob))(stream(keys, CONDITION_STREAM))
+            batch = drop(self.conditioner, batch, dropped)
         cond = self.condition(params, frozen, batch)
         t = jax.vmap(lambda k: jax.random.randint(k, (), 0, self.schedule.timesteps))(stream(keys, T_STREAM))
         noise = normal(stream(keys, NOISE_STREAM), z.shape[1:])

@@ -1,6 +1,8 @@
 """Scenes of coloured shapes, drawn from (seed, index) with numpy alone: a data set that needs no download.
 
-One large MAIN shape and up to three smaller ones stand before a muted background. Every scene comes with what
+One large MAIN shape and up to three smaller ones stand before a muted background; in `simple` scenes, made for
+models that learn in minutes, the main shape is larger, at most one other is there, and backgrounds have no pattern
+but shading. Every scene comes with what
 the conditional tasks need: label, caption, boxes, segmentation. Shapes are signed distance functions d(u, v)
 in their own units (circumscribed circle = 1, v points down), negative inside; coverage = clip(1/2 - d), with
 d in pixels, which gives soft edges without supersampling.
@@ -19,6 +21,10 @@ BACKGROUNDS = {
     "slate": (95, 110, 128), "mauve": (160, 135, 155), "dark": (62, 62, 68), "pale": (222, 222, 218),
 }
 PATTERNS = ("plain", "shaded", "striped", "checkered")
+SIMPLE_PATTERNS = PATTERNS[:2]
+# Probabilities of 1, 2, ... shapes, and the main shape's radius.
+COUNTS, RADIUS = (0.25, 0.3, 0.25, 0.2), (0.2, 0.35)
+SIMPLE_COUNTS, SIMPLE_RADIUS = (0.6, 0.4), (0.28, 0.4)
 
 
 def _box(u, v, half_u, half_v):
@@ -86,10 +92,10 @@ def _waves(position: np.ndarray, count: float, size: int) -> np.ndarray:
     return np.clip(0.5 - distance * (size / count), 0.0, 1.0)
 
 
-def _background(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
+def _background(rng: np.random.Generator, size: int, patterns: tuple[str, ...]) -> tuple[np.ndarray, str]:
     """Returns image [size,size,3] float32 in 0..255 and its words ("striped grey")."""
     name = list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
-    pattern = PATTERNS[rng.integers(len(PATTERNS))]
+    pattern = patterns[rng.integers(len(patterns))]
     first = np.asarray(BACKGROUNDS[name], np.float32) + rng.uniform(-8, 8, 3).astype(np.float32)
     second = first + np.float32(rng.choice([-1, 1]) * rng.uniform(22, 34))
     angle, count, phase = rng.uniform(0, np.pi), rng.uniform(3, 8), rng.uniform()
@@ -108,13 +114,13 @@ def _background(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
     return first + mix[..., None] * (second - first), f"{pattern} {name}"
 
 
-def _place(rng: np.random.Generator) -> list[dict]:
+def _place(rng: np.random.Generator, counts: tuple[float, ...], main: tuple[float, float]) -> list[dict]:
     """Kinds, colours, centres, radii and turns: the main shape first. All lie inside the image; two may
     overlap by a quarter of the sum of their radii, so that no shape hides another."""
-    wanted = 1 + int(rng.choice(4, p=(0.25, 0.3, 0.25, 0.2)))
+    wanted = 1 + int(rng.choice(len(counts), p=counts))
     placed = []
     for k in range(wanted):
-        radius = rng.uniform(0.2, 0.35) if k == 0 else rng.uniform(0.08, 0.15)
+        radius = rng.uniform(*main) if k == 0 else rng.uniform(0.08, 0.15)
         for _ in range(20):
             centre = rng.uniform(radius, 1 - radius, 2)
             if all(np.hypot(*(centre - other["centre"])) > 0.75 * (radius + other["radius"])
@@ -155,7 +161,7 @@ def _caption(placed: list[dict], background: str) -> str:
     return f"{listed} on a {background} background"
 
 
-def draw(seed: int, index: int, size: int) -> dict:
+def draw(seed: int, index: int, size: int, simple: bool = False) -> dict:
     """Draws scene `index` of the stream `seed`. The same arguments give the same bytes; another size gives
     the same scene at another resolution.
 
@@ -166,8 +172,8 @@ def draw(seed: int, index: int, size: int) -> dict:
     if not 32 <= size <= 512:
         raise ValueError(f"shapes are drawn at 32 to 512 pixels, not {size}")
     rng = np.random.default_rng([seed, index])
-    image, background = _background(rng, size)
-    placed = _place(rng)
+    image, background = _background(rng, size, SIMPLE_PATTERNS if simple else PATTERNS)
+    placed = _place(rng, *((SIMPLE_COUNTS, SIMPLE_RADIUS) if simple else (COUNTS, RADIUS)))
     tints = rng.uniform(-12, 12, (len(placed), 3)).astype(np.float32)
     segmentation = np.zeros((size, size), np.uint8)
     colours = np.asarray(list(COLOURS.values()), np.float32)

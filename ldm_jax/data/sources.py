@@ -217,12 +217,13 @@ class ShapesSource(Source):
     # Where validation scenes start: no training set is as long.
     _VALIDATION = 2**40
 
-    def __init__(self, size: int = 64, count: int = 50_000, split: str = "train", seed: int = 0):
+    def __init__(self, size: int = 64, count: int = 50_000, split: str = "train", seed: int = 0,
+                 simple: bool = False):
         if split not in ("train", "validation"):
             raise ValueError(f"split is {split!r}, but shapes have train and validation")
         if not 1 <= count < self._VALIDATION:
             raise ValueError(f"count is {count}, but at least one scene must be drawn")
-        self.size, self.count, self.split, self.seed = size, count, split, seed
+        self.size, self.count, self.split, self.seed, self.simple = size, count, split, seed, simple
 
     def __len__(self) -> int:
         return self.count
@@ -230,9 +231,10 @@ class ShapesSource(Source):
     def __getitem__(self, i: int) -> dict:
         if not 0 <= i < self.count:
             raise IndexError(f"example {i} of {self.count}")
-        return shapes.draw(self.seed, i + (self._VALIDATION if self.split == "validation" else 0), self.size)
+        index = i + (self._VALIDATION if self.split == "validation" else 0)
+        return shapes.draw(self.seed, index, self.size, self.simple)
 
     def describe(self) -> str:
         """One line: count, classes and size."""
-        return (f"{self.count} drawn scenes of shapes ({self.split}, seed {self.seed}), "
+        return (f"{self.count} drawn {'simple ' if self.simple else ''}scenes of shapes ({self.split}, seed {self.seed}), "
                 f"{len(self.class_names)} classes, {self.size}x{self.size}")

@@ -85,3 +85,12 @@ def test_drawing_is_fast_enough_to_train_on():
     for index in range(100):
         shapes.draw(0, index, 64)
     assert time.process_time() - start < 1.0  # 0.03 s on one core
+
+
+def test_simple_scenes_are_simpler():
+    for index in range(40):
+        scene = shapes.draw(0, index, 64, simple=True)
+        assert "striped" not in scene["text"] and "checkered" not in scene["text"]
+        assert 1 <= len(scene["objects"]) <= 2
+        x0, y0, x1, y1 = scene["objects"][0]["box"]
+        assert max(x1 - x0, y1 - y0) > 0.35

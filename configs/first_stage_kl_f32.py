@@ -1,0 +1,22 @@
+"""KL-f32: 256 px -> 8x8x64, 103.88M parameters.
+
+Paper: table 8 (R-FID 2.04, PSNR 22.27, SSIM 0.61). Source of the numbers: the released
+models/first_stage_models/kl-f32/config.yaml and the original's ImageNet recipe in configs/autoencoder.
+
+    python scripts/make_lpips_weights.py            # once: LPIPS weights
+    python train.py --config=configs/first_stage_kl_f32.py --workdir=runs/kl_f32 \\
+        --config.data.source=folder --config.data.path=YOUR_IMAGES
+
+Any folder of images of 256 px or more will do: the original used OpenImages (shorter side to 384, random crops of 256).
+The discriminator enters at step 50,001; until then the loss is L1 + LPIPS + 1e-6 KL.
+"""
+
+from configs import common
+
+
+def get_config(variant: str = ""):
+    config = common.autoencoder(common.kl_f32())
+    config.steps = 406_763
+    common.openimages(config)
+    config.loss.update(disc_start=50_001, disc_weight=0.5)
+    return common.finish(config, variant)

@@ -1,0 +1,32 @@
+"""Landscapes 512, semantic map to image LDM-4: 215.23M UNet on 128x128x3 latents of VQ-f4 and a map's 3 channels.
+
+Paper: section 4.3.2 and table 15 (whose column says f = 8; text and released yaml say 4). Source: the released
+models/ldm/semantic_synthesis512/config.yaml. Attention stands in the middle block alone: the yaml's list of
+levels (32, 16, 8) names none that this UNet has.
+
+    python train.py --config=configs/landscapes_semantic_512_ldm4.py --workdir=runs/landscapes_semantic_512_ldm4 \\
+        --config.first_stage.checkpoint=runs/vq_f4 \\
+        --config.data.path=IMAGES_WITH_METADATA_JSONL
+    python sample.py --workdir=runs/landscapes_semantic_512_ldm4 --segmentation=map.png --size=512x1024
+
+The images: a folder whose metadata.jsonl gives each a "segmentation" (a PNG of class numbers, 182 classes of
+COCO-Stuff); random crops of 512 from a shorter side of 768.
+"""
+
+from configs import common
+
+
+def get_config(variant: str = ""):
+    config = common.ldm(
+        common.vq_f4(),
+        dict(model_channels=128, channel_mult=(1, 4, 8), attention_downsamples=(), num_heads=8),
+        common.segmentation(182),
+        image_size=512,
+    )
+    config.steps = 360_000
+    config.batch_size = 8
+    config.optim.learning_rate = 8e-6
+    config.diffusion.update(end=0.0205, loss="l1")
+    config.latent_scale = 1.0
+    config.data.update(source="folder", crop="random", resize_to=768)
+    return common.finish(config, variant)
