@@ -1,9 +1,13 @@
 """Samples images from a trained latent diffusion model.
 
     python sample.py --workdir=runs/ldm --num=16 --steps=50
+    python sample.py --workdir=runs/imagenet --label 207 --label 9 --guidance=3
+    python sample.py --workdir=runs/text --prompt "a red star" --guidance=5
+    python sample.py --workdir=runs/inpainting --image=picture.png --mask=hole.png
 
-Writes numbered PNGs, a grid and, with --npz, all images in one file. Image i depends on (--seed, i) alone:
+Writes PNGs, a grid and, with --npz, all images in one file. Image i depends on (--seed, i) and its condition alone:
 another --batch, or asking for more images, gives the same picture. Each PNG carries its settings as text.
+A model takes the conditions that it was trained with; files may be folders, too.
 """
 
 import argparse
@@ -14,6 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+# Conditions a model can be asked for; ldm_jax/conditions.py says which kind of model takes which.
+CONDITIONS = ("label", "prompt", "prompts", "layout", "segmentation", "image", "mask", "vectors")
+
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -22,7 +29,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--workdir", required=True, help="the run directory that train.py made")
     add("--out", help="folder for the images (default: WORKDIR/samples)")
-    add("--num", type=_positive, default=16, help="number of images (default 16)")
+    add("--num", type=_positive, help="number of images for each condition (default: 16 without one, else 1)")
     add("--batch", type=_positive, default=16, help="images at a time; memory, not the result (default 16)")
     add("--steps", type=_positive, help="sampling steps (default 50; ddpm: all training steps)")
     add("--sampler", default="ddim", help="ddim (default), ddpm, plms, ... (an unknown name lists them)")
@@ -31,6 +38,17 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=_seed, default=0, help="default 0")
     add("--checkpoint", type=int, help="step of the checkpoint (default: the newest)")
     add("--no-ema", action="store_true", help="use the raw instead of the averaged parameters")
+    add("--label", type=int, action="append", help="class; may be given again for more")
+    add("--prompt", action="append", help="text; may be given again for more")
+    add("--prompts", help="file with a text a line")
+    add("--layout", help='boxes: a JSON file of [{"box": [x0,y0,x1,y1] in 0..1, "class": 3}, ...]')
+    add("--segmentation", help="map of classes: a grey PNG")
+    add("--image", help="picture to enlarge (super-resolution) or to fill (inpainting)")
+    add("--mask", help="inpainting: a PNG, white where the picture is to be filled")
+    add("--feather", type=float, default=0.0, help="inpainting: blend over so many pixels at the hole's edge (0)")
+    add("--vectors", help="retrieval-augmented models: a .npy of CLIP vectors")
+    add("--guidance", type=float, help="scale of classifier-free guidance (default: without; 1 is the same as without)")
+    add("--size", type=_size, help="HxW in pixels, other than trained with (default: as trained; pictures: theirs)")
     add("--npz", action="store_true", help="also write samples.npz: uint8 [N,H,W,C] under 'arr_0'")
     args = parser.parse_args(argv)
     if args.eta and args.sampler != "ddim":
@@ -57,6 +75,17 @@ def _seed(text: str) -> int:
     return value
 
 
+def _size(text: str) -> tuple[int, int]:
+    height, x, width = text.partition("x")
+    if not (x and height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, for example 384x1024")
+    return int(height), int(width)
+
+
+class WrongRequest(Exception):
+    """The model does not take what was asked for."""
+
+
 def main(args: argparse.Namespace) -> Path:
     from ml_collections import ConfigDict
 
@@ -70,6 +99,7 @@ def main(args: argparse.Namespace) -> Path:
             f"{args.workdir} holds a run of task {config.task!r}. sample.py needs one of task 'ldm'; a first stage "
             "has no prior to sample from (its reconstructions are in pictures/)."
         )
+    wanted = _requests(args, config)
     frozen = build.frozen(config, args.workdir, kept_only=True)
     state = build.restore(config, args.workdir, frozen, args.checkpoint)
     averaged = bool(config.ema.decay) and not args.no_ema
@@ -79,22 +109,68 @@ def main(args: argparse.Namespace) -> Path:
     out = Path(args.out or Path(args.workdir) / "samples")
     settings = dict(
         seed=args.seed, sampler=args.sampler, steps=_steps(args, config), eta=args.eta, spacing=args.spacing,
-        checkpoint=f"{args.workdir} step {step}", weights="averaged" if averaged else "raw",
+        guidance=args.guidance, checkpoint=f"{args.workdir} step {step}", weights="averaged" if averaged else "raw",
     )  # fmt: skip
-    print(", ".join(f"{k} {v}" for k, v in settings.items()))
-    images = []  # for the grid, and for the npz if there is to be one
-    for i, image in enumerate(_generate(args, config, params, frozen)):
-        logging.save_png(out / f"{i:06d}.png", image, settings | {"index": i})
+    print(", ".join(f"{k} {v}" for k, v in settings.items() if v is not None))
+    images, names = [], []  # for the grid, and for the npz if there is to be one
+    for i, (request, image) in enumerate(zip(wanted, _generate(args, config, params, frozen, wanted))):
+        names.append(f"{i:06d}{_slug(request.name)}.png")
+        told = {k: v for k, v in settings.items() if v is not None} | {"index": i}
+        logging.save_png(out / names[-1], image, told | ({"condition": request.name} if request.name else {}))
         if args.npz or i < GRID:
             images.append(image)
-    logging.save_png(out / "grid.png", logging.grid(np.stack(images[:GRID])), settings)
-    if args.npz:
-        np.savez(out / "samples.npz", np.stack(images))
-    print(f"{args.num} images and grid.png in {out}")
-    older = [p for p in out.glob("[0-9]*.png") if p.stem.isdigit() and int(p.stem) >= args.num]
+    if len({image.shape for image in images}) == 1:
+        logging.save_png(out / "grid.png", logging.grid(np.stack(images[:GRID])), settings)
+        if args.npz:
+            np.savez(out / "samples.npz", np.stack(images))
+    else:
+        print("no grid" + (" and no samples.npz" if args.npz else "") + ": the images differ in size")
+    print(f"{len(wanted)} images in {out}")
+    older = [p for p in out.glob("[0-9]*.png") if p.name not in names]
     if older:
-        print(f"note: {len(older)} images with higher numbers were there before and are not from these settings")
+        print(f"note: {len(older)} other images were there before and are not from these settings")
     return out
+
+
+def _slug(name: str) -> str:
+    """A condition's name for a file's: "a red star" -> "_a-red-star"."""
+    words = "".join(c if c.isalnum() else " " for c in name).split()
+    return "_" + "-".join(words)[:60] if words else ""
+
+
+def _requests(args: argparse.Namespace, config) -> list:
+    """One Request an image. Raises WrongRequest for conditions that this model does not take, or lacks."""
+    import dataclasses
+
+    from ldm_jax import build, conditions
+
+    kind = conditions.kind_of(config)
+    given = [name for name in CONDITIONS if getattr(args, name) is not None]
+    takes = " and ".join(f"--{n}" for n in kind.takes) if kind.needs_all else " or ".join(f"--{n}" for n in kind.takes)
+    of = f"{args.workdir} is a model of kind {config.conditioner.kind!r}, which takes {takes or 'no condition'}"
+    wrong = [name for name in given if name not in kind.takes]
+    if wrong:
+        raise WrongRequest(f"--{wrong[0]} means nothing here: {of}")
+    missing = [name for name in kind.takes if name not in given]
+    if missing and (kind.needs_all or not given):
+        raise WrongRequest(f"{takes if not given else '--' + missing[0]} is missing: {of}")
+    if args.guidance is not None and not config.conditioner.drop_prob:
+        raise WrongRequest(
+            f"--guidance={args.guidance:g} needs a model that also learnt without its condition, and {args.workdir} "
+            "was trained with config.conditioner.drop_prob=0. Leave --guidance out, or train with drop_prob=0.1"
+        )
+    if args.feather and "mask" not in kind.takes:
+        raise WrongRequest(f"--feather means nothing here: {of}")
+    frame = build.frame(config, args.size)
+    made = kind.requests(config.conditioner, args, frame, Path(args.workdir) / "tokenizer")
+    if args.size and made[0].size not in (None, args.size):
+        raise WrongRequest(f"--size={args.size[0]}x{args.size[1]} means nothing here: it is that of {made[0].name}")
+    if any(n % frame.divisor for n in frame.latent):
+        multiple = frame.f * frame.divisor
+        raise WrongRequest(f"--size={args.size[0]}x{args.size[1]}: this model takes multiples of {multiple}")
+    size = args.size or (config.data.image_size,) * 2
+    made = [dataclasses.replace(r, size=r.size or size) for r in made]
+    return [r for r in made for _ in range(args.num or (1 if kind.takes else 16))]
 
 
 def _steps(args: argparse.Namespace, config) -> int:
@@ -102,41 +178,61 @@ def _steps(args: argparse.Namespace, config) -> int:
     return args.steps or default
 
 
-def _generate(args: argparse.Namespace, config, params, frozen) -> Iterator[np.ndarray]:
-    """uint8 images [H,W,C] in order; prints progress and throughput."""
+def _generate(args: argparse.Namespace, config, params, frozen, wanted: list) -> Iterator[np.ndarray]:
+    """uint8 images [H,W,C] of the requests, in order; prints progress and throughput. Compiles once a size."""
+    from functools import cache
+
     import jax
-    import jax.numpy as jnp
 
     from ldm_jax import build, generate
     from ldm_jax.data.transforms import to_uint8
     from ldm_jax.diffusion.timetable import make_timetable
 
-    ldm, shape = build.ldm(config), build.latent_shape(config)
+    ldm = build.ldm(config)
     timetable = make_timetable(ldm.schedule, _steps(args, config), args.spacing)
-
-    @jax.jit
-    def sample(params, frozen, seed, indices, timetable, eta):
-        keys = generate.image_keys(seed, indices)
-        return generate.sample_latents(ldm, params, frozen, {}, keys, shape, timetable, eta, args.sampler)
-
     decode = jax.jit(ldm.decode)
-    batch = min(args.batch, args.num)
-    indices = np.arange(-(-args.num // batch) * batch, dtype=np.int32).reshape(-1, batch)
-    began = time.perf_counter()
-    inputs = params, frozen, args.seed, jnp.asarray(indices[0]), timetable, args.eta
-    compiled = sample.lower(*inputs).compile()
-    print(f"sampler compiled in {time.perf_counter() - began:.1f} s", flush=True)
-    spent = 0.0
-    for done, part in enumerate(indices, 1):
+
+    @cache
+    def sampler(size: tuple[int, int]):
+        shape = build.latent_shape(config, size)
+
+        @jax.jit
+        def sample(params, frozen, batch, seed, indices, timetable, eta, guidance):
+            keys = generate.image_keys(seed, indices)
+            return generate.sample_latents(
+                ldm, params, frozen, batch, keys, shape, timetable, eta, args.sampler, guidance
+            )
+
         began = time.perf_counter()
-        z = compiled(params, frozen, args.seed, jnp.asarray(part), timetable, args.eta)
+        compiled = sample.lower(params, frozen, *inputs([0] * batch_size)).compile()
+        print(f"sampler for {size[0]}x{size[1]} compiled in {time.perf_counter() - began:.1f} s", flush=True)
+        return compiled
+
+    def inputs(indices: list[int]):
+        rows = [wanted[i].fields for i in indices]
+        batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        return batch, args.seed, np.array(indices, np.int32), timetable, args.eta, args.guidance
+
+    batch_size, spent, done = min(args.batch, len(wanted)), 0.0, 0
+    while done < len(wanted):
+        size = wanted[done].size
+        indices = [done]
+        while len(indices) < batch_size and indices[-1] + 1 < len(wanted) and wanted[indices[-1] + 1].size == size:
+            indices.append(indices[-1] + 1)
+        number = len(indices)
+        indices += [done] * (batch_size - number)  # a full batch, so that nothing is compiled again
+        run = sampler(size)
+        began = time.perf_counter()
+        z = run(params, frozen, *inputs(indices))
         z.block_until_ready()
         spent += time.perf_counter() - began
-        yield from to_uint8(np.asarray(decode(frozen, z)))[: args.num - (done - 1) * batch]
-        rate = done * batch / spent
+        images = to_uint8(np.asarray(decode(frozen, z)))
+        yield from (wanted[i].finish(image) for i, image in zip(indices[:number], images))
+        done += number
+        rate = done / spent
         print(
-            f"{min(done * batch, args.num)}/{args.num} images, {rate:.3g} images/s and "
-            f"{rate * len(timetable.t):.4g} image steps/s without decoding",
+            f"{done}/{len(wanted)} images, {rate:.3g} images/s and {rate * len(timetable.t):.4g} image steps/s "
+            "without decoding",
             flush=True,
         )
 
@@ -148,6 +244,7 @@ if __name__ == "__main__":
     except Exception as error:
         from ldm_jax.build import Missing
 
-        if isinstance(error, Missing | FileNotFoundError | ValueError):
-            sys.exit(f"sample.py: {error}")
+        if isinstance(error, WrongRequest | Missing | FileNotFoundError | ValueError):
+            print(f"sample.py: {error}", file=sys.stderr)
+            sys.exit(2)
         raise

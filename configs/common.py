@@ -18,6 +18,7 @@ def _base(task: str, image_size: int) -> ConfigDict:
             dtype="float32",  # compute type of the networks: float32 | bfloat16; parameters stay float32
             data=dict(
                 source="shapes",  # shapes (drawn on the fly) | folder | tfds
+                scenes=50_000,  # shapes: how many
                 simple_scenes=False,  # shapes: larger, fewer, on plain backgrounds
                 path="",  # folder: the images; tfds: data_dir
                 name="",  # tfds: name, e.g. celeb_a_hq/256
@@ -26,10 +27,13 @@ def _base(task: str, image_size: int) -> ConfigDict:
                 validation_fraction=0.05,  # folder: share kept for validation, by hash of the name
                 image_size=image_size,
                 channels=3,  # folder and tfds: 1 or 3
-                resize="shorter",  # shorter: shorter side to resize_to, keeps the aspect | stretch | none
+                resize="shorter",  # shorter: shorter side to resize_to, keeps the aspect | stretch | none | square
                 resize_to=0,  # 0 = image_size
+                smallest_square=0.0,  # square: a random one of at least this share of the shorter side; 0 = image_size
                 crop="center",  # center | random | none
                 flip=False,  # random horizontal flips
+                degradation="bicubic",  # superres: bicubic | bsr | bsr_light
+                masks="train_256",  # inpaint: LaMa's train_256, thick_256, thick_512, medium_..., or given
                 interpolation="bicubic",
                 workers=0,  # worker processes that decode; 0 = a thread
                 validation_images=512,  # at most so many in a validation pass
@@ -254,9 +258,13 @@ def layout(n_classes: int, dim: int, depth: int, drop_prob: float = 0.0) -> dict
     return dict(
         kind="layout",
         n_classes=n_classes,
-        vocab_size=8192,
+        flags=("group", "occluded", "depiction", "inside"),  # what a class token also tells
+        crop_tokens=True,
         max_objects=30,
-        max_length=92,
+        min_objects=2,  # images with fewer are left out
+        min_area=1e-4,  # of the image; smaller objects are left out
+        vocab_size=8192,
+        max_length=92,  # 3 max_objects + 2 for the crop
         dim=dim,
         depth=depth,
         drop_prob=drop_prob,
@@ -270,12 +278,12 @@ def segmentation(n_classes: int, channels: int = 3, drop_prob: float = 0.0) -> d
 
 def low_res() -> dict:
     """The small picture, as large as the latent."""
-    return dict(kind="superres", drop_prob=0.0)
+    return dict(kind="superres", drop_prob=0.0)  # how it is made: data.degradation
 
 
 def masked() -> dict:
     """The latent of the picture without its hole, and the hole's mask."""
-    return dict(kind="inpaint", drop_prob=0.0)
+    return dict(kind="inpaint", drop_prob=0.0)  # which holes: data.masks
 
 
 def vectors(number: int, dim: int, drop_prob: float = 0.1) -> dict:
@@ -317,8 +325,8 @@ def _shrink(config: ConfigDict) -> None:
     levels = len(config.unet.channel_mult) if config.task == "ldm" else 1
     size = min(max(16, 2 ** (levels - 1)) * f, config.data.image_size)
     config.update(batch_size=8, steps=4)
-    config.data.update(source="shapes", image_size=size, resize="shorter", resize_to=0, workers=0)
-    config.data.validation_images = 8
+    config.data.update(source="shapes", image_size=size, resize="shorter", resize_to=0, smallest_square=0.0, workers=0)
+    config.data.update(validation_images=8, scenes=64)
     config.every.update(log=1, evaluate=4, picture=4, checkpoint=2)
     config.optim.update(accumulate=1, warmup_steps=0)
     config.first_stage.update(ch=32, num_res_blocks=1, resolution=size, n_embed=64)
@@ -331,7 +339,7 @@ def _shrink(config: ConfigDict) -> None:
         config.latent_scale_batches = 2
         config.unet.update(model_channels=32, num_res_blocks=1, remat=False)
         config.sample.update(steps=4, number=4)
-        smaller = dict(dim=32, depth=1, n_classes=64)
+        smaller = dict(dim=32, depth=1, n_classes=64, min_objects=1)
         config.conditioner.update({k: v for k, v in smaller.items() if k in config.conditioner})
         if config.conditioner.kind == "semantic":
             config.conditioner.n_classes = 9

@@ -20,7 +20,7 @@ def get_config(variant: str = ""):
         ),
         image_size=64,
     )
-    config.steps = 12_000
+    config.steps = 8_000
     config.batch_size = 16
     config.optim.update(learning_rate=3e-4, schedule="cosine", warmup_steps=200, clip_norm=1.0)
     config.diffusion.prediction = "v"  # small nets: an error of eps at t near 999 is an error of colour, of v it is not

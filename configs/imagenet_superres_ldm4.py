@@ -24,5 +24,6 @@ def get_config(variant: str = ""):
     config.diffusion.update(end=0.0155)
     config.latent_scale = 1.0
     common.imagenet(config)
+    config.data.update(resize="square", smallest_square=0.5, interpolation="box")
     config.data.degradation = "bsr_light"
     return common.finish(config, variant)

@@ -30,5 +30,5 @@ def get_config(variant: str = ""):
     config.optim.update(decay_steps=50_000, final_fraction=1e-3)
     config.diffusion.update(end=0.0205, loss="l1")
     config.latent_scale = 1.0
-    config.data.update(source="tfds", name="places365_small", crop="random", resize="none", masks="thick")
+    config.data.update(source="tfds", name="places365_small", crop="random", resize="none", masks="train_256")
     return common.finish(config, variant)

@@ -21,5 +21,5 @@ def get_config(variant: str = ""):
     config.batch_size = 128
     config.optim.learning_rate = 1.28e-4
     config.latent_scale = 1.0
-    config.data.update(source="tfds", name="places365_small", crop="random", resize="none", masks="thick")
+    config.data.update(source="tfds", name="places365_small", crop="random", resize="none", masks="train_256")
     return common.finish(config, variant)

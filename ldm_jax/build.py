@@ -13,16 +13,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ldm_jax.conditioners import (
-    ClassEmbedder,
-    Inpainting,
-    LowRes,
-    SpatialRescaler,
-    TextConditioner,
-    Unconditional,
-    Vectors,
-)
-from ldm_jax.data import pipeline, sources, transforms
+from ldm_jax import conditions
+from ldm_jax.data import fields, pipeline, sources, transforms
 from ldm_jax.diffusion.schedule import NoiseSchedule, make_schedule
 from ldm_jax.diffusion.timetable import make_timetable
 from ldm_jax.ldm import LDM
@@ -74,59 +66,22 @@ def unet(config: ConfigDict) -> UNet:
 
 
 def conditioner(config: ConfigDict) -> nn.Module:
-    c = config.conditioner
-    text = dict(vocab_size=0, max_length=0, dim=0, depth=0)
-    kinds = {
-        "none": lambda: Unconditional(),
-        "class": lambda: ClassEmbedder(c.n_classes, c.dim, c.null_class),
-        "text": lambda: TextConditioner(
-            **{k: c[k] for k in text}, null_tokens=_padded(c.null_tokens, c.max_length),
-            null_mask=_padded((1,) * len(c.null_tokens), c.max_length), use_mask=c.use_mask, dtype=dtype(config),
-        ),
-        "layout": lambda: TextConditioner(
-            **{k: c[k] for k in text}, null_tokens=_empty_layout(c), dtype=dtype(config)
-        ),
-        "semantic": lambda: SpatialRescaler(c.n_classes, c.channels, c.n_stages),
-        "superres": LowRes,
-        "inpaint": Inpainting,
-        "vectors": Vectors,
-    }  # fmt: skip
-    model = _choose("config.conditioner.kind", c.kind, kinds)()
-    if c.drop_prob and c.kind == "class" and not c.null_class:
-        raise ValueError(f"config.conditioner.drop_prob={c.drop_prob} needs config.conditioner.null_class=True")
-    return model
+    return conditions.kind_of(config).network(config.conditioner, dtype(config))
 
 
-def _empty_layout(c: ConfigDict) -> tuple[int, ...]:
-    return (8191,) * (3 * c.max_objects) + (0, 90 * 90 - 1)[: c.max_length - 3 * c.max_objects]
-
-
-def _padded(tokens: tuple[int, ...], length: int) -> tuple[int, ...]:
-    return (*tokens, *(0,) * (length - len(tokens)))
+def frame(config: ConfigDict, size: tuple[int, int] | None = None) -> conditions.Frame:
+    """Sizes of an image of `size` (H, W), by default config.data.image_size."""
+    size = size or (config.data.image_size,) * 2
+    return conditions.Frame(size, latent_shape(config, size)[:2], 2 ** (len(config.unet.channel_mult) - 1))
 
 
 def batch_shapes(config: ConfigDict, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """The fields of a training batch, as the networks read them."""
     size, channels = config.data.image_size, config.data.channels
-    fields = {"image": ((size, size, channels), jnp.float32)}
+    shapes = {"image": ((size, size, channels), jnp.float32)}
     if config.task == "ldm":
-        c, (height, width, _) = config.conditioner, latent_shape(config)
-        if c.kind == "class":
-            fields["label"] = ((), jnp.int32)
-        elif c.kind in ("text", "layout"):
-            fields["tokens"] = ((c.max_length,), jnp.int32)
-            if c.kind == "text" and c.use_mask:
-                fields["token_mask"] = ((c.max_length,), jnp.int32)
-        elif c.kind == "semantic":
-            fields["segmentation"] = ((size, size), jnp.int32)
-        elif c.kind == "superres":
-            fields["low_res"] = ((height, width, channels), jnp.float32)
-        elif c.kind == "inpaint":
-            fields["masked_image"] = ((size, size, channels), jnp.float32)
-            fields["mask"] = ((size, size, 1), jnp.float32)
-        elif c.kind == "vectors":
-            fields["vectors"] = ((c.number, c.dim), jnp.float32)
-    return {name: jax.ShapeDtypeStruct((batch_size, *shape), kind) for name, (shape, kind) in fields.items()}
+        shapes |= conditions.kind_of(config).shapes(config.conditioner, frame(config))
+    return {name: jax.ShapeDtypeStruct((batch_size, *shape), kind) for name, (shape, kind) in shapes.items()}
 
 
 def schedule(config: ConfigDict) -> NoiseSchedule:
@@ -149,22 +104,28 @@ def ldm(config: ConfigDict) -> LDM:
     )
 
 
-def latent_shape(config: ConfigDict) -> tuple[int, int, int]:
-    """(h, w, c) of the latents of config.data.image_size."""
+def latent_shape(config: ConfigDict, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
+    """(h, w, c) of the latents of images of `size` (H, W), by default config.data.image_size."""
     s = config.first_stage
     f = 1 if s.kind == "identity" else 2 ** (len(s.ch_mult) - 1)
-    size = config.data.image_size
-    if size % f:
-        raise ValueError(f"config.data.image_size={size} is not a multiple of the first stage's f={f}")
-    return size // f, size // f, s.in_channels if s.kind == "identity" else s.embed_dim
+    height, width = size or (config.data.image_size,) * 2
+    if height % f or width % f:
+        raise ValueError(f"images of {height}x{width} pixels do not divide by the first stage's f={f}")
+    return height // f, width // f, s.in_channels if s.kind == "identity" else s.embed_dim
 
 
 def source(config: ConfigDict, train: bool) -> sources.Source:
+    """The training or validation images that the condition can be learnt from. Missing: how to get them."""
+    images = _images(config, train)
+    return images if config.task != "ldm" else conditions.kind_of(config).source(config.conditioner, images)
+
+
+def _images(config: ConfigDict, train: bool) -> sources.Source:
     """The training or validation images. Raises Missing with the commands that bring them."""
     d = config.data
     split = "train" if train else "validation"
     if d.source == "shapes":
-        return sources.ShapesSource(size=d.image_size, split=split, simple=d.simple_scenes)
+        return sources.ShapesSource(d.image_size, d.scenes, split, simple=d.simple_scenes)
     if d.source == "folder":
         if not d.path:
             raise Missing("the images: give their folder with --config.data.path=DIR")
@@ -181,6 +142,16 @@ def source(config: ConfigDict, train: bool) -> sources.Source:
     raise ValueError(f"config.data.source={d.source!r} is not one of shapes, folder, tfds")
 
 
+def transform(config: ConfigDict, train: bool, kept_tokenizer: Path | None = None) -> pipeline.Transform:
+    """Example -> the fields of a batch: the image, and what the conditioner reads."""
+    images = image_transform(config, train)
+    if config.task != "ldm":
+        return images
+    make = conditions.kind_of(config).fields
+    made = make(config.conditioner, config.data, frame(config), train, kept_tokenizer)
+    return fields.WithFields(images, made) if made else images
+
+
 def image_transform(config: ConfigDict, train: bool) -> transforms.ImageTransform:
     """Validation images are cropped at the centre and not flipped."""
     d = config.data
@@ -192,29 +163,32 @@ def image_transform(config: ConfigDict, train: bool) -> transforms.ImageTransfor
         crop=crop,
         flip=d.flip and train,
         interpolation=d.interpolation,
+        smallest_square=d.smallest_square or None,
     )
 
 
-def loaders(config: ConfigDict) -> loop.Loaders:
+def loaders(config: ConfigDict, workdir: str | Path) -> loop.Loaders:
     d = config.data
     if d.validation_images < 1:
         raise ValueError(f"config.data.validation_images={d.validation_images} must be at least 1")
     images, validation = source(config, train=True), source(config, train=False)
     print(f"training images: {images.describe()}")
     print(f"validation images: {validation.describe()}")
+    tokenizer = Path(workdir) / "tokenizer"
+    if config.task == "ldm":
+        conditions.keep_tokenizer(config.conditioner, images, tokenizer)
+    train_transform, eval_transform = (transform(config, train, tokenizer) for train in (True, False))
     hosts = dict(process_index=jax.process_index(), process_count=jax.process_count())
 
     def train(start_step: int) -> Iterator:
-        transform = image_transform(config, train=True)
         return pipeline.batches(
-            images, transform, config.batch_size, seed=config.seed, start_step=start_step,
+            images, train_transform, config.batch_size, seed=config.seed, start_step=start_step,
             workers=d.workers, **hosts,
         )  # fmt: skip
 
     def evaluate(limit: int) -> Iterator:
-        transform = image_transform(config, train=False)
         return pipeline.eval_batches(
-            validation, transform, config.batch_size, limit=limit, **hosts
+            validation, eval_transform, config.batch_size, limit=limit, **hosts
         )
 
     return loop.Loaders(train, lambda: evaluate(d.validation_images), lambda: evaluate(config.batch_size))
@@ -409,7 +383,8 @@ def run(config: ConfigDict, workdir: str | Path) -> tuple[Any, loop.Loaders, Tre
     _check_same_run(config, workdir)
     missing, made = [], {}
     kept_only = checkpoint.has_checkpoint(workdir)
-    for name, make in (("loaders", lambda: loaders(config)), ("frozen", lambda: frozen(config, workdir, kept_only))):
+    parts = {"loaders": lambda: loaders(config, workdir), "frozen": lambda: frozen(config, workdir, kept_only)}
+    for name, make in parts.items():
         try:
             made[name] = make()
         except (Missing, FileNotFoundError) as error:

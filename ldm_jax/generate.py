@@ -27,13 +27,19 @@ def sample_latents(
     timetable: Timetable,
     eta: float | jax.Array = 0.0,
     sampler: str = "ddim",
+    guidance: float | jax.Array | None = None,
 ) -> jax.Array:
-    """Samples z [B,h,w,c] for keys [B]. `eta` goes to the sampler "ddim"; it and the timetable may be traced.
+    """Samples z [B,h,w,c] for keys [B] under the conditions in `batch` (fields [B,...]; {} without conditions).
 
-    Raises ValueError for an unknown sampler, naming the known ones.
+    `eta` goes to the sampler "ddim". `guidance`: scale of classifier-free guidance, None = without (1 is the same
+    at twice the price). These and the timetable may be traced.
+    Raises ValueError for an unknown sampler, naming the known ones, and for guidance of a model without a null.
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler {sampler!r} is not one of {', '.join(SAMPLERS)}")
-    denoise = ldm.denoiser(params, ldm.condition(params, frozen, batch))
+    cond, null = ldm.condition(params, frozen, batch), None
+    if guidance is not None:
+        null = ldm.condition(params, frozen, batch | ldm.conditioner.null(batch))
+    denoise = ldm.denoiser(params, cond, null, guidance)
     options = {"eta": eta} if sampler == "ddim" else {}
     return SAMPLERS[sampler](denoise, start_noise(keys, latent_shape), timetable, keys, **options)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax.conditioners import Cond, Unconditional, drop
+from ldm_jax.diffusion.guidance import guided
 from ldm_jax.diffusion.schedule import NoiseSchedule
 from ldm_jax.keys import normal, stream
 
@@ -86,9 +87,15 @@ class LDM:
             {"params": params["unet"]}, _join(z_t, cond), t, cond.context, train=train, rngs=rngs
         )
 
-    def denoiser(self, params: Tree, cond: Cond) -> Callable[[jax.Array, jax.Array], jax.Array]:
-        """Denoise = (z_t, t) -> eps for samplers."""
-        return lambda z_t, t: self.schedule.to_eps(self.predict(params, z_t, t, cond), z_t, t)
+    def denoiser(
+        self, params: Tree, cond: Cond, null: Cond | None = None, guidance: float | jax.Array | None = None
+    ) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        """Denoise = (z_t, t) -> eps for samplers; with a `guidance` scale away from the condition `null`."""
+
+        def denoise_with(z_t: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
+            return self.schedule.to_eps(self.predict(params, z_t, t, cond), z_t, t)
+
+        return guided(denoise_with, cond, null, guidance)
 
     def loss_terms(
         self, params: Tree, frozen: Tree, batch: Batch, keys: jax.Array, train: bool

@@ -84,9 +84,18 @@ def generator_loss(logits_fake: jax.Array) -> jax.Array:
     return -logits_fake.mean()
 
 
-def hinge_d_loss(logits_real: jax.Array, logits_fake: jax.Array) -> jax.Array:
-    """0.5 (mean relu(1 - D(x)) + mean relu(1 + D(xr))); logits [B,h,w,1]."""
-    return 0.5 * (jax.nn.relu(1.0 - logits_real).mean() + jax.nn.relu(1.0 + logits_fake).mean())
+def hinge_d_loss(
+    logits_real: jax.Array, logits_fake: jax.Array, weights: jax.Array | None = None
+) -> jax.Array:
+    """0.5 (mean relu(1 - D(x)) + mean relu(1 + D(xr))); logits [B,h,w,1].
+
+    weights: [B] per sample, divided by their sum (the original's hinge loss with exemplar weights).
+    """
+    real, fake = jax.nn.relu(1.0 - logits_real), jax.nn.relu(1.0 + logits_fake)
+    if weights is None:
+        return 0.5 * (real.mean() + fake.mean())
+    per_sample = real.mean((1, 2, 3)) + fake.mean((1, 2, 3))
+    return 0.5 * (weights * per_sample).sum() / weights.sum()
 
 
 def vanilla_d_loss(logits_real: jax.Array, logits_fake: jax.Array) -> jax.Array:

@@ -7,40 +7,115 @@
 Arrays keep the original's layout (NCHW); `nhwc` and `nchw` convert.
 """
 
+import gc
 import json
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax.convert import names
 from tests.golden import weights
 
 GOLDEN = Path(__file__).parent / "golden"
+TOLERANCE = 1e-4
+# For programs that run once: compiling costs more than running. The results stay within float32 round-off.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+class UnsupportedError(Exception):
+    """A case, or one of its outputs, that we have no way to run."""
+
+
+@dataclass(frozen=True)
+class Ours:
+    """Our value of one output, in the original's layout, and what is asked of it when not the usual.
+
+    scale: what differences are divided by, instead of the golden's standard deviation.
+    reason: why the tolerance or scale differs; or a remark that is printed.
+    """
+
+    value: np.ndarray
+    tolerance: float = TOLERANCE
+    scale: float | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One recorded run: `meta` (its json), `inputs` and `outputs` by name."""
+    """One recorded run: `meta` (its json), `inputs` and `outputs` by name, and where its manifest lies."""
 
     meta: dict
     inputs: dict[str, np.ndarray]
     outputs: dict[str, np.ndarray]
+    manifests: Path = field(default=GOLDEN / "manifests")
+
+    @property
+    def name(self) -> str:
+        return self.meta["name"]
+
+    @property
+    def about(self) -> str:
+        """The case's own words about itself."""
+        return " ".join(str(self.meta.get(key, "")) for key in ("kind", "note"))
 
 
-def load(name: str) -> Case:
-    """The case tests/golden/cases/<name>.{json,npz}. Outputs stored strided stay 1-D; see `strided`."""
-    meta = json.loads((GOLDEN / "cases" / f"{name}.json").read_text())
-    with np.load(GOLDEN / "cases" / f"{name}.npz") as arrays:
+def load(name: str, cases: Path = GOLDEN / "cases", manifests: Path = GOLDEN / "manifests") -> Case:
+    """The case <cases>/<name>.{json,npz}. Outputs stored strided stay 1-D; see `strided`."""
+    meta = json.loads((cases / f"{name}.json").read_text())
+    meta.setdefault("name", name)
+    with np.load(cases / f"{name}.npz") as arrays:
         outputs = {key: arrays[key] for key in arrays.files}
     inputs = {key: weights.build(recipe) for key, recipe in meta.get("inputs", {}).items()}
-    return Case(meta, inputs, outputs)
+    return Case(meta, inputs, outputs, manifests)
 
 
-def manifest(name: str) -> dict[str, tuple[int, ...]]:
-    """{state-dict key: shape} of tests/golden/manifests/<name>.json."""
-    shapes = json.loads((GOLDEN / "manifests" / f"{name}.json").read_text())
+def manifest(name: str, folder: Path = GOLDEN / "manifests") -> dict[str, tuple[int, ...]]:
+    """{state-dict key: shape} of <folder>/<name>.json."""
+    shapes = json.loads((folder / f"{name}.json").read_text())
     return {key: tuple(shape) for key, shape in shapes.items()}
+
+
+class MadeUpState(Mapping):
+    """A state dict {key without `strip`: array} whose arrays are made when asked for, and not kept."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], named: str = "", strip: str = ""):
+        """`named` + key names the random stream of a tensor."""
+        self.named, self.strip = named, strip
+        self.shapes = {key.removeprefix(strip): tuple(shape) for key, shape in shapes.items()}
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return weights.make_weight(self.named + self.strip + key, self.shapes[key])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def without(self, prefix: str) -> "MadeUpState":
+        kept = {self.strip + key: s for key, s in self.shapes.items() if not key.startswith(prefix)}
+        return MadeUpState(kept, self.named, self.strip)
+
+
+def stream_prefix(case: Case) -> str:
+    """What stands before a key in the name of its random stream: "<name>/", or what `weights` says."""
+    found = re.search(r"make_weight\(['\"]([^'\"]+)['\"] ?\+ ?key", case.meta.get("weights", ""))
+    return found[1] if found else case.name + "/"
+
+
+def lazy_state(case: Case, prefix: str | None = None) -> MadeUpState:
+    """The made-up state dict of a case. `prefix` picks a part of its manifest's keys and is stripped."""
+    if "weight_manifest" in case.meta:
+        return MadeUpState(case.meta["weight_manifest"], stream_prefix(case))
+    shapes = manifest(case.meta["manifest"], case.manifests)
+    prefixes = (prefix,) if prefix is not None else tuple(case.meta.get("weight_prefixes", ("",)))
+    shapes = {k: s for k, s in shapes.items() if k.startswith(prefixes) and not weights.is_fixed(k)}
+    return MadeUpState(shapes, "", prefix or "")
 
 
 def torch_state(source: Case | str, prefixes: tuple[str, ...] | None = None, strip: str = "") -> dict:
@@ -48,19 +123,36 @@ def torch_state(source: Case | str, prefixes: tuple[str, ...] | None = None, str
 
     `prefixes` keeps the keys that start so (default: the case's own, or all); `strip` is then removed.
     """
+    folder = GOLDEN / "manifests"
     if isinstance(source, Case) and "weight_manifest" in source.meta:
-        name, shapes = source.meta["name"], source.meta["weight_manifest"]
-        state = {key: weights.make_weight(f"{name}/{key}", shape) for key, shape in shapes.items()}
-        return {k[len(strip) :]: v for k, v in state.items() if k.startswith(prefixes or ("",))}
+        state = lazy_state(source)
+        return {k.removeprefix(strip): state[k] for k in state if k.startswith(prefixes or ("",))}
     if isinstance(source, Case):
-        prefixes = prefixes or tuple(source.meta["weight_prefixes"])
+        prefixes, folder = prefixes or tuple(source.meta["weight_prefixes"]), source.manifests
         source = source.meta["manifest"]
-    return weights.make_state(manifest(source), prefixes or ("",), strip)
+    return weights.make_state(manifest(source, folder), prefixes or ("",), strip)
 
 
-def to_flax(template, state: dict):
+def to_flax(template, state: Mapping):
     """The params tree of `template` (arrays or ShapeDtypeStructs) filled from a torch state dict."""
     return names.from_torch(state, template)
+
+
+def restore(module, state: Mapping, *inputs, **options) -> dict:
+    """{"params"} of a Linen module filled from a torch state dict, on the device, leaf by leaf."""
+    key = jax.random.key(0)
+    shapes = jax.eval_shape(lambda *a: module.init(key, *a, **options), *inputs).get("params", {})
+    leaves, structure = jax.tree.flatten(to_flax(shapes, state))
+    for i, leaf in enumerate(leaves):
+        leaves[i] = jnp.asarray(leaf)
+        leaf = None
+    gc.collect()
+    return {"params": jax.tree.unflatten(structure, leaves)}
+
+
+def run_once(fn: Callable, *args):
+    """fn(*args) compiled in a hurry."""
+    return jax.jit(fn).lower(*args).compile(compiler_options=QUICK)(*args)
 
 
 def rel(ours, golden: np.ndarray) -> float:
@@ -70,11 +162,30 @@ def rel(ours, golden: np.ndarray) -> float:
     return float(np.abs(ours - golden).max() / (golden.std() or 1.0))
 
 
+def difference(case: Case, output: str, ours: Ours) -> float:
+    """max|ours - golden| / the golden's standard deviation, or / its largest value where that is (nearly) 0.
+
+    Whole numbers: the share that differs. Raises ValueError where the shapes differ.
+    """
+    golden, recipe = case.outputs[output], case.meta["outputs"][output]
+    value = np.asarray(ours.value)
+    if list(value.shape) != list(recipe["shape"]):
+        raise ValueError(f"{output}: ours has shape {value.shape}, the golden {recipe['shape']}")
+    value = strided(value, case, output)
+    if np.issubdtype(golden.dtype, np.integer):
+        return float(np.mean(value != golden))
+    apart = np.abs(value.astype(np.float64) - golden).max(initial=0.0)
+    largest = np.abs(golden).max(initial=0.0)
+    std = golden.std()
+    scale = ours.scale or (std if std > 1e-6 * largest else largest) or 1.0
+    return float(apart / scale)
+
+
 def strided(ours, case: Case, output: str) -> np.ndarray:
     """Our array (original layout) as the case stores it: whole, or every stride-th value of it, raveled."""
     recipe = case.meta["outputs"][output]
     ours = np.asarray(ours)
-    return ours if recipe["stored"] == "full" else ours.ravel()[:: recipe["stride"]]
+    return ours if recipe.get("stored", "full") == "full" else ours.ravel()[:: recipe["stride"]]
 
 
 def nhwc(x: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ ALLOWED = {
     "data": {"tree"},
     "losses": {"tree", "models", "diffusion"},
     "conditioners": {"tree", "models", "diffusion"},
+    "conditions": {"data", "conditioners"},
     "ldm": {"tree", "keys", "models", "diffusion", "losses", "conditioners"},
     "generate": {"tree", "keys", "models", "diffusion", "conditioners", "ldm"},
     "training": {"tree", "keys", "models", "diffusion", "data", "losses", "conditioners", "ldm", "generate"},

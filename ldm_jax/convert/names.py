@@ -10,7 +10,7 @@ Arrays: [in,out] <-> [out,in], HWIO <-> OIHW, [k,in,out] <-> [out,in,k]; all oth
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -31,6 +31,7 @@ COLLECTIONS = ("params", "batch_stats")
 TORCH_AXES = {2: (1, 0), 3: (2, 1, 0), 4: (3, 2, 0, 1)}
 # A counter of torch's BatchNorm that nothing reads.
 IGNORED = "num_batches_tracked"
+SHOWN = 20  # lines of each list in an error
 
 
 def torch_key(path: str) -> str:
@@ -81,27 +82,42 @@ def _reshape(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return array.reshape(shape)
 
 
-def from_torch(state: Mapping[str, np.ndarray], template: tree.Tree) -> tree.Tree:
+def from_torch(
+    state: Mapping[str, np.ndarray], template: tree.Tree, key_of: Callable[[str], str] = torch_key
+) -> tree.Tree:
     """The tree of `template` (nested dict of arrays or ShapeDtypeStructs) filled from a state dict.
 
-    The template may be a params tree or {"params": ..., "batch_stats": ...}. Every leaf must be filled and
-    every key used (except BatchNorm's counters), else ValueError with all three lists.
+    The template may be a params tree or {"params": ..., "batch_stats": ...}; `key_of` gives the key of a leaf's
+    path. Arrays are views of the state's where layout and type allow. Every leaf must be filled and every key
+    used (except BatchNorm's counters), else ValueError with what is missing, what is left over and which shapes
+    differ, of each kind the first `SHOWN`.
     """
     leaves, wrong = {}, []
-    keys = {path: torch_key(path) for path in tree.flatten(template)}
+    keys = {path: key_of(path) for path in tree.flatten(template)}
     for path, leaf in tree.flatten(template).items():
         if keys[path] in state:
             try:
                 array = from_torch_array(path, state[keys[path]], leaf.shape)
-                leaves[path] = array.astype(leaf.dtype)
+                leaves[path] = array.astype(leaf.dtype, copy=False)
             except ValueError as error:
                 wrong.append(f"{keys[path]}: {error} (in torch's layout)")
     missing = sorted(set(keys.values()) - set(state))
     unexpected = sorted(key for key in set(state) - set(keys.values()) if not key.endswith(IGNORED))
     if missing or unexpected or wrong:
-        difference = tree.Difference(missing, unexpected, wrong)
-        raise ValueError(f"the state dict does not fit; is it of another architecture?\n{difference}")
+        raise ValueError(
+            "the state dict does not fit; is it of another architecture?\n"
+            + "\n".join(
+                _listed(title, lines)
+                for title, lines in (("missing", missing), ("unexpected", unexpected), ("other shape", wrong))
+                if lines
+            )
+        )
     return jax.tree.unflatten(jax.tree.structure(template), [leaves[path] for path in keys])
+
+
+def _listed(title: str, lines: list[str]) -> str:
+    more = [f"  ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return "\n".join([f"{title} ({len(lines)}):", *(f"  {line}" for line in lines[:SHOWN]), *more])
 
 
 def to_torch(
@@ -120,3 +136,8 @@ def to_torch(
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from error
     return state
+
+
+def torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of our leaf in torch's layout."""
+    return tuple(shape[i] for i in TORCH_AXES[len(shape)]) if _is_kernel(path) else tuple(shape)

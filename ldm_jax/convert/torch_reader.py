@@ -8,9 +8,11 @@ Both formats: the zip of torch 1.6 and later ("data.pkl" and one file per storag
 pickles, then the storages, each after its length).
 """
 
+import mmap
 import pickle
 import sys
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -140,18 +142,26 @@ def read_torch(path: str | Path) -> dict[str, np.ndarray]:
     """The tensors of a state dict: {key: array}, from the entry "state_dict" when there is one.
 
     Values that are no tensors are left out, and of a whole checkpoint only the state dict is read. bfloat16
-    tensors have the dtype of ml_dtypes. Raises ValueError when the file is not PyTorch's, is damaged or
-    holds no tensors at that place.
+    tensors have the dtype of ml_dtypes. The arrays are read-only views of the mapped file where its format
+    allows, so a large file takes no memory of its own. Raises ValueError when the file is not PyTorch's, is
+    damaged or holds no tensors at that place.
     """
+    return read_torch_checkpoint(path)[0]
 
-    def pick(root: Any, numbers: Callable) -> dict[str, np.ndarray]:
+
+def read_torch_checkpoint(path: str | Path) -> tuple[dict[str, np.ndarray], int | None]:
+    """What `read_torch` gives, and Lightning's "global_step" (None where the file has none)."""
+
+    def pick(root: Any, numbers: Callable) -> tuple[dict[str, np.ndarray], int | None]:
         state = root.get("state_dict", root) if isinstance(root, dict) else None
         items = state.items() if isinstance(state, dict) else ()
         tensors = {k: v for k, v in items if isinstance(v, _Tensor)}
         if not tensors:
             found = sorted(map(str, root)) if isinstance(root, dict) else type(root).__name__
             raise ValueError(f'no tensors at the top or in "state_dict"; the file holds {found}')
-        return {str(k): v.read(numbers(v.storage)) for k, v in tensors.items()}
+        step = root.get("global_step")
+        step = step if type(step) is int and step >= 0 else None
+        return {str(k): v.read(numbers(v.storage)) for k, v in tensors.items()}, step
 
     return _guarded(path, pick)
 
@@ -162,9 +172,9 @@ def _guarded(path: str | Path, use: Callable) -> Any:
         with open(path, "rb") as file:
             if zipfile.is_zipfile(file):
                 with zipfile.ZipFile(file) as archive:
-                    return use(*_open_zip(archive))
+                    return use(*_open_zip(archive, _mapped(file)))
             file.seek(0)
-            return use(*_open_old(file))
+            return use(*_open_old(file, _mapped(file)))
     except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, KeyError, IndexError, TypeError,
             AttributeError, ValueError, OverflowError) as error:  # fmt: skip
         raise ValueError(
@@ -173,7 +183,25 @@ def _guarded(path: str | Path, use: Callable) -> Any:
         ) from error
 
 
-def _open_zip(archive: zipfile.ZipFile) -> tuple[Any, Callable]:
+def _mapped(file: BinaryIO) -> memoryview:
+    """The file's bytes, read from disk only where they are looked at; stays valid when the file is closed."""
+    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _entry(archive: zipfile.ZipFile, name: str, mapped: memoryview) -> memoryview | bytes:
+    """The bytes of a zip entry, checksum compared; a view of the file unless it is compressed."""
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+        return archive.read(name)
+    header = bytes(mapped[info.header_offset : info.header_offset + 30])
+    start = info.header_offset + 30 + sum(int.from_bytes(header[i : i + 2], "little") for i in (26, 28))
+    data = mapped[start : start + info.file_size]
+    if header[:4] != b"PK\x03\x04" or len(data) != info.file_size or zlib.crc32(data) != info.CRC:
+        raise zipfile.BadZipFile(f"the entry {name} is damaged (checksum)")
+    return data
+
+
+def _open_zip(archive: zipfile.ZipFile, mapped: memoryview) -> tuple[Any, Callable]:
     names = archive.namelist()
     index = next((n for n in names if n == "data.pkl" or n.endswith("/data.pkl")), None)
     if index is None:
@@ -188,13 +216,14 @@ def _open_zip(archive: zipfile.ZipFile) -> tuple[Any, Callable]:
 
     def numbers(storage: _Storage) -> np.ndarray:
         if storage.key not in cache:
-            cache[storage.key] = np.frombuffer(archive.read(f"{folder}data/{storage.key}"), storage.dtype)
+            data = _entry(archive, f"{folder}data/{storage.key}", mapped)
+            cache[storage.key] = np.frombuffer(data, storage.dtype)
         return cache[storage.key]
 
     return root, numbers
 
 
-def _open_old(file: BinaryIO) -> tuple[Any, Callable]:
+def _open_old(file: BinaryIO, mapped: memoryview) -> tuple[Any, Callable]:
     if _Unpickler(file).load() != OLD_MAGIC:
         raise ValueError("neither a zip file nor PyTorch's older format")
     for _ in ("version", "sizes on the machine that wrote it"):
@@ -205,9 +234,11 @@ def _open_old(file: BinaryIO) -> tuple[Any, Callable]:
     for key in _Unpickler(file).load():
         storage = reader.storages[str(key)]
         count = int.from_bytes(file.read(8), "little")
-        data = file.read(count * storage.dtype.itemsize)
+        start = file.tell()
+        data = mapped[start : start + count * storage.dtype.itemsize]
         if len(data) != count * storage.dtype.itemsize:
             raise ValueError(f"ends within the storage {key}")
+        file.seek(start + len(data))
         arrays[storage.key] = np.frombuffer(data, storage.dtype)
     return root, lambda storage: arrays[storage.key]
 

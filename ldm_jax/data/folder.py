@@ -5,8 +5,8 @@ The conventions are those of Hugging Face's imagefolder:
   folder of the path is the class; classes are the sorted names.
 - A metadata.jsonl (any number of them, each for its own folder) holds one JSON object a line: "file_name",
   and any of "text", "label" (int or str; sorted unique strings are numbered), "objects" [{"box":
-  [x0,y0,x1,y1] in 0..1, "class": int}], "segmentation" and "mask" (names of image files). Names are relative
-  to it. Then the images it names are the set.
+  [x0,y0,x1,y1] in 0..1, "class": int}] (flags may be added: layout.py), "segmentation" and "mask" (names of
+  image files). Names are relative to it. Then the images it names are the set.
 """
 
 import hashlib

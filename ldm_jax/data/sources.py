@@ -1,8 +1,8 @@
 """Random access to examples: folders of images, prepared TensorFlow Datasets, drawn shapes.
 
 A source knows neither transforms nor batches. Its examples are dicts with "image" uint8 [H,W,C] and, where
-known, "label" int, "text" str, "objects" [{"box": [x0,y0,x1,y1] in 0..1, "class": int}], "segmentation" uint8
-[H,W], "mask" uint8 [H,W] (1 = hole), "name" str. Sources can be pickled, for worker processes.
+known, "label" int, "text" str, "objects" [{"box": [x0,y0,x1,y1] in 0..1, "class": int}] (and flags, layout.py),
+"segmentation" uint8 [H,W], "mask" uint8 [H,W] (1 = hole), "name" str. Sources can be pickled, for worker processes.
 """
 
 import os
@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ldm_jax.data import folder, shapes
+from ldm_jax.data.layout import LayoutRules
 
 SPLITS = ("train", "validation", "all")
 
@@ -39,6 +40,10 @@ class Source:
         """Example i, 0 <= i < len, else IndexError. CorruptExample where it cannot be decoded."""
         raise NotImplementedError
 
+    def annotations(self, i: int) -> dict:
+        """What example i holds besides pictures and maps; a source that need not decode them for it does not."""
+        return {key: value for key, value in self[i].items() if not isinstance(value, np.ndarray)}
+
     def describe(self) -> str:
         """One line: count, classes, sizes."""
         raise NotImplementedError
@@ -57,6 +62,38 @@ def to_channels(image: Image.Image, channels: int) -> np.ndarray:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("L" if channels == 1 else "RGB")
     return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+class FilteredSource(Source):
+    """The examples of a source that a layout model learns from: LayoutRules says which, and which of their objects.
+
+    Looks at the annotations of all examples once. ValueError where none is left.
+    """
+
+    def __init__(self, source: Source, rules: LayoutRules):
+        self.source, self.rules, self.class_names = source, rules, source.class_names
+        self._kept = [i for i in range(len(source)) if rules.keep(source.annotations(i).get("objects", [])) is not None]
+        if not self._kept:
+            raise ValueError(f"none of the {len(source)} examples is left by {rules}")
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def _large(self, example: dict) -> dict:
+        return example | {"objects": self.rules.keep(example.get("objects", []))}
+
+    def __getitem__(self, i: int) -> dict:
+        if not 0 <= i < len(self):
+            raise IndexError(f"example {i} of {len(self)}")
+        return self._large(self.source[self._kept[i]])
+
+    def annotations(self, i: int) -> dict:
+        """Those of the source, without the small objects."""
+        return self._large(self.source.annotations(self._kept[i]))
+
+    def describe(self) -> str:
+        """The source's line, and how many are kept."""
+        return f"{self.source.describe()}; {len(self)} kept by their objects"
 
 
 class FolderSource(Source):
@@ -98,8 +135,12 @@ class FolderSource(Source):
         # A broken file can raise nearly anything in a decoder.
         except Exception as error:
             raise CorruptExample(entry["name"], f"{type(error).__name__}: {error}") from error
-        example |= {key: entry[key] for key in ("label", "text", "objects") if key in entry}
-        return example
+        return example | self.annotations(i)
+
+    def annotations(self, i: int) -> dict:
+        """Name, label, text and objects as the metadata has them; nothing is decoded."""
+        entry = self._entries[i]
+        return {key: entry[key] for key in ("name", "label", "text", "objects") if key in entry}
 
     def _image(self, name: str, reduced: bool) -> np.ndarray:
         with Image.open(self.path / name) as image:
@@ -236,5 +277,6 @@ class ShapesSource(Source):
 
     def describe(self) -> str:
         """One line: count, classes and size."""
-        return (f"{self.count} drawn {'simple ' if self.simple else ''}scenes of shapes ({self.split}, seed {self.seed}), "
+        kind = "simple scenes" if self.simple else "scenes"
+        return (f"{self.count} drawn {kind} of shapes ({self.split}, seed {self.seed}), "
                 f"{len(self.class_names)} classes, {self.size}x{self.size}")

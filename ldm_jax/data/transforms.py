@@ -36,19 +36,16 @@ def resize(image: np.ndarray, size: tuple[int, int], interpolation: str = "bicub
     return resized.reshape(*size, image.shape[-1])
 
 
-def resize_shorter(image: np.ndarray, side: int, interpolation: str = "bicubic") -> np.ndarray:
-    """Resizes [H,W,C] so that its shorter side is `side`, keeping the proportions (rounded to pixels)."""
-    height, width = image.shape[:2]
-    scale = side / min(height, width)
-    return resize(image, (max(round(height * scale), side), max(round(width * scale), side)), interpolation)
+def with_shorter(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(h, w) scaled so that the shorter is `side`, keeping the proportions (rounded to pixels)."""
+    scale = side / min(size)
+    return max(round(size[0] * scale), side), max(round(size[1] * scale), side)
 
 
-def cover(image: np.ndarray, size: tuple[int, int], interpolation: str = "bicubic") -> np.ndarray:
-    """Resizes [H,W,C] to the smallest image of the same proportions that covers size = (h, w)."""
-    height, width = image.shape[:2]
-    scale = max(size[0] / height, size[1] / width)
-    return resize(image, (max(round(height * scale), size[0]), max(round(width * scale), size[1])),
-                  interpolation)
+def covering(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:
+    """(h, w) scaled to the smallest size of the same proportions that covers `window`."""
+    scale = max(window[0] / size[0], window[1] / size[1])
+    return max(round(size[0] * scale), window[0]), max(round(size[1] * scale), window[1])
 
 
 def crop(image: np.ndarray, top: int, left: int, size: tuple[int, int]) -> np.ndarray:
@@ -60,21 +57,43 @@ def crop(image: np.ndarray, top: int, left: int, size: tuple[int, int]) -> np.nd
     return image[top:top + size[0], left:left + size[1]]
 
 
-def center_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The middle window of size = (h, w); where a pixel is left over it stays at the bottom and right."""
-    return crop(image, (image.shape[0] - size[0]) // 2, (image.shape[1] - size[1]) // 2, size)
+@dataclass(frozen=True)
+class Placing:
+    """Which part of an image [H,W] is shown, and at which size: the same for the picture, its maps and boxes.
 
+    window: (top, left, height, width) in pixels of the original, cut out first; resized: (h, w) it then becomes;
+    cut: (top, left, height, width) in pixels of the resized one; flip: mirrored at last.
+    """
 
-def random_crop(image: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """A window of size = (h, w), every position equally likely."""
-    top = int(rng.integers(max(image.shape[0] - size[0], 0) + 1))
-    left = int(rng.integers(max(image.shape[1] - size[1], 0) + 1))
-    return crop(image, top, left, size)
+    original: tuple[int, int]
+    window: tuple[int, int, int, int]
+    resized: tuple[int, int]
+    cut: tuple[int, int, int, int]
+    flip: bool
 
+    def image(self, image: np.ndarray, interpolation: str = "bicubic") -> np.ndarray:
+        """[H,W,C] uint8 -> [h,w,C] uint8. ValueError for an image of another size than the placing was made for."""
+        if image.shape[:2] != self.original:
+            raise ValueError(f"a picture or map of {image.shape[0]}x{image.shape[1]} does not belong to an image of "
+                             f"{self.original[0]}x{self.original[1]}")
+        top, left, *size = self.window
+        image = resize(np.ascontiguousarray(crop(image, top, left, size)), self.resized, interpolation)
+        top, left, *size = self.cut
+        image = crop(image, top, left, size)
+        return np.ascontiguousarray(image[:, ::-1] if self.flip else image)
 
-def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mirrors left and right with probability 1/2."""
-    return image[:, ::-1] if rng.random() < 0.5 else image
+    def map(self, values: np.ndarray) -> np.ndarray:
+        """[H,W] uint8 -> [h,w] uint8, by the nearest pixel: no new values arise."""
+        return self.image(values[..., None], "nearest")[..., 0]
+
+    @property
+    def shown(self) -> tuple[float, float, float, float]:
+        """The part of the original that is seen: (x0, y0, x1, y1) in 0..1, before mirroring."""
+        top, left, height, width = self.window
+        step_y, step_x = height / self.resized[0], width / self.resized[1]
+        y, x = top + self.cut[0] * step_y, left + self.cut[1] * step_x
+        whole_y, whole_x = self.original
+        return x / whole_x, y / whole_y, (x + self.cut[3] * step_x) / whole_x, (y + self.cut[2] * step_y) / whole_y
 
 
 @dataclass(frozen=True)
@@ -83,11 +102,13 @@ class ImageTransform:
 
     size: an int or (h, w), the size that comes out. Steps in order:
     resize "shorter": the shorter side becomes `resize_to` (None: as small as covers `size`);
-           "stretch": to `size` exactly, proportions lost (`resize_to` must be None); "none": as it is.
+           "stretch": to `size` exactly, proportions lost (`resize_to` must be None); "none": as it is;
+           "square": a random square of the original, its side between `smallest_square` and 1 times the shorter side
+           (None: between `size` in pixels and the shorter side), becomes `size`, itself square. `crop` is not used.
     An image that is then smaller than `size` on either side is ENLARGED until it covers it.
     crop "center" | "random" a window of `size`; "none": the image must have `size` by now, else ValueError.
     flip: mirror half of the images.
-    Keys that cannot be batched (text, objects, name, ...) are dropped here.
+    Keys that cannot be batched (text, objects, name, ...) are dropped here; fields.py keeps what a task needs.
     """
 
     size: int | tuple[int, int]
@@ -96,9 +117,10 @@ class ImageTransform:
     crop: str = "center"
     flip: bool = False
     interpolation: str = "bicubic"
+    smallest_square: float | None = None
 
     def __post_init__(self):
-        for name, value, known in (("resize", self.resize, ("shorter", "stretch", "none")),
+        for name, value, known in (("resize", self.resize, ("shorter", "stretch", "none", "square")),
                                    ("crop", self.crop, ("center", "random", "none")),
                                    ("interpolation", self.interpolation, tuple(FILTERS))):
             if value not in known:
@@ -106,30 +128,55 @@ class ImageTransform:
         if self.resize_to is not None and (self.resize != "shorter" or self.resize_to < min(self.hw)):
             raise ValueError(f"resize_to = {self.resize_to} is for resize 'shorter' (here {self.resize!r}) "
                              f"and must be at least the shorter side of size {self.hw}")
+        if self.resize == "square" and self.hw[0] != self.hw[1]:
+            raise ValueError(f"resize 'square' gives squares, not size {self.hw}")
+        if self.smallest_square is not None and not (self.resize == "square" and 0 < self.smallest_square <= 1):
+            raise ValueError(f"smallest_square = {self.smallest_square} is for resize 'square' (here {self.resize!r}) "
+                             "and must be above 0 and at most 1")
 
     @property
     def hw(self) -> tuple[int, int]:
         """The size that comes out as (h, w)."""
         return (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
 
-    def __call__(self, example: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        image, size = example["image"], self.hw
-        if self.resize == "stretch":
-            image = resize(image, size, self.interpolation)
+    def _window(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """A random square, for resize "square"."""
+        shorter = min(height, width)
+        if self.smallest_square is None:
+            side = int(rng.integers(min(self.hw[0], shorter), shorter + 1))
+        else:
+            side = max(int(rng.uniform(self.smallest_square, 1) * shorter), 1)
+        return int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1)), side, side
+
+    def place(self, example: dict, rng: np.random.Generator) -> Placing:
+        """Decides what is shown of an example's image; its pixels are not touched."""
+        original, size = example["image"].shape[:2], self.hw
+        window, resized = (0, 0, *original), original
+        if self.resize == "square":
+            window, resized = self._window(*original, rng), size
+        elif self.resize == "stretch":
+            resized = size
         elif self.resize == "shorter" and self.resize_to is None:
-            image = cover(image, size, self.interpolation)
+            resized = covering(original, size)
         elif self.resize == "shorter":
-            image = resize_shorter(image, self.resize_to, self.interpolation)
+            resized = with_shorter(original, self.resize_to)
+        top = left = 0
         if self.crop != "none":
-            if image.shape[0] < size[0] or image.shape[1] < size[1]:
-                image = cover(image, size, self.interpolation)
-            image = center_crop(image, size) if self.crop == "center" else random_crop(image, size, rng)
-        if image.shape[:2] != size:
-            raise ValueError(f"image {example.get('name', '')} is {image.shape[0]}x{image.shape[1]} after "
+            if resized[0] < size[0] or resized[1] < size[1]:
+                resized = covering(resized, size)
+            spare = resized[0] - size[0], resized[1] - size[1]
+            if self.crop == "center":
+                top, left = spare[0] // 2, spare[1] // 2
+            else:
+                top, left = int(rng.integers(spare[0] + 1)), int(rng.integers(spare[1] + 1))
+        elif resized != size:
+            raise ValueError(f"image {example.get('name', '')} is {resized[0]}x{resized[1]} after "
                              f"resize {self.resize!r}, not {size[0]}x{size[1]}: choose a crop, or 'stretch'")
-        if self.flip:
-            image = random_flip(image, rng)
-        out = {"image": to_float(np.ascontiguousarray(image))}
+        flip = bool(self.flip and rng.random() < 0.5)
+        return Placing(original, window, resized, (top, left, *size), flip)
+
+    def __call__(self, example: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        out = {"image": to_float(self.place(example, rng).image(example["image"], self.interpolation))}
         if "label" in example:
             out["label"] = np.int32(example["label"])
         return out

@@ -12,7 +12,7 @@ import numpy as np
 
 from ldm_jax.diffusion.schedule import NoiseSchedule
 
-SPACINGS = ("even", "trailing", "log_snr", "original")
+SPACINGS = ("even", "trailing", "log_snr", "original", "original_quad")
 
 
 class Timetable(NamedTuple):
@@ -36,14 +36,17 @@ def make_timetable(schedule: NoiseSchedule, steps: int, spacing: str = "even") -
     "original"  1, 1+c, 1+2c, ... with c = T // steps, as the original code does. The number of steps then
                 often differs from the one asked for (400 gives 500), the last step goes to alpha_bar[0], and
                 a count that would overrun the table is refused here where the original crashes.
+    "original_quad"  the original's "quad": 1 + k^2 c', k = 0 .. `steps` - 1, rounded down, from step 1 to about
+                0.8 T. Many steps repeat the cleanest ones; the last step goes to alpha_bar[0].
     """
     total = schedule.timesteps
     if spacing not in SPACINGS:
         raise ValueError(f"spacing {spacing!r} is not one of {', '.join(SPACINGS)}")
     if not 1 <= steps <= total:
         raise ValueError(f"the number of sampling steps must lie in 1..{total}, got {steps}")
-    if spacing == "original":
-        ascending = _original_steps(total, steps)
+    if spacing.startswith("original"):
+        quad = spacing == "original_quad"
+        ascending = _quad_steps(total, steps) if quad else _original_steps(total, steps)
         clean = schedule.alpha_bar[0]
     else:
         ascending = _spread(schedule, steps, spacing)[::-1]
@@ -87,6 +90,10 @@ def _original_steps(total: int, steps: int) -> np.ndarray:
             f"nearest usable: {near}; or spacing 'even', which takes any number"
         )
     return np.arange(0, total, total // steps) + 1
+
+
+def _quad_steps(total: int, steps: int) -> np.ndarray:
+    return np.square(np.linspace(0, np.sqrt(0.8 * total), steps)).astype(int) + 1
 
 
 def _fits(total: int, steps: int) -> bool:

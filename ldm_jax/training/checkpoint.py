@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint import type_handlers
 
 Tree = Any
 
@@ -55,6 +57,50 @@ class Checkpoints:
         self.manager.close()
 
 
+AT_ONCE = 2**28  # bytes
+
+
+class _FewAtATime(type_handlers.NumpyHandler):
+    """Copies and writes `AT_ONCE` bytes (or one array) at a time: views of a file need no memory of their own."""
+
+    async def serialize(self, values, infos, args=None):
+        args = args or [ocp.SaveArgs()] * len(values)
+        group, size = [], 0
+        for value, info, arg in zip(values, infos, args):
+            if group and size + value.nbytes > AT_ONCE:
+                await self._write(group)
+                group, size = [], 0
+            group.append((value, info, arg))
+            size += value.nbytes
+        await self._write(group)
+        return []
+
+    async def _write(self, group):
+        values, infos, args = zip(*group)
+        for written in await super().serialize([np.asarray(v, order="C") for v in values], infos, args):
+            written.result()
+
+
+def save_from_numpy(workdir: str | Path, step: int, state: Tree) -> None:
+    """A checkpoint from numpy arrays, which may be views of mapped files or of one number: little memory is used."""
+    previous = type_handlers.get_type_handler(np.ndarray)
+    type_handlers.register_type_handler(np.ndarray, _FewAtATime(deepcopy_host_arrays=False), override=True)
+    try:
+        checkpoints = Checkpoints(workdir)
+        checkpoints.save(step, state)
+        checkpoints.close()
+    finally:
+        type_handlers.register_type_handler(np.ndarray, previous, override=True)
+
+
+def restore_numpy(workdir: str | Path, step: int, abstract: Tree) -> Tree:
+    """The part `abstract` (nested dict) of the checkpoint at `step` as numpy arrays; the rest is not read."""
+    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
+    args = ocp.args.PyTreeRestore(item=abstract, restore_args=restore_args, partial_restore=True)
+    path = Path(workdir).absolute() / "checkpoints" / str(step) / "default"
+    return ocp.PyTreeCheckpointer().restore(path, args=args)
+
+
 def save_tree(path: str | Path, tree: Tree) -> None:
     """Writes a tree once (atomically: a partial write is not visible under `path`)."""
     with ocp.StandardCheckpointer() as checkpointer:
@@ -62,12 +108,25 @@ def save_tree(path: str | Path, tree: Tree) -> None:
 
 
 def restore_tree(path: str | Path, abstract: Tree) -> Tree:
-    """Reads what `save_tree` wrote. Raises FileNotFoundError when there is nothing."""
+    """Reads what `save_tree` wrote, on whatever devices, as numpy arrays with the shapes of `abstract`.
+
+    Raises FileNotFoundError when there is nothing, ValueError when names or shapes differ.
+    """
     path = Path(path).absolute()
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(path, abstract)
+    how = jax.tree.map(lambda s: ocp.RestoreArgs(restore_type=np.ndarray, dtype=s.dtype), abstract)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        tree = checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=abstract, restore_args=how))
+    tree = jax.tree.map(np.asarray, tree)
+    wrong = [
+        f"{jax.tree_util.keystr(where)}: {array.shape} there, {shape.shape} here"
+        for (where, array), shape in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(abstract))
+        if array.shape != shape.shape
+    ]
+    if wrong:
+        raise ValueError(f"{path} holds other shapes:\n" + "\n".join(wrong))
+    return tree
 
 
 def keep_config(workdir: str | Path, config: dict) -> None:

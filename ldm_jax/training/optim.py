@@ -4,7 +4,7 @@ The learning rate is a function of the step (so that it can be logged) that give
 scales it by batch size or devices.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ import optax
 Tree = Any
 Schedule = Callable[[jax.Array | int], jax.Array]
 
-SCHEDULES = ("constant", "linear_warmup", "cosine")
+SCHEDULES = ("constant", "linear_warmup", "linear", "cosine")
 OPTIMIZERS = ("adam", "adamw")
 
 
@@ -31,15 +31,17 @@ def learning_rate(
 
     "constant": `peak`. "linear_warmup": from `warmup_fraction * peak` at step 0 linearly to `peak` at
     `warmup_steps`, then `peak`. "cosine": the same warm-up, then a half cosine that reaches
-    `final_fraction * peak` at `total_steps` and stays there. `warmup_fraction` 0 gives the first step a
+    `final_fraction * peak` at `total_steps` and stays there. "linear": the same warm-up, then the straight line
+    from `peak` at step 0 to `final_fraction * peak` at `total_steps` (so it drops a little where the warm-up ends,
+    as the original's does). `warmup_fraction` 0 gives the first step a
     rate of 0; the original's churches recipe has 1e-6, its inpainting recipe 0.01.
     Raises ValueError for an unknown schedule or for a warm-up that does not end before `total_steps`.
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule={schedule!r} is not one of {', '.join(SCHEDULES)}")
-    if schedule == "cosine" and warmup_steps >= total_steps:
+    if schedule in ("linear", "cosine") and warmup_steps >= total_steps:
         raise ValueError(
-            f"cosine: warmup_steps={warmup_steps} is not less than total_steps={total_steps}; "
+            f"{schedule}: warmup_steps={warmup_steps} is not less than total_steps={total_steps}; "
             "lower --config.optim.warmup_steps"
         )
 
@@ -49,10 +51,34 @@ def learning_rate(
             return jnp.full_like(step, peak)
         done = jnp.clip(step / max(warmup_steps, 1), 0.0, 1.0) if warmup_steps else jnp.ones_like(step)
         value = peak * (warmup_fraction + (1.0 - warmup_fraction) * done)
+        if schedule == "linear_warmup":
+            return value
         if schedule == "cosine":
             t = jnp.clip((step - warmup_steps) / (total_steps - warmup_steps), 0.0, 1.0)
-            falling = peak * (final_fraction + (1.0 - final_fraction) * 0.5 * (1.0 + jnp.cos(jnp.pi * t)))
-            value = jnp.where(step < warmup_steps, value, falling)
+            share = 0.5 * (1.0 + jnp.cos(jnp.pi * t))
+        else:
+            share = 1.0 - jnp.clip(step / total_steps, 0.0, 1.0)
+        falling = peak * (final_fraction + (1.0 - final_fraction) * share)
+        return jnp.where(step < warmup_steps, value, falling)
+
+    return rate
+
+
+def restarts(rates: Sequence[Schedule], lengths: Sequence[int]) -> Schedule:
+    """One schedule after the other, rates[i] for lengths[i] steps, each from its own step 0 on.
+
+    As in the original, the step on a boundary still belongs to the schedule before it, and the next one starts
+    with its step 1. The last goes on for ever.
+    """
+    if len(rates) != len(lengths):
+        raise ValueError(f"{len(rates)} schedules, but {len(lengths)} lengths")
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+
+    def rate(step: jax.Array | int) -> jax.Array:
+        step = jnp.asarray(step)
+        value = rates[0](step)
+        for start, later in zip(starts[1:], rates[1:]):
+            value = jnp.where(step > start, later(step - start), value)
         return value
 
     return rate

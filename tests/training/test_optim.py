@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from ldm_jax.training.optim import ema_decay, ema_update, learning_rate, make_optimizer
+from ldm_jax.training.optim import ema_decay, ema_update, learning_rate, make_optimizer, restarts
 from tests.golden.weights import normal
 from tests.golden_tools import load
 
@@ -24,6 +24,19 @@ def test_schedules_are_the_originals():
     np.testing.assert_allclose(inpainting(steps), case.outputs["cosine_inpainting"], rtol=1e-5, atol=2e-8)
 
 
+def test_restarts_are_the_originals():
+    case = load("lr_schedules")
+    steps = np.array(case.meta["extra"]["n"])
+    for kind, output in (("cosine", "cosine2"), ("linear", "linear2")):
+        cycles = [
+            learning_rate(kind, 1.0, warmup_steps=100, total_steps=5000, warmup_fraction=1e-4, final_fraction=0.1),
+            learning_rate(kind, 0.5, warmup_steps=200, total_steps=10**8, warmup_fraction=1e-4, final_fraction=0.1),
+        ]
+        np.testing.assert_allclose(restarts(cycles, (5000, 10**8))(steps), case.outputs[output], rtol=2e-6)
+    with pytest.raises(ValueError, match="2 schedules, but 1 lengths"):
+        restarts(cycles, (1,))
+
+
 def test_constant_and_default_warm_up():
     np.testing.assert_array_equal(learning_rate("constant", 3e-4)(jnp.arange(3)), np.float32([3e-4] * 3))
     warm = learning_rate("linear_warmup", 1.0, warmup_steps=4)(np.array([0, 1, 2, 3, 4, 9]))
@@ -33,7 +46,7 @@ def test_constant_and_default_warm_up():
 
 
 def test_unknown_names_list_the_known():
-    with pytest.raises(ValueError, match="'step' is not one of constant, linear_warmup, cosine"):
+    with pytest.raises(ValueError, match="'step' is not one of constant, linear_warmup, linear, cosine"):
         learning_rate("step", 1e-3)
     with pytest.raises(ValueError, match="'sgd' is not one of adam, adamw"):
         make_optimizer("sgd", 1e-3)

@@ -1,0 +1,430 @@
+"""Folders of the `diffusers` library: VQModel, AutoencoderKL, UNet2DModel, UNet2DConditionModel, LDMBertModel.
+
+A folder holds a component each (unet/, vqvae/, bert/, scheduler/), or is itself an autoencoder. Keys translate to
+the original's (compvis.py) by name; only the UNet's qkv of plain attention is cut into three. One direction of the
+names is written here; reading looks the same names up.
+
+Facts about names, classes and defaults: huggingface/diffusers, src/diffusers/models and its LDM conversion script.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldm_jax.convert.compvis import CONDITIONER, UNET
+from ldm_jax.convert.safetensors_file import Spec, read_safetensors, write_safetensors
+from ldm_jax.convert.torch_reader import read_torch
+
+Section = Mapping[str, Any]
+Tensors = Mapping[str, tuple[Spec, Callable[[], np.ndarray]]]
+WEIGHT_FILES = tuple(
+    f"{stem}{variant}.{ending}"
+    for variant in ("", ".fp16")
+    for ending in ("safetensors", "bin")
+    for stem in ("diffusion_pytorch_model", "model", "pytorch_model")
+)
+FOLDERS = {"vqvae": ("vqvae", "vae"), "unet": ("unet",), "bert": ("bert",)}
+# What a class takes where config.json is silent, for the values that change a forward pass but no shape.
+DEFAULTS: dict[str, Any] = {"attention_head_dim": 8, "flip_sin_to_cos": True, "freq_shift": 0, "act_fn": "silu",
+                            "norm_num_groups": 32, "center_input_sample": False, "num_vq_embeddings": 256,
+                            "resnet_time_scale_shift": "default", "use_linear_projection": False}  # fmt: skip
+NOT_COMPARED = ("_class_name", "sample_size", "scaling_factor", "norm_eps", "force_upcast", "_diffusers_version")
+USUAL_KL_SCALE = 0.18215  # the classes' default, also of VQModel, for which it means nothing
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
+SCHEDULES = {"scaled_linear": "scaled_linear", "linear": "linear", "cosine": "squaredcos_cap_v2"}
+VERSION = "0.30.0"  # stands in the files that we write
+
+
+@dataclass(frozen=True)
+class Component:
+    """One model: its folder, class and config.json, and {the original's key: its key, or those of q, k and v}.
+
+    heads: of a qkv, by the original's key; new_order: how these are laid out (models/attention.py).
+    """
+
+    folder: str
+    kind: str
+    config: dict[str, Any]
+    keys: dict[str, tuple[str, ...]]
+    heads: dict[str, int]
+    new_order: bool = False
+
+
+def autoencoder(section: Section, shapes: Mapping[str, tuple[int, ...]], prefix: str, scale: float) -> Component:
+    """The first stage of config.first_stage `section`; `shapes` by the original's key, which begins with `prefix`.
+
+    Raises ValueError for what neither class can express.
+    """
+    vq = section["kind"] == "vq"
+    if section["attn_type"] == "linear":
+        raise ValueError("diffusers has no linear attention in its autoencoders (first_stage.attn_type='linear')")
+    if not vq and section["embed_dim"] != section["z_channels"]:
+        raise ValueError(
+            f"diffusers' AutoencoderKL has one number of latent channels; here embed_dim={section['embed_dim']} and "
+            f"z_channels={section['z_channels']}"
+        )
+    levels = len(section["ch_mult"])
+    own = [key for key in shapes if key.startswith(prefix) and not key.startswith(f"{prefix}loss.")]
+    keys = {key: (_autoencoder_key(key.removeprefix(prefix), levels),) for key in own}
+    attends = [f"{prefix}encoder.down.{level}.attn.0.norm.weight" in shapes for level in range(levels)]
+    config = dict(
+        in_channels=section["in_channels"],
+        out_channels=section["out_channels"],
+        down_block_types=["AttnDownEncoderBlock2D" if a else "DownEncoderBlock2D" for a in attends],
+        up_block_types=["AttnUpDecoderBlock2D" if a else "UpDecoderBlock2D" for a in reversed(attends)],
+        block_out_channels=[section["ch"] * m for m in section["ch_mult"]],
+        layers_per_block=section["num_res_blocks"],
+        act_fn="silu",
+        latent_channels=section["z_channels"],
+        sample_size=section["resolution"],
+        norm_num_groups=32,
+        scaling_factor=float(str(np.float32(scale))),  # 0.18215 rather than all digits of its float32
+    )
+    if section["attn_type"] == "none":
+        config["mid_block_add_attention"] = False
+    if vq:
+        config |= dict(num_vq_embeddings=section["n_embed"], vq_embed_dim=section["embed_dim"])
+    return Component("vqvae", "VQModel" if vq else "AutoencoderKL", config, keys, {})
+
+
+def _autoencoder_key(key: str, levels: int) -> str:
+    key = re.sub(r"decoder\.up\.(\d+)", lambda m: f"decoder.up_blocks.{levels - 1 - int(m[1])}", key)
+    key = key.replace("encoder.down.", "encoder.down_blocks.").replace(".mid.attn_1.", ".mid_block.attentions.0.")
+    key = key.replace(".mid.block_1.", ".mid_block.resnets.0.").replace(".mid.block_2.", ".mid_block.resnets.1.")
+    key = key.replace(".block.", ".resnets.").replace(".attn.", ".attentions.")
+    key = key.replace(".downsample.", ".downsamplers.0.").replace(".upsample.", ".upsamplers.0.")
+    key = key.replace(".norm_out.", ".conv_norm_out.").replace(".nin_shortcut.", ".conv_shortcut.")
+    head, part, rest = re.match(r"(.*\.attentions\.\d+\.|)(\w+)(.*)", key).groups()
+    return head + (_ATTENTION.get(part, part) if head else part) + rest
+
+
+_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+_RESNET = {"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj", "out_layers.0": "norm2",
+           "out_layers.3": "conv2", "skip_connection": "conv_shortcut"}  # fmt: skip
+
+_UNET_ENDS = {"time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2",
+              "input_blocks.0.0": "conv_in", "out.0": "conv_norm_out", "out.2": "conv_out"}  # fmt: skip
+
+
+def unet(section: Section, shapes: Mapping[str, tuple[int, ...]], context_dim: int | None, size: int) -> Component:
+    """The UNet of config.unet `section` on latents of `size`. Raises ValueError for what neither class can express."""
+    head_width, spatial = section["num_head_channels"], section["use_spatial_transformer"]
+    if section["resblock_updown"] or section["use_scale_shift_norm"]:
+        raise ValueError("diffusers' UNets cannot express unet.resblock_updown or unet.use_scale_shift_norm")
+    if head_width == -1 and not spatial:
+        raise ValueError(
+            f"diffusers' UNet2DModel has heads of one width; here unet.num_heads={section['num_heads']} at every level"
+        )
+    layers, mult = section["num_res_blocks"], section["channel_mult"]
+    attends = [2**level in section["attention_downsamples"] for level in range(len(mult))]
+    widths = [section["model_channels"] * m for m in mult]
+    cross = "CrossAttn" if spatial else "Attn"
+    config = dict(
+        sample_size=size,
+        in_channels=shapes[f"{UNET}input_blocks.0.0.weight"][1],
+        out_channels=section["out_channels"],
+        center_input_sample=False,
+        flip_sin_to_cos=True,
+        freq_shift=0,
+        down_block_types=[f"{cross if a else ''}DownBlock2D" for a in attends],
+        up_block_types=[f"{cross if a else ''}UpBlock2D" for a in reversed(attends)],
+        block_out_channels=widths,
+        layers_per_block=layers,
+        downsample_padding=1,
+        mid_block_scale_factor=1,
+        act_fn="silu",
+        norm_num_groups=32,
+        norm_eps=1e-5,
+        attention_head_dim=head_width,
+    )
+    if spatial:
+        heads = section["num_heads"] if head_width == -1 else [w // head_width for w in widths]
+        config |= dict(attention_head_dim=heads, cross_attention_dim=context_dim)
+        if section.get("transformer_depth", 1) != 1:
+            config["transformer_layers_per_block"] = section["transformer_depth"]
+    keys, qkv_heads = {}, {}
+    for key in (key for key in shapes if key.startswith(UNET)):
+        name = _unet_key(key.removeprefix(UNET), layers, spatial)
+        if ".qkv." in name:
+            keys[key] = tuple(name.replace("qkv", f"to_{part}") for part in "qkv")
+            qkv_heads[key] = shapes[key][0] // 3 // head_width
+        else:
+            keys[key] = (name,)
+    kind = "UNet2DConditionModel" if spatial else "UNet2DModel"
+    return Component("unet", kind, config, keys, qkv_heads, section.get("use_new_attention_order", False))
+
+
+def _unet_key(key: str, layers: int, spatial: bool) -> str:
+    for ours, theirs in _UNET_ENDS.items():
+        if key.startswith(f"{ours}."):
+            return theirs + key.removeprefix(ours)
+    side, block, part, rest = re.fullmatch(r"(input|middle|output)_blocks?\.(?:(\d+)\.)?(\d+)\.(.*)", key).groups()
+    if side == "middle":
+        return f"mid_block.attentions.0.{_attention(rest, spatial)}" if part == "1" else (
+            f"mid_block.resnets.{int(part) // 2}.{_resnet(rest)}"
+        )  # fmt: skip
+    level, i = divmod(int(block) - (side == "input"), layers + 1)
+    where = f"{'down' if side == 'input' else 'up'}_blocks.{level}"
+    if rest.startswith("op."):
+        return f"{where}.downsamplers.0.conv.{rest[3:]}"
+    if part != "0" and rest.startswith("conv."):
+        return f"{where}.upsamplers.0.{rest}"
+    if part == "0":
+        return f"{where}.resnets.{i}.{_resnet(rest)}"
+    return f"{where}.attentions.{i}.{_attention(rest, spatial)}"
+
+
+def _resnet(rest: str) -> str:
+    name, leaf = rest.rsplit(".", 1)
+    return f"{_RESNET[name]}.{leaf}"
+
+
+def _attention(rest: str, spatial: bool) -> str:
+    if spatial:
+        return rest
+    name, leaf = rest.rsplit(".", 1)
+    return f"{_ATTENTION.get(name, name)}.{leaf}"
+
+
+def bert(section: Section, shapes: Mapping[str, tuple[int, ...]]) -> Component:
+    """The text encoder of config.conditioner `section`, with the vocabulary head that the class has."""
+    root = f"{CONDITIONER}transformer."
+    own = {key for key in shapes if key.startswith(root)} | {f"{root}to_logits.{leaf}" for leaf in ("weight", "bias")}
+    keys = {key: (_bert_key(key.removeprefix(root)),) for key in sorted(own)}
+    dim = section["dim"]
+    config = dict(
+        architectures=["LDMBertModel"], model_type="ldmbert", vocab_size=section["vocab_size"], d_model=dim,
+        max_position_embeddings=section["max_length"], encoder_layers=section["depth"], encoder_ffn_dim=4 * dim,
+        encoder_attention_heads=8, head_dim=64, activation_function="gelu", scale_embedding=False, pad_token_id=0,
+    )  # fmt: skip
+    return Component("bert", "LDMBertModel", config, keys, {})
+
+
+def _bert_key(key: str) -> str:
+    fixed = {"token_emb": "model.embed_tokens", "pos_emb.emb": "model.embed_positions", "norm": "model.layer_norm"}
+    head, leaf = key.rsplit(".", 1)
+    match = re.fullmatch(r"attn_layers\.layers\.(\d+)\.([01])(?:\.(.*))?", head)
+    if not match:
+        return f"{fixed.get(head, head)}.{leaf}"
+    layer, mlp = divmod(int(match[1]), 2)
+    if match[2] == "0":
+        part = "final_layer_norm" if mlp else "self_attn_layer_norm"
+    elif mlp:
+        part = {"net.0.0": "fc1", "net.2": "fc2"}[match[3]]
+    else:
+        part = f"self_attn.{match[3].replace('to_', '')}_proj"
+    return f"model.layers.{layer}.{part}.{leaf}"
+
+
+def split_qkv(array: np.ndarray, heads: int, new_order: bool) -> list[np.ndarray]:
+    """[3C,C,1] or [3C] -> q, k, v, each [C,C] or [C]."""
+    width = array.shape[0] // 3
+    order = (3, heads, width // heads, -1) if new_order else (heads, 3, width // heads, -1)
+    parts = np.moveaxis(array.reshape(order), 0 if new_order else 1, 0)
+    return [np.ascontiguousarray(part.reshape((width, width) if array.ndim > 1 else width)) for part in parts]
+
+
+def join_qkv(parts: list[np.ndarray], heads: int, new_order: bool) -> np.ndarray:
+    """q, k, v [C,C] or [C] -> [3C,C,1] or [3C], the inverse of `split_qkv`."""
+    width = parts[0].shape[0]
+    stacked = np.stack([part.reshape(heads, width // heads, -1) for part in parts], 0 if new_order else 1)
+    return stacked.reshape((3 * width, width, 1) if parts[0].size != width else 3 * width)
+
+
+# Reading
+
+
+def read_folder(path: str | Path, wanted: list[Component]) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
+    """(state dict with the original's keys, {folder: its config.json}) of the components in `path`.
+
+    What a component has beyond the wanted keys is kept as "<folder>/<key>". Also gives the scheduler's config.
+    Raises ValueError when a component is missing, damaged, of another class or of other numbers.
+    """
+    path = Path(path)
+    state: dict[str, np.ndarray] = {}
+    configs: dict[str, dict] = {}
+    for component in wanted:
+        folder = _folder_of(path, component)
+        configs[component.folder] = _checked_config(folder, component)
+        tensors = {_new_name(k): v for k, v in _tensors(folder).items()}
+        for key, names in component.keys.items():
+            if all(name in tensors for name in names):
+                parts = [tensors.pop(name) for name in names]
+                state[key] = parts[0] if len(parts) == 1 else join_qkv(
+                    [p.reshape(p.shape[:2]) for p in parts], component.heads[key], component.new_order
+                )  # fmt: skip
+        state |= {f"{component.folder}/{key}": array for key, array in tensors.items() if key != _POSITION_IDS}
+    scheduler = path / "scheduler" / "scheduler_config.json"
+    if scheduler.exists():
+        configs["scheduler"] = _json(scheduler)
+    return state, configs
+
+
+_POSITION_IDS = "model.embeddings.position_ids"
+
+
+def _new_name(key: str) -> str:
+    """Keys of attention had other names before diffusers 0.15."""
+    match = re.fullmatch(r"(.*\.attentions\.\d+\.)(query|key|value|proj_attn)\.(\w+)", key)
+    return f"{match[1]}{OLD_ATTENTION[match[2]]}.{match[3]}" if match else key
+
+
+def _json(path: Path) -> dict:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no settings")
+    return found
+
+
+def _folder_of(path: Path, component: Component) -> Path:
+    for folder in (*(path / name for name in FOLDERS[component.folder]), path):
+        if (folder / "config.json").is_file() and _json(folder / "config.json").get("_class_name") in (
+            component.kind, *((None,) if component.kind == "LDMBertModel" and folder != path else ()),
+        ):  # fmt: skip
+            return folder
+    raise ValueError(
+        f"{path} holds no {component.kind}, which this config needs, in {component.folder}/ with a config.json of "
+        f"that _class_name; it holds {', '.join(sorted(p.name for p in path.iterdir())) or 'nothing'}"
+    )
+
+
+def _checked_config(folder: Path, component: Component) -> dict:
+    """config.json, which must give the numbers of the component; a text encoder's show in its shapes."""
+    found = _json(folder / "config.json")
+    wrong = []
+    for name, value in component.config.items():
+        theirs = found.get(name, DEFAULTS.get(name, value))
+        if name == "attention_head_dim" and isinstance(value, list) != isinstance(theirs, list):
+            levels = len(component.config["block_out_channels"])
+            value, theirs = (x if isinstance(x, list) else [x] * levels for x in (value, theirs))
+        if name not in NOT_COMPARED and component.kind != "LDMBertModel" and theirs != value:
+            wrong.append(f"    {name}: {theirs} in the folder, {value} by the config")
+    if wrong:
+        raise ValueError(f"{folder} holds another {component.kind} than the config's:\n" + "\n".join(wrong))
+    return found
+
+
+def _tensors(folder: Path) -> dict[str, np.ndarray]:
+    for name in WEIGHT_FILES:
+        if (folder / name).is_file():
+            read = read_safetensors if name.endswith(".safetensors") else lambda p: (read_torch(p), {})
+            return dict(read(folder / name)[0])
+    raise ValueError(f"{folder} holds no weights; looked for {', '.join(WEIGHT_FILES)}")
+
+
+def scale_of(config: Section) -> float | None:
+    """The latent scale that an autoencoder's config.json states; None where it states nothing of meaning."""
+    found = config.get("scaling_factor")
+    if config.get("_class_name") == "VQModel":
+        return None if found in (None, USUAL_KL_SCALE) else float(found)
+    return float(USUAL_KL_SCALE if found is None else found)
+
+
+def check_scheduler(scheduler: Section, diffusion: Section) -> None:
+    """Raises ValueError when the folder's noise schedule is not that of config.diffusion."""
+    expected = scheduler_config(diffusion)
+    names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
+    wrong = [
+        f"    {name}: {scheduler[name]} in the folder, {expected[name]} by the config"
+        for name in names
+        if name in scheduler and not _same(scheduler[name], expected[name])
+    ]
+    if wrong:
+        raise ValueError("the folder's scheduler has another noise schedule than the config:\n" + "\n".join(wrong))
+
+
+def _same(a: Any, b: Any) -> bool:
+    return math.isclose(a, b, rel_tol=1e-6) if isinstance(b, float) and isinstance(a, float | int) else a == b
+
+
+def scheduler_config(diffusion: Section) -> dict:
+    """scheduler_config.json of config.diffusion. Raises ValueError for a schedule that diffusers has not."""
+    if diffusion["schedule"] not in SCHEDULES:
+        raise ValueError(f"diffusers has no noise schedule {diffusion['schedule']!r}")
+    return dict(
+        _class_name="DDIMScheduler",
+        _diffusers_version=VERSION,
+        num_train_timesteps=diffusion["timesteps"],
+        beta_start=diffusion["start"],
+        beta_end=diffusion["end"],
+        beta_schedule=SCHEDULES[diffusion["schedule"]],
+        prediction_type=PREDICTIONS[diffusion["prediction"]],
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+# Writing
+
+# The condition's kind -> the class of the whole; others have no pipeline in diffusers.
+PIPELINES = {"none": "LDMPipeline", "superres": "LDMSuperResolutionPipeline", "text": "LDMTextToImagePipeline"}
+
+
+def write_component(path: Path, component: Component, tensors: Tensors) -> None:
+    """config.json and the weights, in `path`. Keys without tensors are filled with zeros (the vocabulary head)."""
+    path.mkdir(parents=True, exist_ok=True)
+    head = {} if component.kind == "LDMBertModel" else {"_class_name": component.kind, "_diffusers_version": VERSION}
+    (path / "config.json").write_text(json.dumps(head | component.config, indent=2) + "\n")
+    out: dict[str, tuple[Spec, Callable[[], np.ndarray]]] = {}
+    for key, names in component.keys.items():
+        (dtype, shape), give = tensors.get(key) or _zeros(key, component)
+        for i, name in enumerate(names):
+            if len(names) == 3:
+                part = (shape[0] // 3, *((shape[1],) if len(shape) > 1 else ()))
+                out[name] = ((dtype, part), _Part(give, i, component.heads[key], component.new_order))
+            else:
+                linear = (".attentions." in name and component.folder != "unet") or ".to_out.0." in name
+                shape = shape[:2] if linear or name.endswith("proj_attn.weight") else shape
+                out[name] = ((dtype, shape), _Reshaped(give, shape))
+    weights = "model.safetensors" if component.kind == "LDMBertModel" else "diffusion_pytorch_model.safetensors"
+    write_safetensors(path / weights, out, {"format": "pt"})
+
+
+def _zeros(key: str, component: Component) -> tuple[Spec, Callable[[], np.ndarray]]:
+    vocabulary, dim = component.config["vocab_size"], component.config["d_model"]
+    shape = (vocabulary, dim) if key.endswith("weight") else (vocabulary,)
+    return (np.dtype(np.float32), shape), lambda: np.zeros(shape, np.float32)
+
+
+@dataclass(frozen=True)
+class _Reshaped:
+    give: Callable[[], np.ndarray]
+    shape: tuple[int, ...]
+
+    def __call__(self) -> np.ndarray:
+        return self.give().reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class _Part:
+    give: Callable[[], np.ndarray]
+    i: int
+    heads: int
+    new_order: bool
+
+    def __call__(self) -> np.ndarray:
+        return split_qkv(self.give(), self.heads, self.new_order)[self.i]
+
+
+def write_pipeline(path: Path, components: list[Component], conditioner: str, diffusion: Section) -> None:
+    """model_index.json and scheduler/ beside the components."""
+    folder = path / "scheduler"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "scheduler_config.json").write_text(json.dumps(scheduler_config(diffusion), indent=2) + "\n")
+    index = {"_class_name": PIPELINES[conditioner], "_diffusers_version": VERSION}
+    index |= {c.folder: ["latent_diffusion" if c.folder == "bert" else "diffusers", c.kind] for c in components}
+    index["scheduler"] = ["diffusers", "DDIMScheduler"]
+    if conditioner == "text":
+        index["tokenizer"] = ["transformers", "BertTokenizer"]
+    (path / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

@@ -1,0 +1,138 @@
+"""Large images in overlapping patches: cut, map a network over the patches, blend (LDM paper, section 4.3.2).
+
+A patch's pixel counts by its distance to the patch's border: `weights`. The blended image is
+    y = sum_p w_p y_p / sum_p w_p
+over the patches p that cover a pixel. Patches are numbered row by row. The network may change the resolution:
+`scale` is 1 for a denoiser, f for a decoder, 1/f for an encoder.
+"""
+
+from collections.abc import Callable
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+CLIP = (0.01, 0.5)  # the original's bounds of the weights
+
+
+def corners(size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int]) -> np.ndarray:
+    """Upper left corners [rows,columns,2] int of the patches (kh,kw) that cover an image of size (H,W).
+
+    They are `stride` apart, but the last of a row or column lies at the image's border, also where the stride
+    does not lead there (the original leaves that rest uncovered).
+    Raises ValueError for a patch larger than the image or a stride that leaves gaps.
+    """
+    for n, k, s in zip(size, kernel, stride):
+        if not 0 < s <= k <= n:
+            raise ValueError(
+                f"image {size}, patches {kernel}, stride {stride}: needs 0 < stride <= patch <= image on both axes"
+            )
+    axes = [np.append(np.arange(0, n - k, s), n - k) for n, k, s in zip(size, kernel, stride)]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+
+
+def weights(
+    kernel: tuple[int, int],
+    grid: tuple[int, int],
+    clip: tuple[float, float] = CLIP,
+    tie_clip: tuple[float, float] | None = None,
+) -> np.ndarray:
+    """Weights [P,kh,kw] float32 of the pixels of the P = rows * columns patches of a grid.
+
+    A pixel's is its distance to the patch's border, as a share of the patch, clipped to `clip`: 0 at the
+    border, 0.5 in the middle. `tie_clip` multiplies it by the same measure of the patch's place in the grid,
+    clipped to that (the original's tie breaker, off in its notebook).
+    """
+    inner = np.clip(_border_distance(kernel), *clip)
+    outer = np.ones(grid) if tie_clip is None else np.clip(_border_distance(grid), *tie_clip)
+    return (outer.reshape(-1, 1, 1) * inner).astype(np.float32)
+
+
+def _border_distance(size: tuple[int, int]) -> np.ndarray:
+    """[h,w]: the smaller of the two axes' distances to the nearer end, each as a share of its axis."""
+    axes = [np.arange(n) / max(n - 1, 1) for n in size]
+    y, x = (np.minimum(axis, 1 - axis) for axis in axes)
+    return np.minimum(y[:, None], x[None, :])
+
+
+def unfold(x: Array, kernel: tuple[int, int], stride: tuple[int, int]) -> Array:
+    """[B,H,W,C] -> patches [P,B,kh,kw,C]."""
+    where = corners(x.shape[1:3], kernel, stride).reshape(-1, 2)
+    return jnp.stack([x[:, i : i + kernel[0], j : j + kernel[1]] for i, j in where])
+
+
+def overlap_add(patches: Array | np.ndarray, where: np.ndarray, size: tuple[int, int]) -> Array:
+    """Sum of patches [P,B,kh,kw,C] at their upper left corners `where` [rows,columns,2]: [B,H,W,C] float32."""
+    _, batch, height, width, channels = patches.shape
+    total = jnp.zeros((batch, *size, channels), jnp.float32)
+    for patch, (i, j) in zip(patches, where.reshape(-1, 2)):
+        total = total.at[:, i : i + height, j : j + width].add(patch)
+    return total
+
+
+def fold(patches: Array, size: tuple[int, int], stride: tuple[int, int], w: np.ndarray) -> Array:
+    """Patches [P,B,kh,kw,C] and their weights [P,kh,kw] -> the blended image [B,H,W,C] of `size`."""
+    where = corners(size, patches.shape[2:4], stride)
+    w = w[:, None, :, :, None]
+    return overlap_add(w * patches, where, size) / overlap_add(w, where, size)
+
+
+def patchwise(
+    fn: Callable[[Array], Array],
+    x: Array,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    scale: float | Fraction = 1,
+    clip: tuple[float, float] = CLIP,
+    tie_clip: tuple[float, float] | None = None,
+) -> Array:
+    """fn over overlapping patches of x, blended: [B,H,W,C] -> [B,scale*H,scale*W,C'] float32.
+
+    fn: [B,kh,kw,C] -> [B,scale*kh,scale*kw,C']. One patch at a time, so memory is the result and one patch.
+    x may be a tree of images of the same H and W (latent and spatial condition): fn gets the tree of patches.
+    kernel, stride: in pixels of x; a kernel larger than the image is cut down to it.
+    Raises ValueError when a patch's size or place times `scale` is not a whole number.
+    """
+    leaves = jax.tree.leaves(x)
+    size = leaves[0].shape[1:3]
+    if any(leaf.shape[1:3] != size for leaf in leaves):
+        raise ValueError(f"images of different sizes: {[leaf.shape for leaf in leaves]}")
+    kernel = tuple(min(k, n) for k, n in zip(kernel, size))
+    stride = tuple(min(s, k) for s, k in zip(stride, kernel))
+    where = corners(size, kernel, stride)
+    scale = Fraction(scale).limit_denominator(1024)
+    out_size, out_kernel = (tuple(_scaled(n, scale).tolist()) for n in (size, kernel))
+    out_where = _scaled(where, scale)
+    w = weights(out_kernel, where.shape[:2], clip, tie_clip)
+
+    def cut(corner: Array):
+        def one(image: Array) -> Array:
+            return lax.dynamic_slice(image, (0, *corner, 0), (image.shape[0], *kernel, image.shape[3]))
+
+        return jax.tree.map(one, x)
+
+    first = jax.eval_shape(lambda: fn(cut(jnp.zeros(2, jnp.int32))))
+    if first.shape[1:3] != out_kernel:
+        raise ValueError(f"patches of {kernel} came out as {first.shape[1:3]}, not times scale {scale}")
+
+    def add(total: Array, entry) -> tuple[Array, None]:
+        corner, out_corner, weight = entry
+        start = (0, *out_corner, 0)
+        patch = fn(cut(corner)).astype(jnp.float32) * weight[None, :, :, None]
+        before = lax.dynamic_slice(total, start, patch.shape)
+        return lax.dynamic_update_slice(total, before + patch, start), None
+
+    entries = tuple(jnp.asarray(a) for a in (where.reshape(-1, 2), out_where.reshape(-1, 2), w))
+    start = jnp.zeros((first.shape[0], *out_size, first.shape[3]), jnp.float32)
+    total, _ = lax.scan(add, start, entries)
+    return total / overlap_add(w[:, None, :, :, None], out_where, out_size)
+
+
+def _scaled(numbers, scale: Fraction) -> np.ndarray:
+    """Whole numbers times scale, an int array of the same shape. Raises ValueError where they are not whole."""
+    times = np.asarray(numbers) * scale.numerator
+    if np.any(times % scale.denominator):
+        raise ValueError(f"sizes and places {np.unique(numbers).tolist()} times {scale} are not whole numbers")
+    return times // scale.denominator

@@ -1,0 +1,174 @@
+"""Names, shapes and settings of diffusers' own models, recorded by make_diffusers_golden.py, and a forward pass."""
+
+import json
+
+import numpy as np
+import pytest
+
+import convert
+from ldm_jax import build
+from ldm_jax.convert import compvis, diffusers, names
+from ldm_jax.convert.safetensors_file import read_safetensors
+from tests.convert.conversion_tools import HERE, checkpoint, from_run, recipe, shapes_of, template, to_run
+from tests.golden import weights as made_up
+from tests.golden_tools import nchw, nhwc, rel, run_once
+
+GOLDEN = json.loads((HERE / "diffusers.json").read_text())
+MODELS = {
+    "celeba/vqvae": "celeba_ldm4:tiny",
+    "celeba/unet": "celeba_ldm4:tiny",
+    "vq_f8": "first_stage_vq_f8:tiny",
+    "vq_f4_noattn": "first_stage_vq_f4_noattn:tiny",
+    "text/vqvae": "text2img_ldm8:tiny",
+    "text/unet": "text2img_ldm8:tiny",
+    "text/bert": "text2img_ldm8:tiny",
+}
+
+
+def component(model):
+    folder = model.rpartition("/")[2]
+    found = convert.components(recipe(MODELS[model]), template(MODELS[model], ema=False))
+    return next(c for c in found if c.folder == folder or len(found) == 1)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_names_shapes_and_settings(tmp_path, model):
+    """What we write has every key and shape of the library's model, and settings that make it."""
+    ours = component(model)
+    state = checkpoint(MODELS[model], ema=False)
+    diffusers.write_component(tmp_path, ours, {k: ((a.dtype, a.shape), lambda a=a: a) for k, a in state.items()})
+    tensors, _ = read_safetensors(next(tmp_path.glob("*.safetensors")))
+    assert {key: list(array.shape) for key, array in tensors.items()} == GOLDEN[model]["keys"]
+    written = json.loads((tmp_path / "config.json").read_text())
+    different = {k for k, v in written.items() if k in GOLDEN[model]["config"] and GOLDEN[model]["config"][k] != v}
+    assert different <= {"sample_size", "_diffusers_version", "architectures", "scaling_factor"}
+
+
+def folder_of(path, model, old_names=False):
+    """A folder as the library writes it, with the made-up weights of `model`/<key>."""
+    path.mkdir(parents=True)
+    recorded = GOLDEN[model]
+    (path / "config.json").write_text(json.dumps(recorded["config"] | {"_class_name": component(model).kind}))
+    arrays = {key: made_up.make_weight(f"{model}/{key}", shape) for key, shape in recorded["keys"].items()}
+    if old_names:
+        for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
+            arrays = {k.replace(f".{new}.", f".{old}.") if ".attentions." in k else k: a for k, a in arrays.items()}
+    given = {k: ((a.dtype, a.shape), lambda a=a: a) for k, a in arrays.items()}
+    diffusers.write_safetensors(path / "diffusion_pytorch_model.safetensors", given, {})
+
+
+@pytest.fixture
+def celeba(tmp_path):
+    for part in ("unet", "vqvae"):
+        folder_of(tmp_path / "celeba" / part, f"celeba/{part}")
+    scheduler = tmp_path / "celeba" / "scheduler"
+    scheduler.mkdir()
+    text = json.dumps(diffusers.scheduler_config(recipe("celeba_ldm4").diffusion))
+    (scheduler / "scheduler_config.json").write_text(text)
+    return tmp_path / "celeba"
+
+
+def test_the_unet_computes_what_the_librarys_does(celeba):
+    config, state, frozen = shapes_of("celeba_ldm4:tiny")
+    source = convert.read(celeba, config, template("celeba_ldm4:tiny", ema=False))
+    params = convert.fill(source, config, state, frozen)[0]["unet"]
+    with np.load(HERE / "diffusers_unet.npz") as golden:
+        model = build.unet(config)
+        y = run_once(lambda p, z, t: model.apply({"params": p}, z, t), params, nhwc(golden["z"]), golden["t"])
+        assert rel(nchw(y), golden["y"]) < 1e-4
+
+
+def test_there_and_back_bit_by_bit(celeba, tmp_path):
+    to_run("celeba_ldm4:tiny", celeba, tmp_path / "run")
+    from_run(tmp_path / "run", tmp_path / "back")
+    for part in ("unet", "vqvae"):
+        file = f"{part}/diffusion_pytorch_model.safetensors"
+        before, after = (read_safetensors(root / file)[0] for root in (celeba, tmp_path / "back"))
+        assert before.keys() == after.keys()
+        assert all(before[k].tobytes() == after[k].tobytes() and before[k].shape == after[k].shape for k in before)
+    index = json.loads((tmp_path / "back" / "model_index.json").read_text())
+    assert index["_class_name"] == "LDMPipeline" and index["unet"] == ["diffusers", "UNet2DModel"]
+    from_run(tmp_path / "run", tmp_path / "model.safetensors")
+    assert {"betas", "model.diffusion_model.out.2.bias"} <= read_safetensors(tmp_path / "model.safetensors")[0].keys()
+
+
+def test_old_attention_names_and_a_lone_autoencoder(tmp_path, capsys):
+    folder_of(tmp_path / "old", "vq_f8", old_names=True)
+    assert any(".attentions.0.query." in k for k in read_safetensors(next((tmp_path / "old").glob("*.saf*")))[0])
+    to_run("first_stage_vq_f8:tiny", tmp_path / "old", tmp_path / "run")
+    assert "no discriminator in it: fine-tuning begins with an untrained one" in capsys.readouterr().out
+    from_run(tmp_path / "run", tmp_path / "back")
+    after = read_safetensors(tmp_path / "back" / "diffusion_pytorch_model.safetensors")[0]
+    assert all(a.tobytes() == made_up.make_weight(f"vq_f8/{k}", a.shape).tobytes() for k, a in after.items())
+
+
+def test_text_model_with_its_tokenizer(tmp_path):
+    source = tmp_path / "text"
+    for part in ("unet", "vqvae", "bert"):
+        folder_of(source / part, f"text/{part}")
+    (source / "tokenizer").mkdir()
+    (source / "tokenizer" / "vocab.txt").write_text("[PAD]\n")
+    to_run("text2img_ldm8:tiny", source, tmp_path / "run")
+    assert (tmp_path / "run" / "tokenizer" / "vocab.txt").exists()
+    from_run(tmp_path / "run", tmp_path / "back")
+    assert (tmp_path / "back" / "tokenizer" / "vocab.txt").read_text() == "[PAD]\n"
+    for part, file in (("bert", "model"), ("unet", "diffusion_pytorch_model"), ("vqvae", "diffusion_pytorch_model")):
+        for key, array in read_safetensors(tmp_path / "back" / part / f"{file}.safetensors")[0].items():
+            assert array.tobytes() == made_up.make_weight(f"text/{part}/{key}", array.shape).tobytes(), key
+    kept = json.loads((tmp_path / "back" / "vqvae" / "config.json").read_text())
+    assert kept["scaling_factor"] == 0.18215
+
+
+@pytest.mark.parametrize("new_order", [False, True])
+def test_qkv(new_order):
+    qkv = np.arange(24 * 8.0).reshape(24, 8, 1)
+    q, k, _ = parts = diffusers.split_qkv(qkv, heads=2, new_order=new_order)
+    assert np.array_equal(diffusers.join_qkv(parts, 2, new_order), qkv)
+    # Head 1's first query is row 4 when q, k, v come first, and row 12 = 3 x 4 when heads do.
+    assert q[4, 0] == qkv[4 if new_order else 12, 0, 0] and k[0, 0] == qkv[8 if new_order else 4, 0, 0]
+    bias = qkv[:, 0, 0]
+    assert np.array_equal(diffusers.join_qkv(diffusers.split_qkv(bias, 2, new_order), 2, new_order), bias)
+
+
+def test_other_settings_are_refused(celeba, tmp_path):
+    path = celeba / "unet" / "config.json"
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps(found | {"attention_head_dim": 8}))
+    with pytest.raises(SystemExit, match=r"another UNet2DModel.*\n.*attention_head_dim: 8 in the folder, 32 by"):
+        to_run("celeba_ldm4:tiny", celeba, tmp_path / "run")
+    path.write_text(json.dumps(found))
+    path = celeba / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"beta_end": 0.012}))
+    with pytest.raises(SystemExit, match=r"beta_end: 0\.012 in the folder, 0\.0195 by the config"):
+        to_run("celeba_ldm4:tiny", celeba, tmp_path / "run")
+    with pytest.raises(SystemExit, match=r"holds no UNet2DConditionModel.*it holds scheduler, unet, vqvae"):
+        to_run("text2img_ldm8:tiny", celeba, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "name,message",
+    [
+        ("lsun_churches_ldm8", "cannot express unet.resblock_updown"),
+        ("imagenet_ldm4", "no pipeline for the condition 'class'"),
+    ],
+)
+def test_what_diffusers_cannot_hold(name, message):
+    with pytest.raises(ValueError, match=message):
+        convert.components(recipe(f"{name}:tiny"), template(f"{name}:tiny"))
+
+
+def test_latent_scale_of_a_folder():
+    assert diffusers.scale_of({"_class_name": "AutoencoderKL"}) == 0.18215
+    assert diffusers.scale_of({"_class_name": "VQModel", "scaling_factor": 0.18215}) is None
+    assert diffusers.scale_of({"_class_name": "VQModel", "scaling_factor": 1.0}) == 1.0
+
+
+def test_full_size_names_have_no_two_alike():
+    """Two of the original's keys that became one would lose a tensor."""
+    leaves = convert._flatten(template("first_stage_kl_f8"))
+    keys = compvis.original_keys(template("first_stage_kl_f8"))
+    shapes = {key: names.torch_shape(path, leaves[path].shape) for path, key in keys.items()}
+    ours = diffusers.autoencoder(recipe("first_stage_kl_f8").first_stage, shapes, "", 1.0)
+    theirs = [name for group in ours.keys.values() for name in group]
+    assert len(theirs) == len(set(theirs)) == 248
