@@ -101,22 +101,6 @@ class Source:
     notes: list[str] = field(default_factory=list)
 
 
-def abstract_run(config) -> tuple[Any, Tree]:
-    """(TrainState, frozen) of shapes for a configuration."""
-    import jax
-    import jax.numpy as jnp
-
-    from ldm_jax import build
-
-    frozen = {}
-    if config.task == "ldm":
-        model = build.first_stage(config)
-        variables = build.first_stage_variables(model, config.data.image_size, config.data.channels)
-        frozen = {"first_stage": variables, "latent_scale": jax.ShapeDtypeStruct((), jnp.float32)}
-    key = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
-    return jax.eval_shape(build.task(config).init, key, frozen, build.batch_shapes(config, 1)), frozen
-
-
 def weights_of(config, state, frozen: Tree, ema: bool) -> Tree:
     """The weights tree of convert/compvis.py from a state and frozen, of arrays or of shapes."""
     if config.task == "first_stage":
@@ -279,13 +263,14 @@ def fresh_discriminator(config) -> Tree:
 
 
 def to_run(args: argparse.Namespace, config) -> None:
+    from ldm_jax import build
     from ldm_jax.convert.safetensors_file import write_safetensors
     from ldm_jax.training import checkpoint
 
     target = Path(args.target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists already; give a new directory")
-    abstract, frozen = abstract_run(config)
+    abstract, frozen = build.abstract_run(config)
     source = read(Path(args.source), config, weights_of(config, abstract, frozen, ema=False))
     weights, beside = fill(source, config, abstract, frozen)
     step = config.steps if source.step is None else source.step
@@ -376,34 +361,10 @@ def restore(config, run: Path, step: int | None) -> tuple[Any, Tree]:
     import jax
 
     from ldm_jax import build
-    from ldm_jax.training import checkpoint
 
-    if not checkpoint.has_checkpoint(run):
-        raise build.Missing(f"a checkpoint: {run} has none yet")
-    steps = sorted(int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdigit())
-    step = steps[-1] if step is None else step
-    if step not in steps:
-        raise FileNotFoundError(f"no checkpoint of step {step} in {run}; there are: {steps}")
-    abstract, _ = abstract_run(config)
-    names = ("params", "ema", "variables", "step")
-    parts = {name: getattr(abstract, name) for name in names if jax.tree.leaves(getattr(abstract, name))}
-    found = checkpoint.restore_numpy(run, step, _without_empty(parts))
-    leaves = _flatten(found)
-    full = {
-        name: jax.tree.unflatten(jax.tree.structure(part), [leaves[f"{name}/{p}".rstrip("/")] for p in _flatten(part)])
-        for name, part in parts.items()
-    }
-    frozen = {}
-    if config.task == "ldm":
-        frozen = jax.device_get(build.frozen(config, run, kept_only=True))
-    return abstract.replace(opt_state=(), **full), frozen
-
-
-def _without_empty(part: Tree) -> Tree:
-    if not isinstance(part, dict):
-        return part
-    kept = {name: _without_empty(value) for name, value in part.items()}
-    return {name: value for name, value in kept.items() if not isinstance(value, dict) or value}
+    state = build.restore_parts(config, run, ("step", "params", "ema", "variables"), step)
+    frozen = jax.device_get(build.frozen(config, run, kept_only=True)) if config.task == "ldm" else {}
+    return state, frozen
 
 
 def tensors_of(config, run: Path, state, weights: Tree, extras: bool) -> dict:

@@ -4,6 +4,10 @@
     python sample.py --workdir=runs/imagenet --label 207 --label 9 --guidance=3
     python sample.py --workdir=runs/text --prompt "a red star" --guidance=5
     python sample.py --workdir=runs/inpainting --image=picture.png --mask=hole.png
+    python sample.py --workdir=runs/text --prompt "a red star" --init=picture.png --strength=0.6
+    python sample.py --workdir=runs/ldm --interpolate a.png b.png --num=8
+    python sample.py --workdir=runs/ldm --size=512x512 --guide=small.png
+    python sample.py --workdir=runs/superres --image=picture.png --patch=512 --stride=256
 
 Writes PNGs, a grid and, with --npz, all images in one file. Image i depends on (--seed, i) and its condition alone:
 another --batch, or asking for more images, gives the same picture. Each PNG carries its settings as text.
@@ -49,13 +53,51 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--vectors", help="retrieval-augmented models: a .npy of CLIP vectors")
     add("--guidance", type=float, help="scale of classifier-free guidance (default: without; 1 is the same as without)")
     add("--size", type=_size, help="HxW in pixels, other than trained with (default: as trained; pictures: theirs)")
+    add("--init", help="picture to start from, noised (or a folder); it keeps its size unless --size is given")
+    add("--strength", type=float, help="--init: share of the steps to run, above 0 (keep all) .. 1 (default 0.6)")
+    add("--invert", action="store_true", help="--init: start from its noise by DDIM inversion (--strength default 1)")
+    add("--interpolate", nargs=2, metavar=("A", "B"), help="two seeds or two pictures: --num (8) steps from A to B")
+    add("--guide", help="picture, small or of full size, that the image made smaller is to match (slower)")
+    add("--guide-scale", type=float, help="weight of --guide: inverse variance of its pixels in -1..1 (default 1)")
+    add("--patch", type=_positive, help="large images: networks see squares of so many pixels, blended; bounds memory")
+    add("--stride", type=_positive, help="--patch: pixels from one square to the next (default: half of --patch)")
     add("--npz", action="store_true", help="also write samples.npz: uint8 [N,H,W,C] under 'arr_0'")
     args = parser.parse_args(argv)
     if args.eta and args.sampler != "ddim":
         parser.error(f"--eta={args.eta} has no meaning for --sampler={args.sampler}; it belongs to ddim")
     if not 0 <= args.eta <= 1:
         parser.error(f"--eta={args.eta} must lie between 0 and 1")
+    _check_editing(parser, args)
     return args
+
+
+def _check_editing(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Options that need another one, or exclude it; then their defaults."""
+    needs = {"strength": "init", "invert": "init", "guide_scale": "guide", "stride": "patch"}
+    for option, other in needs.items():
+        if getattr(args, option) and not getattr(args, other):
+            parser.error(f"--{option.replace('_', '-')} belongs to --{other}, which is not given")
+    if args.init and args.interpolate:
+        parser.error("--init and --interpolate are two ways to start; give one")
+    if (args.invert or args.interpolate) and (args.eta or args.sampler == "ddpm"):
+        option = "--invert" if args.invert else "--interpolate"
+        parser.error(f"{option} needs a sampler that draws no noise: not ddpm, and without --eta")
+    try:
+        _seeds(args)
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"--interpolate: {error}")
+    if args.interpolate and args.num == 1:
+        parser.error("--num=1: --interpolate makes at least 2 images")
+    if args.strength is not None and not 0 < args.strength <= 1:
+        parser.error(f"--strength={args.strength} must lie above 0 and at most at 1")
+    if args.stride and args.stride > args.patch:
+        parser.error(f"--stride={args.stride} leaves gaps between squares of --patch={args.patch}")
+    if args.init and args.strength is None:
+        args.strength = 1.0 if args.invert else 0.6
+    if args.guide and args.guide_scale is None:
+        args.guide_scale = 1.0
+    if args.patch and not args.stride:
+        args.stride = args.patch // 2
 
 
 GRID = 256  # images at most in grid.png
@@ -87,6 +129,7 @@ class WrongRequest(Exception):
 
 
 def main(args: argparse.Namespace) -> Path:
+    import jax
     from ml_collections import ConfigDict
 
     from ldm_jax import build
@@ -101,19 +144,24 @@ def main(args: argparse.Namespace) -> Path:
         )
     wanted = _requests(args, config)
     frozen = build.frozen(config, args.workdir, kept_only=True)
-    state = build.restore(config, args.workdir, frozen, args.checkpoint)
     averaged = bool(config.ema.decay) and not args.no_ema
-    params = state.ema if averaged else state.params
+    part = "ema" if averaged else "params"
+    state = build.restore_parts(config, args.workdir, ("step", part), args.checkpoint)
+    params = jax.device_put(getattr(state, part))
     step = int(state.step)
     del state
     out = Path(args.out or Path(args.workdir) / "samples")
     settings = dict(
         seed=args.seed, sampler=args.sampler, steps=_steps(args, config), eta=args.eta, spacing=args.spacing,
         guidance=args.guidance, checkpoint=f"{args.workdir} step {step}", weights="averaged" if averaged else "raw",
+        init=args.init, strength=args.strength, invert=args.invert or None, guide=args.guide,
+        guide_scale=args.guide_scale, interpolate=args.interpolate and " to ".join(args.interpolate),
+        patch=args.patch, stride=args.stride,
     )  # fmt: skip
     print(", ".join(f"{k} {v}" for k, v in settings.items() if v is not None))
     images, names = [], []  # for the grid, and for the npz if there is to be one
-    for i, (request, image) in enumerate(zip(wanted, _generate(args, config, params, frozen, wanted))):
+    for i, image in enumerate(_generate(args, config, params, frozen, wanted)):
+        request = wanted[i]
         names.append(f"{i:06d}{_slug(request.name)}.png")
         told = {k: v for k, v in settings.items() if v is not None} | {"index": i}
         logging.save_png(out / names[-1], image, told | ({"condition": request.name} if request.name else {}))
@@ -168,14 +216,117 @@ def _requests(args: argparse.Namespace, config) -> list:
     if any(n % frame.divisor for n in frame.latent):
         multiple = frame.f * frame.divisor
         raise WrongRequest(f"--size={args.size[0]}x{args.size[1]}: this model takes multiples of {multiple}")
+    multiple = frame.f * frame.divisor
+    if args.patch and (args.patch % multiple or args.stride % frame.f):
+        raise WrongRequest(
+            f"--patch={args.patch} --stride={args.stride}: this model takes patches that are multiples of {multiple} "
+            f"and strides that are multiples of {frame.f}"
+        )
+    made = _with_pictures(args, config.data.channels, multiple, made)
     size = args.size or (config.data.image_size,) * 2
     made = [dataclasses.replace(r, size=r.size or size) for r in made]
-    return [r for r in made for _ in range(args.num or (1 if kind.takes else 16))]
+    if args.guide:
+        made = _with_guide(args, config.data.channels, made)
+    default = 8 if args.interpolate else 1 if kind.takes or args.init else 16
+    return [r for r in made for _ in range(args.num or default)]
+
+
+def _seeds(args: argparse.Namespace) -> list[int]:
+    """The two seeds of --interpolate, or [] where it names pictures or is not given."""
+    ends = args.interpolate or []
+    return [_seed(end) for end in ends] if all(end.isdigit() for end in ends) else []
+
+
+def _with_pictures(args: argparse.Namespace, channels: int, multiple: int, made: list) -> list:
+    """Every request with every picture of --init, or with the two of --interpolate: field "pictures" [1|2,H,W,C]."""
+    import dataclasses
+
+    from ldm_jax.data import requests
+
+    if args.init:
+        groups = [[p] for p in requests.pictures(args.init, channels, multiple, args.size)]
+    elif args.interpolate and not _seeds(args):
+        groups = [[_one(path, channels, multiple, args.size) for path in args.interpolate]]
+    else:
+        return made
+    joined = []
+    for request in made:
+        for group in groups:
+            sizes = {p.size for p in group} | ({request.size} - {None})
+            if len(sizes) > 1:
+                found = " and ".join(sorted(f"{h}x{w}" for h, w in sizes))
+                raise WrongRequest(f"pictures to start from and conditions of one size are needed, these are {found}")
+            name = " ".join(n for n in (request.name, *(p.name for p in group)) if n)
+            pictures = {"pictures": np.stack([p.fields["picture"] for p in group])}
+            finish = request.finish if request.size else group[0].finish
+            new = dict(name=name, fields=request.fields | pictures, size=group[0].size, finish=finish)
+            joined.append(dataclasses.replace(request, **new))
+    return joined
+
+
+def _with_guide(args: argparse.Namespace, channels: int, made: list) -> list:
+    """Every request with the field "guide" [h,w,C], the picture of --guide."""
+    import dataclasses
+
+    guide = _one(args.guide, channels)
+    height, width = guide.size
+    for h, w in {r.size for r in made}:
+        if h * width != w * height or height > h:
+            raise WrongRequest(
+                f"--guide={args.guide} is {height}x{width}, the image {h}x{w}: the guide must have its proportions "
+                "and be no larger (--size=HxW says how large the image is)"
+            )
+    return [dataclasses.replace(r, fields=r.fields | {"guide": guide.fields["picture"]}) for r in made]
+
+
+def _one(path: str, channels: int, multiple: int = 1, size: tuple[int, int] | None = None):
+    from ldm_jax.data import requests
+
+    found = requests.pictures(path, channels, multiple, size)
+    if len(found) != 1:
+        raise WrongRequest(f"{path} holds {len(found)} pictures, one is needed")
+    return found[0]
 
 
 def _steps(args: argparse.Namespace, config) -> int:
     default = config.diffusion.timesteps if args.sampler == "ddpm" else min(50, config.diffusion.timesteps)
     return args.steps or default
+
+
+def _with_starts(args: argparse.Namespace, config, ldm, params, frozen, timetable, wanted: list) -> list:
+    """The requests with a latent in place of "pictures": "z" [h,w,c], to be noised, or "z_T", where to start."""
+    from dataclasses import replace
+    from functools import partial
+    from itertools import groupby
+
+    import jax
+
+    from ldm_jax import build, editing, generate
+    from ldm_jax.diffusion import starts
+
+    if not (args.init or args.interpolate):
+        return wanted
+    encode, invert = jax.jit(ldm.encode), jax.jit(partial(editing.invert_image, ldm))
+    made = []
+    for _, group in groupby(wanted, key=id):  # the images of one condition
+        same = list(group)
+        pictures = same[0].fields.get("pictures")
+        fields = {name: value for name, value in same[0].fields.items() if name != "pictures"}
+        if pictures is None:
+            shape = build.latent_shape(config, same[0].size)
+            ends = [starts.start_noise(generate.image_keys(s, np.zeros(1, np.int32)), shape)[0] for s in _seeds(args)]
+        elif args.invert or args.interpolate:
+            batch = {name: np.stack([value] * len(pictures)) for name, value in fields.items()}
+            ends = invert(params, frozen, batch, pictures, timetable)
+        else:
+            ends = encode(frozen, pictures)
+        if args.interpolate:
+            latents = np.asarray(starts.slerp(*ends, np.linspace(0, 1, len(same))))
+        else:
+            latents = [np.asarray(ends[0])] * len(same)
+        name = "z_T" if args.invert or args.interpolate else "z"
+        made += [replace(r, fields=fields | {name: z}) for r, z in zip(same, latents)]
+    return made
 
 
 def _generate(args: argparse.Namespace, config, params, frozen, wanted: list) -> Iterator[np.ndarray]:
@@ -184,12 +335,19 @@ def _generate(args: argparse.Namespace, config, params, frozen, wanted: list) ->
 
     import jax
 
-    from ldm_jax import build, generate
+    from ldm_jax import build, editing, generate
     from ldm_jax.data.transforms import to_uint8
+    from ldm_jax.diffusion import starts
     from ldm_jax.diffusion.timetable import make_timetable
 
     ldm = build.ldm(config)
+    if args.patch:
+        f = build.frame(config).f
+        ldm = editing.in_patches(ldm, (args.patch // f,) * 2, (args.stride // f,) * 2, f)
     timetable = make_timetable(ldm.schedule, _steps(args, config), args.spacing)
+    if args.init:
+        timetable = starts.shortened(timetable, args.strength)
+    wanted = _with_starts(args, config, ldm, params, frozen, timetable, wanted)
     decode = jax.jit(ldm.decode)
 
     @cache
@@ -197,10 +355,12 @@ def _generate(args: argparse.Namespace, config, params, frozen, wanted: list) ->
         shape = build.latent_shape(config, size)
 
         @jax.jit
-        def sample(params, frozen, batch, seed, indices, timetable, eta, guidance):
+        def sample(params, frozen, batch, seed, indices, timetable, eta, guidance, guide_scale):
             keys = generate.image_keys(seed, indices)
+            z_T = starts.noised(batch["z"], keys, timetable) if "z" in batch else batch.get("z_T")
+            log_p = editing.matches(ldm, frozen, batch["guide"], guide_scale) if "guide" in batch else None
             return generate.sample_latents(
-                ldm, params, frozen, batch, keys, shape, timetable, eta, args.sampler, guidance
+                ldm, params, frozen, batch, keys, shape, timetable, eta, args.sampler, guidance, z_T, log_p
             )
 
         began = time.perf_counter()
@@ -211,7 +371,7 @@ def _generate(args: argparse.Namespace, config, params, frozen, wanted: list) ->
     def inputs(indices: list[int]):
         rows = [wanted[i].fields for i in indices]
         batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        return batch, args.seed, np.array(indices, np.int32), timetable, args.eta, args.guidance
+        return batch, args.seed, np.array(indices, np.int32), timetable, args.eta, args.guidance, args.guide_scale
 
     batch_size, spent, done = min(args.batch, len(wanted)), 0.0, 0
     while done < len(wanted):

@@ -2,7 +2,7 @@
 
     python train.py --config=configs/emoji_ldm.py --workdir=runs/emoji/ldm \\
         --config.first_stage.checkpoint=runs/emoji/first_stage
-    python sample.py --workdir=runs/emoji/ldm --num=64
+    python sample.py --workdir=runs/emoji/ldm --num=64 --steps=200 --eta=1
 """
 
 from configs import common
@@ -26,5 +26,6 @@ def get_config(variant: str = ""):
     config.diffusion.prediction = "v"  # small nets: an error of eps at t near 999 is an error of colour, of v it is not
     config.ema.decay = 0.999
     config.every.update(evaluate=2000, picture=2000, checkpoint=1000)
+    config.sample.update(steps=100, eta=1.0)  # its noise lets a net that is trained briefly correct its errors
     config.data.update(source="folder", path="datasets/emoji", flip=True, validation_images=128)
     return common.finish(config, variant)

@@ -2,7 +2,7 @@
 
     python train.py --config=configs/quickstart_ldm.py --workdir=runs/quickstart/ldm \\
         --config.first_stage.checkpoint=runs/quickstart/first_stage
-    python sample.py --workdir=runs/quickstart/ldm --num=16
+    python sample.py --workdir=runs/quickstart/ldm --num=16 --steps=100 --eta=1
 """
 
 from configs import common
@@ -28,5 +28,6 @@ def get_config(variant: str = ""):
     config.diffusion.prediction = "v"  # small nets: an error of eps at t near 999 is an error of colour, of v it is not
     config.ema.decay = 0.998
     config.every.update(evaluate=1200, picture=1200, checkpoint=1200)
+    config.sample.update(steps=50, eta=1.0)  # its noise lets a net that is trained briefly correct its errors
     config.data.update(simple_scenes=True, validation_images=128)
     return common.finish(config, variant)

@@ -314,29 +314,56 @@ def _first_stage_of_run(config: ConfigDict, run: str) -> Tree:
             + "\n".join(differences)
             + "\nOverride them, for example --config.first_stage.ch=64, or use another recipe."
         )
-    state = restore(theirs, run, {})
+    state = restore_parts(theirs, run, ("step", "params"))
     print(f"first stage: {run}, step {int(state.step)}")
     return {"params": state.params["autoencoder"]}
 
 
-def restore(config: ConfigDict, workdir: str | Path, frozen: Tree, step: int | None = None) -> TrainState:
+def abstract_run(config: ConfigDict) -> tuple[TrainState, Tree]:
+    """(TrainState, frozen) of shapes, without the LPIPS weights."""
+    frozen = {}
+    if config.task == "ldm":
+        variables = first_stage_variables(first_stage(config), config.data.image_size, config.data.channels)
+        frozen = {"first_stage": variables, "latent_scale": jax.ShapeDtypeStruct((), jnp.float32)}
+    key = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+    return jax.eval_shape(task(config).init, key, frozen, batch_shapes(config, config.batch_size)), frozen
+
+
+def restore(config: ConfigDict, workdir: str | Path, step: int | None = None) -> TrainState:
     """The newest TrainState of a run (or that of `step`) on one device, whatever devices wrote it.
 
     Raises Missing when the run has no checkpoint, FileNotFoundError when it has not that step.
     """
-    batch = batch_shapes(config, config.batch_size)
-    key = jax.random.key_data(jax.random.key(0))
+    step = _checkpoint(workdir, step)
     one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one_device),
-        jax.eval_shape(task(config).init, key, frozen, batch),
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one_device), abstract_run(config)[0]
     )
-    if not checkpoint.has_checkpoint(workdir):
-        raise Missing(f"a checkpoint: {workdir} has none yet")
     checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
     state = checkpoints.restore(abstract, step)
     checkpoints.close()
     return state
+
+
+def restore_parts(
+    config: ConfigDict, workdir: str | Path, parts: tuple[str, ...], step: int | None = None
+) -> TrainState:
+    """As `restore`, but only the fields `parts`, as numpy arrays; the others are () and are not read."""
+    step, (abstract, _) = _checkpoint(workdir, step), abstract_run(config)
+    empty = abstract.replace(**dict.fromkeys(vars(abstract), ()))
+    wanted = {name: getattr(abstract, name) for name in parts}
+    found = checkpoint.restore_numpy(workdir, step, wanted)
+    return empty.replace(**found)
+
+
+def _checkpoint(workdir: str | Path, step: int | None) -> int:
+    """The step to restore. Raises as `restore` says."""
+    steps = checkpoint.steps(workdir)
+    if not steps:
+        raise Missing(f"a checkpoint: {workdir} has none yet")
+    if step not in (None, *steps):
+        raise FileNotFoundError(f"no checkpoint of step {step} in {workdir}; there are: {steps}")
+    return steps[-1] if step is None else step
 
 
 def _lpips_params(config: ConfigDict) -> Tree:

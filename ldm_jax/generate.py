@@ -1,9 +1,11 @@
-"""Noise to image: denoiser -> sampler -> decode. Image i depends on (seed, i) alone, not on the batch."""
+"""Noise to latents: denoiser -> sampler -> z. Image i depends on (seed, i) alone, not on the batch."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from ldm_jax.diffusion.guidance import steered
 from ldm_jax.diffusion.samplers import SAMPLERS, start_noise
 from ldm_jax.diffusion.timetable import Timetable
 from ldm_jax.keys import keys_of, purpose_key
@@ -28,11 +30,15 @@ def sample_latents(
     eta: float | jax.Array = 0.0,
     sampler: str = "ddim",
     guidance: float | jax.Array | None = None,
+    z_T: jax.Array | None = None,
+    log_p: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """Samples z [B,h,w,c] for keys [B] under the conditions in `batch` (fields [B,...]; {} without conditions).
 
     `eta` goes to the sampler "ddim". `guidance`: scale of classifier-free guidance, None = without (1 is the same
-    at twice the price). These and the timetable may be traced.
+    at twice the price). These and the timetable may be traced. `z_T` [B,h,w,c]: where to start, at the timetable's
+    first noise level, in place of noise of the keys (diffusion/starts.py). `log_p`: post-hoc guidance by this function
+    of the clean latent, [B,h,w,c] -> [B] (diffusion/guidance.py, `steered`).
     Raises ValueError for an unknown sampler, naming the known ones, and for guidance of a model without a null.
     """
     if sampler not in SAMPLERS:
@@ -41,5 +47,9 @@ def sample_latents(
     if guidance is not None:
         null = ldm.condition(params, frozen, batch | ldm.conditioner.null(batch))
     denoise = ldm.denoiser(params, cond, null, guidance)
+    if log_p is not None:
+        denoise = steered(denoise, log_p, ldm.schedule)
+    if z_T is None:
+        z_T = start_noise(keys, latent_shape)
     options = {"eta": eta} if sampler == "ddim" else {}
-    return SAMPLERS[sampler](denoise, start_noise(keys, latent_shape), timetable, keys, **options)
+    return SAMPLERS[sampler](denoise, z_T, timetable, keys, **options)

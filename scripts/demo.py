@@ -38,7 +38,7 @@ def main() -> None:
         "train.py", "--config=configs/quickstart_ldm.py", f"--workdir={ldm}",
         f"--config.first_stage.checkpoint={first_stage}",
     )  # fmt: skip
-    run("sample.py", f"--workdir={ldm}", "--num=64", "--batch=64", f"--out={out / 'samples'}")
+    run("sample.py", f"--workdir={ldm}", "--num=64", "--batch=64", "--steps=100", "--eta=1", f"--out={out / 'samples'}")
     shutil.copy(newest(first_stage / "pictures", "reconstructions"), out / "reconstructions.png")
     shutil.copy(out / "samples" / "grid.png", out / "samples.png")
     print(f"\nDone in {(time.perf_counter() - began) / 60:.1f} minutes. Look at:")

@@ -261,7 +261,7 @@ def _run_vq(case: Case, module: VQModel, variables: dict, image: jax.Array) -> d
         return z, loss, indices, module.apply(variables, z, False, method="decode")
 
     z, loss, indices, unquantised = run_once(run, variables, image)
-    margin = _margins(np.asarray(z), np.asarray(variables["params"]["quantize"]["embedding"]["embedding"]))
+    margin, slope = _margins(np.asarray(z), np.asarray(variables["params"]["quantize"]["embedding"]["embedding"]))
     indices, golden = np.asarray(indices), case.outputs["indices"].reshape(indices.shape)
     ties = (indices != golden) & (margin < NEAR_TIE)
     reason = f"{ties.sum()} of {ties.size} codes are near ties, taken as the golden's" if ties.any() else ""
@@ -269,23 +269,33 @@ def _run_vq(case: Case, module: VQModel, variables: dict, image: jax.Array) -> d
     quantised = module.apply(variables, jnp.asarray(indices), method=lambda m, i: m.quantize.lookup(i))
     decoded = run_once(lambda v, i: module.apply(v, i, method="decode_indices"), variables, jnp.asarray(indices))
     shape = case.meta["outputs"]["indices"]["shape"]
+    margin = Ours(
+        margin.reshape(case.meta["outputs"]["margin_d2_minus_d1"]["shape"]),
+        scale=slope * float(case.outputs["prequant"].std()),
+        reason="of what prequant's standard deviation would make of it: two nearly equal squares are subtracted",
+    )
     return {
         "prequant": Ours(nchw(z)),
         "quant": Ours(nchw(quantised), reason=reason),
         "indices": Ours(indices.reshape(shape), reason=reason),
         "qloss": Ours(np.asarray(loss)),
-        "margin_d2_minus_d1": Ours(margin.reshape(case.meta["outputs"]["margin_d2_minus_d1"]["shape"])),
+        "margin_d2_minus_d1": margin,
         "dec": Ours(nchw(decoded), reason=reason),
         "dec_noquant": Ours(nchw(unquantised)),
     }
 
 
-def _margins(z: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """By how much the second nearest code is farther than the nearest, in squared distance: [B,h,w]."""
+def _margins(z: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, float]:
+    """By how much the second nearest code is farther than the nearest, in squared distance: [B,h,w] float64.
+
+    And how much a margin changes at most when every element of z changes by 1: twice the codes' distance in L1.
+    """
     flat, table = z.reshape(-1, z.shape[-1]).astype(np.float64), table.astype(np.float64)
     squared = (flat**2).sum(1)[:, None] + (table**2).sum(1)[None] - 2 * flat @ table.T
-    two = np.partition(squared, 1, axis=1)[:, :2]
-    return (two[:, 1] - two[:, 0]).reshape(z.shape[:-1])
+    order = np.argpartition(squared, 1, axis=1)[:, :2]
+    two = np.take_along_axis(squared, order, axis=1)
+    slope = 2 * np.abs(table[order[:, 1]] - table[order[:, 0]]).sum(1).max()
+    return (two.max(1) - two.min(1)).reshape(z.shape[:-1]), float(slope)
 
 
 def manifest_kind(case: Case):

@@ -92,10 +92,10 @@ def test_spatial_rescaler_original():
     model = c.SpatialRescaler(182, 3)
     kernel = torch_state_of_mapper()
     for suffix in ("", "_odd"):
-        x = nhwc(case.inputs["segmentation" + suffix])
-        shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), {"segmentation": jnp.asarray(x)}, encode))
+        batch = {"segmentation": jnp.asarray(nhwc(case.inputs["segmentation" + suffix]))}
+        shapes = jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch, encode), batch)
         params = to_flax(shapes["params"], kernel)
-        ours = model.apply({"params": params}, {"segmentation": jnp.asarray(x)}, encode).concat
+        ours = model.apply({"params": params}, batch, encode).concat
         assert rel(nchw(ours), case.outputs["c_concat" + suffix]) < 1e-5
 
 

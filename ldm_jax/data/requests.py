@@ -15,7 +15,7 @@ from PIL import Image, ImageFilter
 from ldm_jax.data.layout import LayoutCoder
 from ldm_jax.data.sources import to_channels
 from ldm_jax.data.tokenizers import TextTokenizer
-from ldm_jax.data.transforms import to_float
+from ldm_jax.data.transforms import covering, crop, resize, to_float
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -156,6 +156,24 @@ def vectors(path: str | Path, number: int, dim: int) -> list[Request]:
         raise ValueError(f"{path} is {array.shape}; the model takes up to {number} vectors of {dim} numbers")
     array = np.pad(array, ((0, 0), (0, number - array.shape[1]), (0, 0)))
     return [Request(f"{Path(path).stem} {i}", {"vectors": a}) for i, a in enumerate(array)]
+
+
+def pictures(path: str | Path, channels: int, multiple: int, size: tuple[int, int] | None = None) -> list[Request]:
+    """Pictures to start from, one file or a folder: {"picture": [H,W,channels] in [-1,1]}.
+
+    With `size` (H, W) they are resized to cover it and cut to it, at the centre; else they keep their own.
+    """
+    return [_picture(p, channels, multiple, size) for p in _files(path)]
+
+
+def _picture(path: Path, channels: int, multiple: int, size: tuple[int, int] | None) -> Request:
+    image = to_channels(_open(path), channels)
+    if size:
+        image = resize(image, covering(image.shape[:2], size))
+        top, left = ((n - m) // 2 for n, m in zip(image.shape, size))
+        image = crop(image, top, left, size)
+    padded = _pad(image, multiple)
+    return Request(path.stem, {"picture": to_float(padded)}, padded.shape[:2], _cut(image.shape[:2]))
 
 
 def _files(path: str | Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:

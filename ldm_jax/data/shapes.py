@@ -1,8 +1,8 @@
 """Scenes of coloured shapes, drawn from (seed, index) with numpy alone: a data set that needs no download.
 
 One large MAIN shape and up to three smaller ones stand before a muted background; in `simple` scenes, made for
-models that learn in minutes, the main shape is larger, at most one other is there, and backgrounds have no pattern
-but shading. Every scene comes with what
+models that learn in minutes, there are four kinds of shapes, the main one is larger, at most one other is there, and
+backgrounds have no pattern but shading. Every scene comes with what
 the conditional tasks need: label, caption, boxes, segmentation. Shapes are signed distance functions d(u, v)
 in their own units (circumscribed circle = 1, v points down), negative inside; coverage = clip(1/2 - d), with
 d in pixels, which gives soft edges without supersampling.
@@ -24,7 +24,8 @@ PATTERNS = ("plain", "shaded", "striped", "checkered")
 SIMPLE_PATTERNS = PATTERNS[:2]
 # Probabilities of 1, 2, ... shapes, and the main shape's radius.
 COUNTS, RADIUS = (0.25, 0.3, 0.25, 0.2), (0.2, 0.35)
-SIMPLE_COUNTS, SIMPLE_RADIUS = (0.6, 0.4), (0.28, 0.4)
+SIMPLE_COUNTS, SIMPLE_RADIUS = (0.75, 0.25), (0.28, 0.4)
+SIMPLE_KINDS = ("circle", "square", "triangle", "cross")
 
 
 def _box(u, v, half_u, half_v):
@@ -114,7 +115,7 @@ def _background(rng: np.random.Generator, size: int, patterns: tuple[str, ...]) 
     return first + mix[..., None] * (second - first), f"{pattern} {name}"
 
 
-def _place(rng: np.random.Generator, counts: tuple[float, ...], main: tuple[float, float]) -> list[dict]:
+def _place(rng: np.random.Generator, counts: tuple[float, ...], main: tuple[float, float], kinds: tuple) -> list[dict]:
     """Kinds, colours, centres, radii and turns: the main shape first. All lie inside the image; two may
     overlap by a quarter of the sum of their radii, so that no shape hides another."""
     wanted = 1 + int(rng.choice(len(counts), p=counts))
@@ -125,8 +126,8 @@ def _place(rng: np.random.Generator, counts: tuple[float, ...], main: tuple[floa
             centre = rng.uniform(radius, 1 - radius, 2)
             if all(np.hypot(*(centre - other["centre"])) > 0.75 * (radius + other["radius"])
                    for other in placed):
-                kind, colour = int(rng.integers(len(KINDS))), int(rng.integers(len(COLOURS)))
-                placed.append({"kind": kind, "colour": colour, "centre": centre, "radius": radius,
+                kind, colour = kinds[rng.integers(len(kinds))], int(rng.integers(len(COLOURS)))
+                placed.append({"kind": list(KINDS).index(kind), "colour": colour, "centre": centre, "radius": radius,
                                "turn": rng.uniform(-0.4, 0.4)})
                 break
     return placed
@@ -173,7 +174,8 @@ def draw(seed: int, index: int, size: int, simple: bool = False) -> dict:
         raise ValueError(f"shapes are drawn at 32 to 512 pixels, not {size}")
     rng = np.random.default_rng([seed, index])
     image, background = _background(rng, size, SIMPLE_PATTERNS if simple else PATTERNS)
-    placed = _place(rng, *((SIMPLE_COUNTS, SIMPLE_RADIUS) if simple else (COUNTS, RADIUS)))
+    rules = (SIMPLE_COUNTS, SIMPLE_RADIUS, SIMPLE_KINDS) if simple else (COUNTS, RADIUS, tuple(KINDS))
+    placed = _place(rng, *rules)
     tints = rng.uniform(-12, 12, (len(placed), 3)).astype(np.float32)
     segmentation = np.zeros((size, size), np.uint8)
     colours = np.asarray(list(COLOURS.values()), np.float32)

@@ -1,7 +1,9 @@
-"""Classifier-free guidance (Ho and Salimans 2022), written once and unknown to the samplers.
+"""Guidance, written once and unknown to the samplers: `guided` and `steered` make a `Denoise`.
 
-`guided` turns a conditional network into a `Denoise`. Scale s: eps = eps_null + s (eps_cond - eps_null), so
-    0 = unconditional, 1 = off (plain conditional), above 1 = guided.
+Classifier-free (Ho and Salimans 2022), by the condition the network was trained with, scale s:
+    eps = eps_null + s (eps_cond - eps_null):  0 = unconditional, 1 = off (plain conditional), above 1 = guided.
+Post-hoc (LDM paper, appendix C), by any differentiable log p(y | z) of the clean latent:
+    eps = eps(z_t) - sqrt(1 - abar) grad_{z_t} log p(y | z(z_t)),  z(z_t) = (z_t - sqrt(1 - abar) eps(z_t)) / sqrt(abar)
 """
 
 from collections.abc import Callable
@@ -9,6 +11,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from ldm_jax.diffusion.schedule import NoiseSchedule
 
 DenoiseWith = Callable[[jax.Array, jax.Array, Any], jax.Array]
 Denoise = Callable[[jax.Array, jax.Array], jax.Array]
@@ -49,6 +53,29 @@ def guided(
         return phi * factor * mixed + (1 - phi) * mixed
 
     return denoise
+
+
+def steered(
+    denoise: Denoise, log_p: Callable[[jax.Array], jax.Array], schedule: NoiseSchedule
+) -> Denoise:
+    """`denoise` moved along the gradient of log_p at the clean latent that it expects.
+
+    log_p: clean latent [B,...] -> [B], without mixing samples; its scale is the scale of the guidance.
+    The paper prints + where this has -: the score is -eps / sqrt(1 - alpha_bar), so minus is what raises log_p
+    (Dhariwal and Nichol 2021, algorithm 2). Costs a backward pass through the network and log_p.
+    """
+
+    def moved(z: jax.Array, t: jax.Array) -> jax.Array:
+        a = _per_sample(jnp.asarray(schedule.alpha_bar, jnp.float32)[t], z)
+
+        def total(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+            eps = denoise(z, t)
+            return jnp.sum(log_p((z - jnp.sqrt(1 - a) * eps) / jnp.sqrt(a))), eps
+
+        gradient, eps = jax.grad(total, has_aux=True)(z)
+        return eps - jnp.sqrt(1 - a) * gradient
+
+    return moved
 
 
 def _per_sample(value: float | jax.Array, like: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ over the patches p that cover a pixel. Patches are numbered row by row. The netw
 
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -90,9 +91,11 @@ def patchwise(
 ) -> Array:
     """fn over overlapping patches of x, blended: [B,H,W,C] -> [B,scale*H,scale*W,C'] float32.
 
-    fn: [B,kh,kw,C] -> [B,scale*kh,scale*kw,C']. One patch at a time, so memory is the result and one patch.
+    fn: [B,kh,kw,C] -> [B,scale*kh,scale*kw,C']. One patch at a time, so memory is the result and one patch, also
+    that of a gradient, which evaluates every patch again.
     x may be a tree of images of the same H and W (latent and spatial condition): fn gets the tree of patches.
-    kernel, stride: in pixels of x; a kernel larger than the image is cut down to it.
+    kernel, stride: in pixels of x; a kernel larger than the image is cut down to it. Where one patch covers the
+    image, this is fn(x) itself.
     Raises ValueError when a patch's size or place times `scale` is not a whole number.
     """
     leaves = jax.tree.leaves(x)
@@ -105,6 +108,10 @@ def patchwise(
     scale = Fraction(scale).limit_denominator(1024)
     out_size, out_kernel = (tuple(_scaled(n, scale).tolist()) for n in (size, kernel))
     out_where = _scaled(where, scale)
+    if kernel == size:
+        whole = fn(x).astype(jnp.float32)
+        _check_size(whole, kernel, out_kernel, scale)
+        return whole
     w = weights(out_kernel, where.shape[:2], clip, tie_clip)
 
     def cut(corner: Array):
@@ -114,20 +121,36 @@ def patchwise(
         return jax.tree.map(one, x)
 
     first = jax.eval_shape(lambda: fn(cut(jnp.zeros(2, jnp.int32))))
-    if first.shape[1:3] != out_kernel:
-        raise ValueError(f"patches of {kernel} came out as {first.shape[1:3]}, not times scale {scale}")
+    _check_size(first, kernel, out_kernel, scale)
+
+    @partial(jax.checkpoint, prevent_cse=False)  # inside a scan, nothing is merged anyway
+    def weighted(corner: Array, weight: Array) -> Array:
+        return fn(cut(corner)).astype(jnp.float32) * weight[None, :, :, None]
 
     def add(total: Array, entry) -> tuple[Array, None]:
         corner, out_corner, weight = entry
         start = (0, *out_corner, 0)
-        patch = fn(cut(corner)).astype(jnp.float32) * weight[None, :, :, None]
+        patch = weighted(corner, weight)
         before = lax.dynamic_slice(total, start, patch.shape)
         return lax.dynamic_update_slice(total, before + patch, start), None
 
     entries = tuple(jnp.asarray(a) for a in (where.reshape(-1, 2), out_where.reshape(-1, 2), w))
     start = jnp.zeros((first.shape[0], *out_size, first.shape[3]), jnp.float32)
     total, _ = lax.scan(add, start, entries)
-    return total / overlap_add(w[:, None, :, :, None], out_where, out_size)
+    return total / _covered(w, out_where, out_size)
+
+
+def _check_size(out: Array, kernel: tuple[int, int], wanted: tuple[int, int], scale: Fraction) -> None:
+    if out.shape[1:3] != wanted:
+        raise ValueError(f"patches of {kernel} came out as {out.shape[1:3]}, not times scale {scale}")
+
+
+def _covered(w: np.ndarray, where: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Sum of the weights [P,kh,kw] at each pixel: [H,W,1]. In numpy, so that it is one constant in a program."""
+    total = np.zeros((*size, 1), np.float32)
+    for weight, (i, j) in zip(w, where.reshape(-1, 2)):
+        total[i : i + w.shape[1], j : j + w.shape[2], 0] += weight
+    return total
 
 
 def _scaled(numbers, scale: Fraction) -> np.ndarray:

@@ -94,11 +94,21 @@ def save_from_numpy(workdir: str | Path, step: int, state: Tree) -> None:
 
 
 def restore_numpy(workdir: str | Path, step: int, abstract: Tree) -> Tree:
-    """The part `abstract` (nested dict) of the checkpoint at `step` as numpy arrays; the rest is not read."""
-    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
-    args = ocp.args.PyTreeRestore(item=abstract, restore_args=restore_args, partial_restore=True)
+    """The part `abstract` (nested dict of shapes) of the checkpoint at `step` as numpy arrays; the rest is not read."""
+    wanted = _without_empty(abstract)
+    how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    args = ocp.args.PyTreeRestore(item=wanted, restore_args=how, partial_restore=True)
     path = Path(workdir).absolute() / "checkpoints" / str(step) / "default"
-    return ocp.PyTreeCheckpointer().restore(path, args=args)
+    leaves = jax.tree.leaves(ocp.PyTreeCheckpointer().restore(path, args=args))
+    return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+
+
+def _without_empty(part: Tree) -> Tree:
+    """Orbax knows no empty dicts."""
+    if not isinstance(part, dict):
+        return part
+    kept = {name: _without_empty(value) for name, value in part.items()}
+    return {name: value for name, value in kept.items() if not isinstance(value, dict) or value}
 
 
 def save_tree(path: str | Path, tree: Tree) -> None:
@@ -151,9 +161,14 @@ def changes(workdir: str | Path, config: dict) -> dict[str, tuple]:
     return {n: (before.get(n), now.get(n)) for n in names if before.get(n) != now.get(n)}
 
 
+def steps(workdir: str | Path) -> list[int]:
+    """Steps of the finished checkpoints, ascending."""
+    return sorted(int(p.name) for p in (Path(workdir) / "checkpoints").glob("*") if p.name.isdigit())
+
+
 def has_checkpoint(workdir: str | Path) -> bool:
     """Whether the run directory holds a finished checkpoint."""
-    return any(p.name.isdigit() for p in (Path(workdir) / "checkpoints").glob("*"))
+    return bool(steps(workdir))
 
 
 def _leaves(config: dict, prefix: str = ""):

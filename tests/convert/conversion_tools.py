@@ -31,7 +31,7 @@ def recipe(name: str):
 def shapes_of(name: str):
     """(config, TrainState, frozen) of shapes."""
     config = recipe(name)
-    return (config, *convert.abstract_run(config))
+    return (config, *build.abstract_run(config))
 
 
 def template(name: str, ema: bool = True):

@@ -40,7 +40,7 @@ def test_ldm(tmp_path, capsys):
     assert "python sample.py --workdir=" in told and "--config.steps=11234" in told
     config = ConfigDict(checkpoints.load_config(tmp_path / "run"))
     frozen = build.frozen(config, tmp_path / "run", kept_only=True)
-    run = build.restore(config, tmp_path / "run", frozen)
+    run = build.restore(config, tmp_path / "run")
     assert int(run.step) == 1234 and float(frozen["latent_scale"]) == 0.5
     for part, key in ((run.params, f"{compvis.UNET}time_embed.0.weight"), (run.ema, f"{EMA}time_embed0weight")):
         assert np.array_equal(part["unet"]["time_embed_0"]["kernel"], state[key].T)

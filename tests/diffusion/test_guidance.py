@@ -3,7 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.diffusion.guidance import guided
+from ldm_jax.diffusion.guidance import guided, steered
+from ldm_jax.diffusion.samplers import ddim
+from ldm_jax.diffusion.schedule import make_schedule
+from ldm_jax.diffusion.timetable import make_timetable
 
 Z = jax.random.normal(jax.random.key(0), (3, 4, 4, 2))
 T = jnp.asarray([1, 2, 3], jnp.int32)
@@ -61,3 +64,48 @@ def test_bad_arguments_are_named():
         guided(network, COND, {"context": jnp.zeros((1, 5, 6)), "concat": None}, 2.0)
     with pytest.raises(ValueError, match="give a scale or leave out rescale"):
         guided(network, COND, rescale=0.7)
+
+
+SCHEDULE = make_schedule()
+PRIOR = 0.8  # standard deviation of the clean latents
+
+
+def prior_eps(z, t):
+    """The exact eps for clean latents ~ N(0, PRIOR^2)."""
+    a = jnp.asarray(SCHEDULE.alpha_bar, jnp.float32)[t][:, None, None, None]
+    return jnp.sqrt(1 - a) * z / (a * PRIOR**2 + 1 - a)
+
+
+def gaussian_log_p(y, slope):
+    """log N(y; slope z, 1) up to a constant, per sample: a linear decoder `slope`."""
+    return lambda z: -0.5 * jnp.sum(jnp.square(y - slope * z), axis=(1, 2, 3))
+
+
+def test_steered_eps_is_the_formula():
+    """With linear maps the gradient is known: slope dz/dz_t (y - slope z), z = dz/dz_t z_t."""
+    t = jnp.asarray([50, 400, 900])
+    a = SCHEDULE.alpha_bar[np.asarray(t)].reshape(3, 1, 1, 1)
+    inner = np.sqrt(a) * PRIOR**2 / (a * PRIOR**2 + 1 - a)
+    y, slope = 2.0, 0.5
+    found = steered(prior_eps, gaussian_log_p(y, slope), SCHEDULE)(Z, t)
+    gradient = slope * inner * (y - slope * inner * Z)
+    np.testing.assert_allclose(found, prior_eps(Z, t) - np.sqrt(1 - a) * gradient, atol=1e-5)
+    np.testing.assert_array_equal(steered(prior_eps, lambda z: jnp.zeros(len(z)), SCHEDULE)(Z, t), prior_eps(Z, t))
+
+
+def test_steered_samples_come_from_the_posterior():
+    """z ~ N(0, PRIOR^2), y = slope z + unit noise: the posterior mean is slope PRIOR^2 y / (1 + slope^2 PRIOR^2).
+
+    The guide sees the expected z in place of z, which matters little for a small slope; a large y makes its pull
+    visible. Towards y, with the right size; -y pulls the other way.
+    """
+    slope, timetable = 0.1, make_timetable(SCHEDULE, 200)
+    pull = slope * PRIOR**2 / (1 + slope**2 * PRIOR**2)
+
+    @jax.jit
+    def sample(y):
+        return ddim(steered(prior_eps, gaussian_log_p(y, slope), SCHEDULE), Z, timetable, None)
+
+    free = sample(0.0)
+    for y in (20.0, -20.0):
+        np.testing.assert_allclose(sample(y) - free, pull * y, rtol=0.02)

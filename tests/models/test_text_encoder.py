@@ -39,5 +39,5 @@ def test_epsilon_of_the_norms():
 
 
 def test_too_many_tokens():
-    with pytest.raises(ValueError, match="9 tokens.*8 positions"):
+    with pytest.raises(ValueError, match=r"9 tokens.*8 positions"):
         jax.eval_shape(TextEncoder(5, 8, 16, 1).init, jax.random.key(0), np.zeros((1, 9), np.int32))

@@ -46,7 +46,7 @@ def parameters(workdir):
     from ldm_jax.training import checkpoint
 
     config = ConfigDict(checkpoint.load_config(workdir))
-    state = build.restore(config, workdir, build.frozen(config, workdir))
+    state = build.restore(config, workdir)
     return {k: np.asarray(v) for k, v in tree.flatten(state.__dict__).items()}
 
 

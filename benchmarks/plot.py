@@ -1,0 +1,76 @@
+"""Draws the results against PyTorch and prints them as a markdown table, for the README.
+
+    python -m benchmarks.plot                       # benchmarks/results/*.json -> docs/benchmarks.png
+    python -m benchmarks.plot --results=DIR --image=FILE.png
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from benchmarks import common
+
+TITLES = {"forward": "UNet forward", "train": "training step", "sample": "DDIM step", "decode": "decode"}
+
+
+def main(argv: list[str] | None = None) -> str:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--results", type=Path, default=common.RESULTS)
+    p.add_argument("--image", type=Path, default=common.ROOT / "docs" / "benchmarks.png")
+    args = p.parse_args(argv)
+    records = [json.loads(path.read_text()) for path in sorted(args.results.glob("*.json"))]
+    text = "\n\n".join(filter(None, (sections(r) for r in records)))
+    print(text or f"no results in {args.results}")
+    compared = [record for record in records if record["benchmark"] == "compare_torch" and record["best"]]
+    if compared:
+        draw(compared, args.image)
+        print(f"\n{args.image}")
+    return text
+
+
+def heading(record: dict) -> str:
+    """What was measured on what: recipe, compute type, device, versions, date."""
+    s, env = record["settings"], record["environment"]
+    cores = f", {env['cores']} cores" if env["backend"] == "cpu" else ""
+    versions = ", ".join(f"{name} {env['versions'][name]}" for name in ("jax", "torch") if name in env["versions"])
+    return f"{s['config']}, {s['dtype']}, {env['device']}{cores}, {versions}, {env['date'][:10]}"
+
+
+def sections(record: dict) -> str:
+    """A heading and a markdown table; "" for records that have none."""
+    rows = record["rows"]
+    if record["benchmark"] == "compare_torch":
+        title, body = "against PyTorch, best mode and batch of each", common.table(record["best"])
+    elif record["benchmark"].startswith("profile"):
+        title, body = record["benchmark"].replace("_", " of "), common.table(record.get("kinds", [])[:10])
+    else:
+        title, body = record["benchmark"].replace("_", " "), common.table(rows)
+    return f"**{title}**: {heading(record)}\n\n{body}" if rows else ""
+
+
+def draw(records: list[dict], path: Path) -> None:
+    """Throughput of JAX relative to PyTorch's best, a bar for each kind of work; one panel a record."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(records), figsize=(5.5 * len(records), 3), squeeze=False, layout="constrained")
+    for axis, record in zip(axes[0], records):
+        names = [TITLES[row["what"]] for row in record["best"]]
+        ratios = [row["JAX / PyTorch"] for row in record["best"]]
+        bars = axis.barh(names[::-1], ratios[::-1], color=["#3a7d44" if r >= 1 else "#b0643b" for r in ratios[::-1]])
+        axis.bar_label(bars, fmt="%.2f", padding=3)
+        axis.axvline(1.0, color="black", linewidth=1)
+        axis.set_xlim(0, 1.2 * max(*ratios, 1.0))
+        axis.set_xlabel("throughput of JAX / PyTorch (best mode and batch of each)")
+        s, env = record["settings"], record["environment"]
+        name = Path(s["config"]).name.replace(".py", "")
+        axis.set_title(f"{name}, {s['dtype']}\n{env['device']}, {env['cores']} cores", fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

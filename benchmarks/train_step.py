@@ -1,0 +1,29 @@
+"""Time of a training step of any recipe, first stage or diffusion model, by batch size; and what limits it.
+
+    python -m benchmarks.train_step --config=configs/celeba_ldm4.py --batch=1,4
+    python -m benchmarks.train_step --config=configs/first_stage_vq_f4.py --batch=1 --dtype=bfloat16
+
+The step is that of train.py with all it does: encode, noise, loss, gradient, optimiser, EMA, metrics.
+"""
+
+from benchmarks import common, roofline, work
+
+
+def main(argv: list[str] | None = None) -> list[common.Row]:
+    p = common.parser(__doc__, batch="1,4")
+    args, config = common.load(p, argv)
+    env, ceilings = common.environment(), roofline.measure_ceilings(config.dtype)
+    print(ceilings)
+    model = work.make_model(config)
+    rows = []
+    for size in args.batch:
+        row = roofline.measure(work.train(model, size), size, args.repeats, ceilings)
+        rows.append({"what": "train"} | row)
+        print(common.table([rows[-1]], roofline.COLUMNS), flush=True)
+    print(f"\n{common.table(rows, roofline.COLUMNS)}")
+    common.save(args, "train_step", rows, env, config.dtype, ceilings=ceilings.row())
+    return rows
+
+
+if __name__ == "__main__":
+    main()

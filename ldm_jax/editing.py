@@ -1,0 +1,101 @@
+"""Large images in patches, inversion of pictures, guidance by a picture: a trained LDM asked for more than samples."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ldm_jax.conditioners import Cond
+from ldm_jax.diffusion import starts
+from ldm_jax.diffusion.patches import patchwise
+from ldm_jax.diffusion.timetable import Timetable
+from ldm_jax.ldm import LDM
+
+Tree = Any
+
+
+@dataclass(frozen=True)
+class PatchwiseLDM(LDM):
+    """An LDM whose networks see overlapping patches, one after the other (the original's split_input_params).
+
+    Memory is that of whole latents and images and of the networks on one patch. encode, decode and predict (at every
+    step) are blended with the weights of diffusion/patches.py; spatial conditions are cut like the latent, every
+    patch has the whole context. Where one patch covers the image the result is exactly the LDM's.
+    patch, stride: in latent pixels; f: pixels of the image to one of the latent.
+    """
+
+    patch: tuple[int, int] = (32, 32)
+    stride: tuple[int, int] = (16, 16)
+    f: int = 1
+
+    def encode(self, frozen: Tree, image: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+        """As LDM's; patches of f times `patch` pixels. With keys every patch draws the same noise."""
+        whole = super().encode
+        patch, stride = (tuple(self.f * n for n in sizes) for sizes in (self.patch, self.stride))
+        return patchwise(lambda x: whole(frozen, x, keys), image, patch, stride, Fraction(1, self.f))
+
+    def decode(self, frozen: Tree, z: jax.Array) -> jax.Array:
+        whole = super().decode
+        return patchwise(lambda x: whole(frozen, x), z, self.patch, self.stride, self.f)
+
+    def predict(
+        self, params: Tree, z_t: jax.Array, t: jax.Array, cond: Cond, dropout_key: jax.Array | None = None
+    ) -> jax.Array:
+        whole = super().predict
+
+        def one(patch: tuple[jax.Array, jax.Array | None]) -> jax.Array:
+            z_t, concat = patch
+            return whole(params, z_t, t, Cond(cond.context, concat), dropout_key)
+
+        return patchwise(one, (z_t, cond.concat), self.patch, self.stride)
+
+
+def in_patches(ldm: LDM, patch: tuple[int, int], stride: tuple[int, int], f: int) -> PatchwiseLDM:
+    """The same model with patches of `patch` every `stride` latent pixels."""
+    return PatchwiseLDM(**{x.name: getattr(ldm, x.name) for x in fields(LDM)}, patch=patch, stride=stride, f=f)
+
+
+def invert_image(
+    ldm: LDM,
+    params: Tree,
+    frozen: Tree,
+    batch: dict[str, jax.Array],
+    image: jax.Array,
+    timetable: Timetable,
+    iterations: int = 3,
+) -> jax.Array:
+    """image [B,H,W,C] in [-1,1] -> z_T [B,h,w,c], from which ddim, eta 0, makes the image's reconstruction again.
+
+    Under the conditions in `batch`, without guidance; see `starts.invert`.
+    """
+    denoise = ldm.denoiser(params, ldm.condition(params, frozen, batch))
+    return starts.invert(denoise, ldm.encode(frozen, image), timetable, iterations)
+
+
+def half_square(image: jax.Array, wanted: jax.Array) -> jax.Array:
+    """||image - wanted||^2 / 2 [B] over all pixels: minus the log-likelihood of a Gaussian of variance 1."""
+    return jnp.sum(jnp.square(image - wanted), axis=(1, 2, 3)) / 2
+
+
+def matches(
+    ldm: LDM,
+    frozen: Tree,
+    wanted: jax.Array,
+    scale: float | jax.Array = 1.0,
+    distance: Callable[[jax.Array, jax.Array], jax.Array] = half_square,
+) -> Callable[[jax.Array], jax.Array]:
+    """log_p for `guidance.steered`: clean latent [B,h,w,c] -> -scale * distance(T(decode(z)), wanted) [B].
+
+    wanted: [B,h',w',C] in [-1,1], as large as the image or smaller. T, the paper's (appendix C): bicubic
+    downsampling of the image to that size, with antialiasing. distance: (image, wanted) [B,h',w',C] -> [B], for
+    instance LPIPS in place of the default.
+    """
+
+    def log_p(z: jax.Array) -> jax.Array:
+        image = ldm.decode(frozen, z)
+        return -scale * distance(jax.image.resize(image, wanted.shape, "cubic"), wanted)
+
+    return log_p

@@ -1,0 +1,189 @@
+"""The benchmarks run on tiny recipes, count work rightly and read traces; nothing here is timed."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import (
+    common,
+    compare_torch,
+    compression,
+    first_stage,
+    input_pipeline,
+    plot,
+    profile_step,
+    roofline,
+    sampling,
+    startup,
+    train_step,
+    work,
+)
+
+TINY = "--config=configs/quickstart_first_stage.py:tiny"
+# Compile fast, run slowly: every program here runs once or twice.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+CEILINGS = roofline.Ceilings(flops=1e9, bytes=1e9, dtype="float32")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    compile_program = work.Program.compile
+    monkeypatch.setattr(work.Program, "compile", lambda self: compile_program(self, options=QUICK))
+    monkeypatch.setattr(roofline, "measure_ceilings", lambda dtype: CEILINGS)
+
+
+def record(folder):
+    (path,) = folder.glob("*.json")
+    return json.loads(path.read_text())
+
+
+def test_first_stage_writes_rows_and_record(quick, tmp_path, capsys):
+    rows = first_stage.main([TINY, "--batch=1,2", "--repeats=2", f"--out={tmp_path}"])
+    assert [(row["what"], row["batch"]) for row in rows] == [("encode", 1), ("decode", 1), ("encode", 2), ("decode", 2)]
+    assert rows[2]["gflop"] == pytest.approx(2 * rows[0]["gflop"])
+    assert all(row["images_s"] > 0 and row["calls"] == 2 for row in rows)
+    found = record(tmp_path)
+    assert found["rows"] == rows and found["environment"]["versions"]["jax"] == jax.__version__
+    assert found["settings"]["batch"] == [1, 2] and found["ceilings"]["gflops"] == 1.0
+    assert "| decode | 2" in capsys.readouterr().out
+    assert "quickstart_first_stage.py:tiny, float32" in plot.main([f"--results={tmp_path}"])
+
+
+def test_input_pipeline(tmp_path):
+    (row,) = input_pipeline.main(
+        [TINY, "--batch=4", "--workers=0", "--repeats=2", f"--out={tmp_path}", "--config.data.image_size=32"]
+    )
+    assert row["images_s"] > 0 and row["batch"] == 4
+    assert record(tmp_path)["settings"]["overrides"] == ["--config.data.image_size=32"]
+
+
+def test_wrong_options_are_refused(capsys):
+    for argv, word in ([[TINY, "--batsh=1"], "--batsh"], [["--config=configs/none.py"], "none.py"],
+                       [[TINY, "--config.no_such=1"], "no_such"], [[TINY, "--batch=0"], "positive"]):  # fmt: skip
+        with pytest.raises(SystemExit):
+            first_stage.main(argv)
+        assert word in capsys.readouterr().err
+
+
+def test_a_step_carries_its_state():
+    config = common.recipe("configs/quickstart_ldm.py:tiny", ["--config.unet.channel_mult=(1,)"])
+    model = work.make_model(config)
+    compiled = work.train(model, 2).compile(options=QUICK)
+    compiled()
+    state, metrics = compiled()
+    assert int(state.step) == 2 and int(model.state.step) == 0
+    assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
+
+
+def test_made_up_weights_reach_the_output():
+    """Layers that begin as zeros would hide differences."""
+    config = common.recipe("configs/quickstart_ldm.py:tiny", ["--config.unet.channel_mult=(1,)"])
+    model = work.make_model(config)
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(model.state.params))
+    assert np.std(work.forward(model, 1).compile(options=QUICK)()) > 0.1
+
+
+def test_latents_of_vq_are_codes():
+    config = common.recipe("configs/celeba_ldm4.py:tiny")
+    model = work.make_model(config)
+    codes = model.first_stage["params"]["quantize"]["embedding"]["embedding"]
+    z = model.latents(2).reshape(-1, codes.shape[1])
+    assert all((codes == row).all(1).any() for row in z)
+
+
+def test_flops_of_products_convolutions_and_loops():
+    x, w = jnp.zeros((2, 8, 8, 4)), jnp.zeros((3, 3, 4, 16))
+
+    def conv(x, w, stride=1):
+        return jax.lax.conv_general_dilated(
+            x, w, (stride, stride), [(1, 1), (1, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    once = 2 * 2 * 8 * 8 * 16 * (9 * 4)
+    assert roofline.count_flops(jax.make_jaxpr(conv)(x, w)) == once
+    # The gradient to the input costs what the forward pass costs, and so does that to the weights.
+    for stride in (1, 2):
+        both = jax.make_jaxpr(jax.grad(lambda x, w, s=stride: conv(x, w, s).sum(), (0, 1)))(x, w)
+        assert roofline.count_flops(both) == pytest.approx(3 * once / stride**2, rel=0.05)
+    a = jnp.zeros((5, 7))
+    loop = jax.make_jaxpr(lambda a: jax.lax.scan(lambda c, _: (c + a @ a.T @ a, None), a, length=3)[0])(a)
+    assert roofline.count_flops(loop) == 3 * (2 * 5 * 7 * 5 + 2 * 5 * 5 * 7)
+    branch = jax.make_jaxpr(lambda a: jax.lax.cond(a[0, 0] > 0, lambda a: a @ a.T @ a, lambda a: a, a))(a)
+    assert roofline.count_flops(branch) == 2 * 5 * 7 * 5 * 2
+
+
+def test_utilisation():
+    row = roofline.against(CEILINGS, seconds=4.0, flops=1e9, moved=2e9)
+    assert row["utilisation"] == 0.25 and row["roofline"] == 0.5 and row["gflop_s"] == 0.25
+
+
+def test_calls_alternate():
+    calls = []
+    times = common.alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3, warmup=1)
+    assert "".join(calls) == "ab" + "ab" + "ba" + "ab"
+    assert [len(t) for t in times.values()] == [3, 3]
+
+
+def test_table():
+    rows = [{"a": 1, "b": 0.12345, "c": None}, {"a": 20, "b": 12345.6}]
+    lines = common.table(rows).splitlines()
+    assert lines[0].split() == ["|", "a", "|", "b", "|", "c", "|"]
+    assert lines[2].split() == ["|", "1", "|", "0.123", "|", "-", "|"] and "12,346" in lines[3]
+    assert len({len(line) for line in lines}) == 1
+    assert common.table(rows, {"b": "rate", "absent": "x"}).splitlines()[0].split() == ["|", "rate", "|"]
+
+
+def test_operations_of_a_trace():
+    """Self times: what runs inside an operation on the same thread is not counted twice; host events are left out."""
+
+    def event(name, start, duration, pid=1, tid=1):
+        return {"ph": "X", "pid": pid, "tid": tid, "ts": start, "dur": duration, "name": name, "args": {"hlo_op": name}}
+
+    events = [event("while.1", 0, 100), event("dot.2", 10, 30), event("dot.2", 50, 30), event("conv.3", 0, 60, tid=2),
+              {"ph": "X", "pid": 1, "tid": 3, "ts": 0, "dur": 1e6, "name": "python"}]  # fmt: skip
+    rows = profile_step.operations(events, {"dot.2": "UNet/to_q/dot_general"}, calls=2)
+    assert [(r["operation"], r["ms"], r["times"]) for r in rows] == [
+        ("dot.2", 0.03, 1.0), ("conv.3", 0.03, 0.5), ("while.1", 0.02, 0.5)
+    ]  # fmt: skip
+    assert sum(r["share"] for r in rows) == pytest.approx(1)
+    kinds = {row["kind"]: row["ms"] for row in profile_step.by_kind(rows)}
+    assert kinds == {"dot_general": 0.03, "conv": 0.03, "while": 0.02}
+    name = {"name": "process_name", "pid": 2, "args": {"name": "/device:GPU:0"}}
+    assert [r["operation"] for r in profile_step.operations([*events, name, event("k", 0, 5, pid=2)], {}, 1)] == ["k"]
+
+
+def test_places_of_a_program():
+    compiled = jax.jit(lambda x: jnp.sin(x) @ x).lower(jnp.zeros((4, 4))).compile()
+    assert any(place.endswith("dot_general") for place in profile_step.places(compiled.as_text()).values())
+
+
+def test_profile_reads_a_real_trace(quick, tmp_path):
+    rows = profile_step.main([TINY, "--what=decode", "--repeats=2", f"--out={tmp_path}"])
+    assert rows and sum(r["share"] for r in rows) == pytest.approx(1)
+    assert any("conv_general_dilated" in row["where"] for row in rows)
+
+
+def test_best_of_each_side_and_its_picture(tmp_path):
+    rows = [
+        {"what": "train", "batch": b, "mode": mode, "jax_rate": j, "torch_rate": t, "ratio": j / t}
+        for b, mode, j, t in ((1, "eager", 2.0, 1.0), (4, "compile", 3.0, 6.0))
+    ] + [{"what": "train", "batch": 64, "mode": "JAX is out of memory"}]
+    (summary,) = compare_torch.best(rows)
+    assert summary["JAX / PyTorch"] == 0.5 and (summary["mode"], summary["its batch"]) == ("compile", 4)
+    found = {
+        "benchmark": "compare_torch", "rows": rows, "best": [summary], "settings": {"config": "x.py", "dtype": "f"},
+        "environment": {"backend": "cpu", "device": "D", "cores": 2, "versions": {"torch": "2"}, "date": "2026-01-01"},
+    }  # fmt: skip
+    (tmp_path / "a.json").write_text(json.dumps(found))
+    text = plot.main([f"--results={tmp_path}", f"--image={tmp_path}/p.png"])
+    assert "x.py, f, D, 2 cores, torch 2, 2026-01-01" in text and (tmp_path / "p.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("script", [train_step, sampling, startup, compression, compare_torch, profile_step])
+def test_help(script, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        script.main(["--help"])
+    assert "--repeats" in capsys.readouterr().out
