@@ -84,9 +84,6 @@ def recipe(name: str, overrides: Sequence[str] = ()) -> Any:
     return holder.value
 
 
-# Timing
-
-
 def alternate(runs: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 2) -> dict[str, list[float]]:
     """Seconds of each run, called in turns: what disturbs the machine disturbs all of them alike.
 
@@ -125,19 +122,11 @@ def out_of_memory(error: BaseException) -> bool:
     return any(word in text for word in ("out of memory", "outofmemory", "resource_exhausted", "can't allocate memory"))
 
 
-# Record
-
-
 def environment() -> Row:
     """Machine, versions, commit, date and what else ran (load average: processes that want a core)."""
     import jax
 
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
+    installed = {d.name for d in metadata.distributions()}
     device, load, cores = jax.devices()[0], os.getloadavg()[0], len(os.sched_getaffinity(0))
     if load > 0.5 * cores:
         print(f"note: other work is running here (load average {load:.1f} on {cores} cores)", flush=True)
@@ -153,7 +142,7 @@ def environment() -> Row:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "load_average": round(load, 2),
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": {name: metadata.version(name) for name in PACKAGES if name in installed},
         "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(VARIABLES)},
     }
 

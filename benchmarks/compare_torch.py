@@ -112,12 +112,13 @@ def measure(args, model: work.Model, folder: Path, what: str, size: int) -> list
 
 
 def _pair(args, model, folder, what, size, name, ours, expected, exact) -> common.Row:
-    from benchmarks import torch_side
+    from benchmarks import torch_side, torch_train
 
-    side = torch_side.Side(model, folder, torch_side.MODES[name], model.config.dtype == "bfloat16")
+    mode, bfloat16 = torch_side.MODES[name], model.config.dtype == "bfloat16"
+    side = torch_side.Side(model, folder, mode, bfloat16, training=what == "train")
     torch_side.set_exact(exact)
     if what == "train":
-        theirs = side.train(size)
+        theirs = torch_train.TrainStep(side, size)
         seconds, found = common.timed(theirs.check)
     else:
         theirs = side.ddim(size, args.steps, _start(model, size)) if what == "sample" else getattr(side, what)(size)

@@ -10,18 +10,14 @@ from functools import partial
 from pathlib import Path
 
 import diffusers
-import jax
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from benchmarks import work
 from ldm_jax import tree
 from ldm_jax.convert import compvis, names
 from ldm_jax.convert import diffusers as folders
 from ldm_jax.diffusion.timetable import make_timetable
-from ldm_jax.keys import normal, sample_keys, stream
-from ldm_jax.ldm import NOISE_STREAM, POSTERIOR_STREAM, T_STREAM
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -78,14 +74,19 @@ def write_folder(model: work.Model, path: Path, unet: bool) -> None:
 
 
 class Side:
-    """One mode of PyTorch on one model: forward, ddim, decode, train_step. `folder` is from `write_folder`."""
+    """One mode of PyTorch on one model: forward, ddim, decode. `folder` is from `write_folder`.
 
-    def __init__(self, model: work.Model, folder: Path, mode: Mode, bfloat16: bool):
+    bfloat16: the UNet's weights are bfloat16, except for training; there, and in the first stage, autocast.
+    """
+
+    def __init__(self, model: work.Model, folder: Path, mode: Mode, bfloat16: bool, training: bool = False):
         self.model, self.mode = model, mode
         self.cast = partial(torch.autocast, DEVICE, torch.bfloat16, enabled=bfloat16)
         self.layout = torch.channels_last if mode.channels_last else torch.contiguous_format
         self.unet = self._load(folder / "unet")
         self.vae = self._load(folder / "vqvae")
+        if bfloat16 and not training and self.unet is not None:
+            self.unet.to(torch.bfloat16)
         if self.vae is not None:
             self.vae.requires_grad_(False)
             self.decoder, self.encoder = self._compiled(self._decode), self._compiled(self._latents)
@@ -101,7 +102,8 @@ class Side:
         return torch.compile(fn, mode=self.mode.compile, dynamic=False) if self.mode.compile else fn
 
     def _unet(self, z, t, context):
-        return self.unet(z, t, *([] if context is None else [context]), return_dict=False)[0]
+        kind = self.unet.dtype
+        return self.unet(z.to(kind), t, *([] if context is None else [context.to(kind)]), return_dict=False)[0]
 
     def _decode(self, z):
         return self.vae.decode(z, return_dict=False)[0]
@@ -121,19 +123,19 @@ class Side:
     def array(self, x: torch.Tensor) -> np.ndarray:
         return x.detach().float().permute(0, 2, 3, 1).cpu().numpy()
 
-    def _cond(self, size: int):
+    def cond(self, size: int):
         """(context or None, concat or None), made by our conditioner beforehand."""
         cond = work.condition(self.model, size)
         return [None if x is None else self.tensor(x) for x in (cond.context, cond.concat)]
 
     def forward(self, size: int):
         z, t = (self.tensor(x) for x in work.forward(self.model, size).args[1:3])
-        context, concat = self._cond(size)
+        context, concat = self.cond(size)
         z = z if concat is None else torch.cat([z, concat], 1)
 
         def run():
-            with torch.inference_mode(), self.cast():
-                return _wait(self.run_unet(z, t.long(), context))
+            with torch.inference_mode():
+                return wait(self.run_unet(z, t.long(), context))
 
         return run
 
@@ -141,16 +143,16 @@ class Side:
         """eta 0 on our timetable; four products a step beside the network, as in the original."""
         table = make_timetable(self.model.task.ldm.schedule, steps)
         rows = [(int(t), float(a), float(p)) for t, a, p in zip(table.t, table.alpha_bar, table.alpha_bar_prev)]
-        start, (context, concat) = self.tensor(z_T), self._cond(size)
+        start, (context, concat) = self.tensor(z_T), self.cond(size)
 
         def run():
             z = start
-            with torch.inference_mode(), self.cast():
+            with torch.inference_mode():
                 for t, a, prev in rows:
                     x = z if concat is None else torch.cat([z, concat], 1)
                     eps = self.run_unet(x, torch.full((size,), t, device=DEVICE), context).float()
                     z = prev**0.5 * (z - (1 - a) ** 0.5 * eps) / a**0.5 + (1 - prev) ** 0.5 * eps
-            return _wait(z)
+            return wait(z)
 
         return run
 
@@ -159,83 +161,12 @@ class Side:
 
         def run():
             with torch.inference_mode(), self.cast():
-                return _wait(self.decoder(z))
+                return wait(self.decoder(z))
 
         return run
 
-    def train(self, size: int) -> "TrainStep":
-        return TrainStep(self, size)
 
-
-class TrainStep:
-    """Encode, noise, UNet, mean squared error, gradient, fused AdamW, EMA. A call is a step with new noise.
-
-    Our step also computes the norms of gradient and parameters and the terms that it logs; this one does not.
-    """
-
-    def __init__(self, side: Side, size: int):
-        config, task = side.model.config, side.model.task
-        c = config.conditioner
-        if c.drop_prob or (c.kind != "class" and jax.tree.leaves(side.model.state.params["conditioner"])):
-            raise ValueError(
-                "the training step is compared for models without a learned condition, or of classes, and without "
-                "dropping (--config.conditioner.drop_prob=0)"
-            )
-        self.side, self.size, self.task = side, size, task
-        self.image = side.tensor(side.model.batch(size)["image"])
-        self.context, self.concat = side._cond(size)
-        self.table = None
-        if c.kind == "class":
-            rows = side.model.state.params["conditioner"]["embedding"]["embedding"]
-            self.table = torch.nn.Embedding.from_pretrained(side.tensor(rows), freeze=False)
-            self.labels = side.tensor(side.model.batch(size)["label"]).long()
-        self.scale = float(side.model.frozen["latent_scale"])
-        self.alpha_bar = torch.tensor(task.ldm.schedule.alpha_bar, dtype=torch.float32, device=DEVICE)
-        side.unet.train()
-        self.params = [*side.unet.parameters(), *(self.table.parameters() if self.table else ())]
-        o = config.optim
-        self.optimizer = torch.optim.AdamW(
-            self.params, o.learning_rate, (o.b1, o.b2), o.eps, weight_decay=o.weight_decay, fused=True
-        )
-        self.ema, self.steps = [p.detach().clone() for p in self.params], 0
-
-    def __call__(self, t=None, noise=None, posterior=None) -> torch.Tensor:
-        side, shape = self.side, (self.size, self.side.model.latent[2], *self.side.model.latent[:2])
-        with side.cast():
-            with torch.no_grad():
-                posterior = torch.randn(shape, device=DEVICE) if posterior is None else posterior
-                z = self.image if side.vae is None else side.encoder(self.image, posterior).float()
-                z = z * self.scale
-                t = torch.randint(0, len(self.alpha_bar), (self.size,), device=DEVICE) if t is None else t
-                noise = torch.randn_like(z) if noise is None else noise
-                a = self.alpha_bar[t][:, None, None, None]
-                z_t = a.sqrt() * z + (1 - a).sqrt() * noise
-                z_t = z_t if self.concat is None else torch.cat([z_t, self.concat], 1)
-            context = self.table(self.labels)[:, None] if self.table else self.context
-            output = side.run_unet(z_t, t, context)
-        loss = F.mse_loss(output.float(), noise)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        self.steps += 1
-        decay = self.task.averaging.decay
-        decay = min(decay, (1 + self.steps) / (10 + self.steps)) if self.task.averaging.warmup else decay
-        torch._foreach_lerp_(self.ema, self.params, 1 - decay)
-        return _wait(loss)
-
-    def check(self) -> np.ndarray:
-        """[loss, gradient's norm] of the first step with the noise of our first step."""
-        model, tensor = self.side.model, self.side.tensor
-        keys = sample_keys(model.state.step_key(), self.size)
-        timesteps = model.config.diffusion.timesteps
-        t = jax.vmap(lambda k: jax.random.randint(k, (), 0, timesteps))(stream(keys, T_STREAM))
-        noise, posterior = (tensor(normal(stream(keys, s), model.latent)) for s in (NOISE_STREAM, POSTERIOR_STREAM))
-        loss = self(tensor(t).long(), noise, posterior)
-        norms = torch._foreach_norm([p.grad for p in self.params])
-        return np.array([loss.item(), float(torch.linalg.vector_norm(torch.stack(norms)))])
-
-
-def _wait(x: torch.Tensor) -> torch.Tensor:
+def wait(x: torch.Tensor) -> torch.Tensor:
     if DEVICE == "cuda":
         torch.cuda.synchronize()
     return x

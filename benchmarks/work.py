@@ -178,18 +178,15 @@ def forward(model: Model, size: int) -> Program:
     return Program(model.task.ldm.predict, ({"unet": model.state.params["unet"]}, z, t, condition(model, size)))
 
 
-def sample(
-    model: Model, size: int, steps: int, sampler: str = "ddim", guidance: float | None = None
-) -> Program:
+def sample(model: Model, size: int, steps: int, sampler: str = "ddim", guidance: float | None = None) -> Program:
     """(params, frozen, batch) -> latents after `steps` sampling steps: what sample.py runs before it decodes."""
     ldm = model.task.ldm
     timetable = make_timetable(ldm.schedule, steps)
 
     def run(params, frozen, batch):
         keys = image_keys(0, jnp.arange(size))
-        return sample_latents(
-            ldm, params, frozen, batch, keys, model.latent, timetable, sampler=sampler, guidance=guidance
-        )
+        options = dict(sampler=sampler, guidance=guidance)
+        return sample_latents(ldm, params, frozen, batch, keys, model.latent, timetable, **options)
 
     return Program(run, (model.state.params, model.frozen, model.batch(size)))
 
@@ -201,5 +198,5 @@ def decode(model: Model, size: int) -> Program:
 
 def encode(model: Model, size: int) -> Program:
     """(variables, images) -> z [B,h,w,c]; KL: the mode."""
-    apply = partial(model.network.apply, method="latents")
-    return Program(apply, (model.first_stage, model.batch(size)["image"]))
+    image = model.batch(size)["image"]
+    return Program(partial(model.network.apply, method="latents"), (model.first_stage, image))

@@ -15,10 +15,10 @@ def get_config(variant: str = ""):
         ),
         image_size=32,
     )
-    config.steps = 1200
+    config.steps = 1100
     config.batch_size = 8
     config.optim.update(learning_rate=1e-3, schedule="cosine", warmup_steps=50)
-    config.loss.update(perceptual_weight=0.0, disc_start=900, disc_layers=2, disc_ndf=16, disc_weight=0.1)
-    config.every.update(evaluate=600, picture=600, checkpoint=600)
+    config.loss.update(perceptual_weight=0.0, disc_start=850, disc_layers=2, disc_ndf=16, disc_weight=0.1)
+    config.every.update(evaluate=550, picture=550, checkpoint=550)
     config.data.update(simple_scenes=True, validation_images=128)
     return common.finish(config, variant)

@@ -22,12 +22,12 @@ def get_config(variant: str = ""):
         ),
         image_size=32,
     )
-    config.steps = 2400
+    config.steps = 1600
     config.batch_size = 16
     config.optim.update(learning_rate=1e-3, schedule="cosine", warmup_steps=100, clip_norm=1.0)
     config.diffusion.prediction = "v"  # small nets: an error of eps at t near 999 is an error of colour, of v it is not
     config.ema.decay = 0.998
-    config.every.update(evaluate=1200, picture=1200, checkpoint=1200)
+    config.every.update(evaluate=800, picture=800, checkpoint=800)
     config.sample.update(steps=50, eta=1.0)  # its noise lets a net that is trained briefly correct its errors
     config.data.update(simple_scenes=True, validation_images=128)
     return common.finish(config, variant)

@@ -12,6 +12,7 @@ from ldm_jax.keys import keys_of, purpose_key
 from ldm_jax.ldm import LDM
 
 Tree = Any
+GUIDE_LIMIT = 1.0  # of `steered`
 
 
 def image_keys(seed: int | jax.Array, indices: jax.Array) -> jax.Array:
@@ -48,7 +49,7 @@ def sample_latents(
         null = ldm.condition(params, frozen, batch | ldm.conditioner.null(batch))
     denoise = ldm.denoiser(params, cond, null, guidance)
     if log_p is not None:
-        denoise = steered(denoise, log_p, ldm.schedule)
+        denoise = steered(denoise, log_p, ldm.schedule, GUIDE_LIMIT)
     if z_T is None:
         z_T = start_noise(keys, latent_shape)
     options = {"eta": eta} if sampler == "ddim" else {}

@@ -26,7 +26,7 @@ IMAGE = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)), jnp
 
 
 class Net(nn.Module):
-    """A stand-in for the UNet that looks at single pixels: the exact eps of standard normal latents and a little more."""
+    """A stand-in for the UNet that looks at single pixels: the exact eps of standard normal latents, and more."""
 
     @nn.compact
     def __call__(self, z, t, context=None, *, train=False):
@@ -205,15 +205,21 @@ def test_a_picture_guides(tiny):
     assert np.all(near < far)
 
 
-def test_lpips_guides(tiny):
-    ldm, params, frozen = tiny
-    net = LPIPS("alex")
+def test_any_distance_guides(tiny):
+    """A step along the gradient of `matches` with LPIPS brings the picture nearer by LPIPS."""
+    ldm, _, frozen = tiny
+    net, z = LPIPS("alex"), run(ldm.encode, frozen, IMAGE)
     weights = run(net.init, jax.random.key(4), IMAGE, IMAGE)
-    (far, _), (near, _) = sampled_with(
-        ldm, params, frozen, IMAGE, jnp.array([0.0, 100.0]), lambda a, b: net.apply(weights, a, b)
-    )
-    print(far, near)
-    assert np.all(near < far)
+
+    def step(frozen, weights, z):
+        log_p = editing.matches(ldm, frozen, IMAGE, 3.0, lambda a, b: net.apply(weights, a, b))
+        before, pull = jax.vjp(log_p, z)
+        (slope,) = pull(jnp.ones(2))
+        return before, log_p(z + 0.01 * slope / jnp.std(slope)), net.apply(weights, ldm.decode(frozen, z), IMAGE)
+
+    before, after, distance = run(step, frozen, weights, z)
+    assert np.all(after > before)
+    np.testing.assert_allclose(before, -3 * distance, rtol=1e-4)
 
 
 def test_start_at_a_strength(tiny):

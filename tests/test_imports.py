@@ -21,6 +21,7 @@ ALLOWED = {
     "conditions": {"data", "conditioners"},
     "ldm": {"tree", "keys", "models", "diffusion", "losses", "conditioners"},
     "generate": {"tree", "keys", "models", "diffusion", "conditioners", "ldm"},
+    "editing": {"tree", "keys", "models", "diffusion", "conditioners", "ldm", "generate"},
     "training": {"tree", "keys", "models", "diffusion", "data", "losses", "conditioners", "ldm", "generate"},
     "metrics": {"tree", "models", "ldm", "generate"},
     "convert": {"tree", "models", "ldm"},

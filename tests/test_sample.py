@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
 import sample
+from ldm_jax import build
 from ldm_jax.training import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,11 +33,23 @@ def runs(tmp_path_factory):
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(root / "picture.png")
     Image.fromarray(np.full((64, 64), 255, np.uint8)).save(root / "white.png")
     Image.fromarray(np.zeros((64, 64), np.uint8)).save(root / "black.png")
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(root / "small.png")
+    (root / "folder").mkdir()
+    for name in ("a", "b"):
+        Image.fromarray(np.zeros((50, 70, 3), np.uint8)).save(root / "folder" / f"{name}.png")
     (root / "empty.txt").write_text("\n")
     return root
 
 
 WRONG = [
+    ("none", ["--init=nowhere.png"], "does not exist"),
+    ("none", ["--interpolate", "picture.png", "small.png"], "one size are needed, these are 32x32 and 64x64"),
+    ("none", ["--guide=picture.png", "--size=32x32"], "is 64x64, the image 32x32"),
+    ("none", ["--guide=small.png", "--size=64x96"], "must have its proportions"),
+    ("none", ["--guide=folder"], "holds 2 pictures, one is needed"),
+    ("none", ["--patch=40"], "patches that are multiples of 32"),
+    ("none", ["--patch=32", "--stride=6"], "strides that are multiples of 4"),
+    ("semantic", ["--segmentation=black.png", "--init=small.png"], "32x32 and 64x64"),
     ("none", ["--label=1"], "takes no condition"),
     ("none", ["--prompt=x"], "--prompt means nothing here"),
     ("none", ["--guidance=2"], "drop_prob=0"),
@@ -80,6 +94,28 @@ def test_a_refusal_is_one_paragraph_and_exit_code_2(runs):
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--strength=0.5"], "--strength belongs to --init"),
+        (["--guide-scale=2"], "--guide-scale belongs to --guide"),
+        (["--stride=32"], "--stride belongs to --patch"),
+        (["--init=a.png", "--strength=0"], "must lie above 0"),
+        (["--init=a.png", "--strength=1.5"], "at most at 1"),
+        (["--init=a.png", "--interpolate", "1", "2"], "give one"),
+        (["--init=a.png", "--invert", "--eta=1"], "--invert needs a sampler that draws no noise"),
+        (["--interpolate", "1", "2", "--sampler=ddpm"], "--interpolate needs a sampler that draws no noise"),
+        (["--interpolate", "1", "2", "--num=1"], "at least 2"),
+        (["--interpolate", "1", "99999999999"], "is not in 0..2147483647"),
+        (["--patch=64", "--stride=96"], "leaves gaps"),
+    ],
+)
+def test_editing_options_that_do_not_fit(options, message, capsys):
+    with pytest.raises(SystemExit) as error:
+        sample.parse(["--workdir=x", *options])
+    assert error.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     "options", [["--num=0"], ["--seed=-1"], ["--eta=2"], ["--size=64"], ["--eta=1", "--sampler=plms"], ["--lable=3"]]
 )
 def test_wrong_arguments_exit_with_2(options, capsys):
@@ -94,3 +130,58 @@ def test_requests_repeat_and_have_the_models_size(runs, monkeypatch):
     made = sample._requests(args, ConfigDict(checkpoint.load_config("class")))
     assert [int(r.fields["label"]) for r in made] == [3, 3, 9, 9]
     assert {r.size for r in made} == {(64, 64)}
+
+
+def test_pictures_to_start_from_join_every_condition(runs, monkeypatch):
+    """Each label with each picture, at the picture's size; it is padded for the networks and cut back at the end."""
+    monkeypatch.chdir(runs)
+    config = ConfigDict(checkpoint.load_config("class"))
+    made = sample._requests(sample.parse(["--workdir=class", "--label=3", "--label=9", "--init=folder"]), config)
+    assert [r.name for r in made] == ["class 3 a", "class 3 b", "class 9 a", "class 9 b"]
+    assert {r.size for r in made} == {(64, 96)} and made[0].fields["pictures"].shape == (1, 64, 96, 3)
+    assert made[0].finish(np.zeros((64, 96, 3))).shape == (50, 70, 3)
+    made = sample._requests(sample.parse(["--workdir=none", "--interpolate", "picture.png", "small.png",
+                                          "--size=32x32"]), ConfigDict(checkpoint.load_config("none")))  # fmt: skip
+    assert len(made) == 8 and made[0].fields["pictures"].shape == (2, 32, 32, 3)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run directory on pixels with a UNet of zeros, which as v is exact for standard normal pixels."""
+    config = importlib.import_module("configs.quickstart_ldm").get_config("tiny")
+    config.first_stage.kind, config.unet.out_channels = "identity", 3
+    workdir = tmp_path_factory.mktemp("run")
+    checkpoint.keep_config(workdir, config.to_dict())
+    state, frozen = build.abstract_run(config)
+    assert config.diffusion.prediction == "v" and not frozen["first_stage"]
+    checkpoint.save_from_numpy(workdir, 0, jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), state))
+    checkpoint.save_tree(workdir / "frozen", {"first_stage": {}, "latent_scale": np.float32(1.0)})
+    return workdir
+
+
+def test_editing_from_a_checkpoint_to_pictures(run, tmp_path):
+    """Interpolated seeds end in those seeds' own pictures, interpolated (inverted) pictures in themselves; the less
+    strength, the more of a picture is kept; one patch changes nothing; a guide is followed."""
+
+    def made(name, *options):
+        out = sample.main(sample.parse([f"--workdir={run}", f"--out={tmp_path / name}", "--steps=10", *options]))
+        return [np.asarray(Image.open(p)).astype(int) for p in sorted(out.glob("[0-9]*.png"))]
+
+    def apart(one, other):
+        return np.abs(one - other).mean()
+
+    (zero,), (five,) = made("zero", "--num=1"), made("five", "--num=1", "--seed=5")
+    path = made("path", "--interpolate", "0", "5", "--num=3")
+    assert apart(path[0], zero) < 1 and apart(path[2], five) < 1 and apart(path[1], zero) > 10
+    picture, other = (tmp_path / name / "000000.png" for name in ("zero", "five"))
+    path = made("pictures", "--interpolate", str(picture), str(other), "--num=3")
+    assert apart(path[0], zero) < 2 and apart(path[2], five) < 2
+    init = (f"--init={picture}", "--seed=1")
+    (little,), (much,) = made("little", *init, "--strength=0.3"), made("much", *init, "--strength=0.9")
+    assert 1 < 1.5 * apart(little, zero) < apart(much, zero)
+    (patched,) = made("patched", *init, "--strength=0.3", "--patch=64", "--stride=32")
+    np.testing.assert_array_equal(patched, little)
+    (guided,) = made("guided", "--num=1", f"--guide={other}")
+    assert apart(guided, five) < 0.8 * apart(zero, five)
+    texts = Image.open(next((tmp_path / "little").glob("0*.png"))).text
+    assert texts["strength"] == "0.3" and texts["init"] == str(picture)

@@ -93,6 +93,23 @@ def test_steered_eps_is_the_formula():
     np.testing.assert_array_equal(steered(prior_eps, lambda z: jnp.zeros(len(z)), SCHEDULE)(Z, t), prior_eps(Z, t))
 
 
+def test_the_limit_shortens_only_what_is_longer():
+    t = jnp.asarray([50, 400, 900])
+
+    def moves(limit):
+        return steered(prior_eps, gaussian_log_p(9.0, 1.0), SCHEDULE, limit)(Z, t) - prior_eps(Z, t)
+
+    def norm(x):
+        return jnp.sqrt(jnp.sum(jnp.square(x), axis=(1, 2, 3)))
+
+    free, limited = moves(None), moves(0.5)
+    allowed = 0.5 * norm(prior_eps(Z, t))
+    assert jnp.any(norm(free) > allowed) and jnp.any(norm(free) < allowed)
+    np.testing.assert_allclose(norm(limited), jnp.minimum(norm(free), allowed), rtol=1e-5)
+    shares = (norm(limited) / norm(free))[:, None, None, None]
+    np.testing.assert_allclose(limited, shares * free, atol=1e-5)
+
+
 def test_steered_samples_come_from_the_posterior():
     """z ~ N(0, PRIOR^2), y = slope z + unit noise: the posterior mean is slope PRIOR^2 y / (1 + slope^2 PRIOR^2).
 
