@@ -343,3 +343,5 @@ def _shrink(config: ConfigDict) -> None:
         config.conditioner.update({k: v for k, v in smaller.items() if k in config.conditioner})
         if config.conditioner.kind == "semantic":
             config.conditioner.n_classes = 9
+        if config.conditioner.kind == "vectors":
+            config.conditioner.dim = 64

@@ -25,6 +25,7 @@ def test_both_objectives_and_their_gradients_are_the_originals(name):
     assert len(results) >= 15 and all(result.passed for result in results), results
 
 
+@pytest.mark.slow
 def test_a_gradient_at_a_kink_is_explained_and_a_wrong_one_is_not():
     """With the sign of one LeakyReLU input near 0 taken otherwise the gradient jumps by some per cent."""
     case = load("loss_vq_taming_const_hinge_step100_train")

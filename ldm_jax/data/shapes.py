@@ -168,7 +168,8 @@ def draw(seed: int, index: int, size: int, simple: bool = False) -> dict:
 
     Returns "image" uint8 [size,size,3]; "label" int, the main shape's class (CLASS_NAMES); "text"; "objects",
     a list of {"box": [x0,y0,x1,y1] in 0..1, "class": int}, main shape first; "segmentation" uint8 [size,size]
-    (SEGMENTATION_NAMES); "name". Sizes from 32 to 512 pixels, else ValueError.
+    (SEGMENTATION_NAMES); "vectors" float32 [1,64], the label one-hot, in place of a picture's CLIP vectors; "name".
+    Sizes from 32 to 512 pixels, else ValueError.
     """
     if not 32 <= size <= 512:
         raise ValueError(f"shapes are drawn at 32 to 512 pixels, not {size}")
@@ -189,5 +190,6 @@ def draw(seed: int, index: int, size: int, simple: bool = False) -> dict:
         "text": _caption(placed, background),
         "objects": [{"box": boxes[k], "class": classes[k]} for k in range(len(placed))],
         "segmentation": segmentation,
+        "vectors": np.eye(len(CLASS_NAMES), dtype=np.float32)[classes[:1]],
         "name": f"shapes-{seed}-{index}",
     }

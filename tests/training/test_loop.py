@@ -109,9 +109,9 @@ def test_first_stage_resumes_bit_for_bit(tmp_path):
     """Autoencoder, discriminator with its running statistics, and both optimisers; the GAN enters at step 2."""
     options = ["--config.data.validation_images=8", "--config.every.picture=0", "--config.optim.schedule=constant"]
     straight, parts = tmp_path / "straight", tmp_path / "parts"
-    train(straight, "--config.steps=6", *options, recipe="first_stage_kl_f4")
+    train(straight, "--config.steps=6", *options, recipe="quickstart_first_stage")
     for steps in (3, 6):
-        train(parts, f"--config.steps={steps}", *options, recipe="first_stage_kl_f4")
+        train(parts, f"--config.steps={steps}", *options, recipe="quickstart_first_stage")
     one, two = parameters(straight), parameters(parts)
     assert any("batch_stats" in name for name in one) and one.keys() == two.keys()
     for name in one:
