@@ -213,10 +213,9 @@ def _requests(args: argparse.Namespace, config) -> list:
     made = kind.requests(config.conditioner, args, frame, Path(args.workdir) / "tokenizer")
     if args.size and made[0].size not in (None, args.size):
         raise WrongRequest(f"--size={args.size[0]}x{args.size[1]} means nothing here: it is that of {made[0].name}")
-    if any(n % frame.divisor for n in frame.latent):
-        multiple = frame.f * frame.divisor
-        raise WrongRequest(f"--size={args.size[0]}x{args.size[1]}: this model takes multiples of {multiple}")
     multiple = frame.f * frame.divisor
+    if any(n % frame.divisor for n in frame.latent):
+        raise WrongRequest(f"--size={args.size[0]}x{args.size[1]}: this model takes multiples of {multiple}")
     if args.patch and (args.patch % multiple or args.stride % frame.f):
         raise WrongRequest(
             f"--patch={args.patch} --stride={args.stride}: this model takes patches that are multiples of {multiple} "
