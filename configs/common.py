@@ -298,6 +298,19 @@ def faces_unet() -> dict:
     )
 
 
+def landscapes(image_size: int, batch_size: int, learning_rate: float) -> ConfigDict:
+    """The semantic models: 182 classes, f = 4, attention in the middle alone, crops from 1.5 times their size."""
+    unet = dict(model_channels=128, channel_mult=(1, 4, 8), attention_downsamples=(), num_heads=8)
+    config = ldm(vq_f4(), unet, segmentation(182), image_size=image_size)
+    config.steps = 360_000
+    config.batch_size = batch_size
+    config.optim.learning_rate = learning_rate
+    config.diffusion.update(end=0.0205, loss="l1")
+    config.latent_scale = 1.0
+    config.data.update(source="folder", crop="random", resize_to=image_size * 3 // 2)
+    return config
+
+
 def imagenet(config: ConfigDict) -> None:
     """Data of the class-conditional models: TFDS imagenet2012, shorter side to 256, random crops, no flips."""
     config.data.update(source="tfds", name="imagenet2012", crop="random", interpolation="bilinear")

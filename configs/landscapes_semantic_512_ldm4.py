@@ -17,16 +17,4 @@ from configs import common
 
 
 def get_config(variant: str = ""):
-    config = common.ldm(
-        common.vq_f4(),
-        dict(model_channels=128, channel_mult=(1, 4, 8), attention_downsamples=(), num_heads=8),
-        common.segmentation(182),
-        image_size=512,
-    )
-    config.steps = 360_000
-    config.batch_size = 8
-    config.optim.learning_rate = 8e-6
-    config.diffusion.update(end=0.0205, loss="l1")
-    config.latent_scale = 1.0
-    config.data.update(source="folder", crop="random", resize_to=768)
-    return common.finish(config, variant)
+    return common.finish(common.landscapes(image_size=512, batch_size=8, learning_rate=8e-6), variant)

@@ -8,7 +8,6 @@ from tests.golden_diffusion import run_tables, schedule_of
 from tests.golden_tools import load, rel
 
 # the original's names -> ours
-KINDS = {"linear": "scaled_linear", "sqrt_linear": "linear", "sqrt": "sqrt", "cosine": "cosine"}
 SCHEDULES = [
     "sched_linear_0.0015_0.0195_1000_eps_v0",
     "sched_linear_0.0015_0.0195_1000_x0_v0",
