@@ -37,6 +37,7 @@ SAMPLE_OPTIONS = {
     "superres": "--image=SMALL.png",
     "inpaint": "--image=PICTURE.png --mask=MASK.png",
     "vectors": "--vectors=VECTORS.npy",
+    "hybrid": "--help",
 }
 Tree = Any
 
@@ -78,17 +79,12 @@ def _is_run(path: Path) -> bool:
 
 
 def _config(parser: argparse.ArgumentParser, args: argparse.Namespace):
-    from absl import flags
-    from ml_collections import config_flags
+    from ldm_jax import recipe
 
-    values, argv = flags.FlagValues(), [PROGRAM, f"--config={args.config}", *args.overrides]
-    holder = config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=argv)
     try:
-        values(argv)
-        _ = holder.value.task  # a recipe that failed to load says so only when it is looked at
-        return holder.value
-    except (flags.Error, OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        parser.error(f"--config={args.config} {' '.join(args.overrides)}: {error}")
+        return recipe.load(args.config, args.overrides)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 @dataclass
@@ -103,12 +99,15 @@ class Source:
 
 def weights_of(config, state, frozen: Tree, ema: bool) -> Tree:
     """The weights tree of convert/compvis.py from a state and frozen, of arrays or of shapes."""
+    if config.task == "classifier":
+        raise ValueError("classifiers are not converted: no weights of one were published")
     if config.task == "first_stage":
         discriminator = {"params": state.params["discriminator"]} | dict(state.variables)
         return {"autoencoder": state.params["autoencoder"], "discriminator": discriminator}
     averaged = {"ema": state.ema["unet"]} if ema and state.ema else {}
     first_stage = frozen["first_stage"].get("params", {})
-    return dict(state.params) | averaged | {"first_stage": first_stage, "latent_scale": frozen["latent_scale"]}
+    kept = {name: frozen[name] for name in ("latent_scale", "conditioner") if name in frozen}
+    return dict(state.params) | averaged | {"first_stage": first_stage} | kept
 
 
 def components(config, weights: Tree) -> list:

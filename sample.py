@@ -7,6 +7,7 @@
     python sample.py --workdir=runs/text --prompt "a red star" --init=picture.png --strength=0.6
     python sample.py --workdir=runs/ldm --interpolate a.png b.png --num=8
     python sample.py --workdir=runs/ldm --size=512x512 --guide=small.png
+    python sample.py --workdir=runs/ldm --classifier=runs/classifier --classifier-scale=2 --label=9
     python sample.py --workdir=runs/superres --image=picture.png --patch=512 --stride=256
 
 Writes PNGs, a grid and, with --npz, all images in one file. Image i depends on (--seed, i) and its condition alone:
@@ -24,6 +25,10 @@ import numpy as np
 
 # Conditions a model can be asked for; ldm_jax/conditions.py says which kind of model takes which.
 CONDITIONS = ("label", "prompt", "prompts", "layout", "segmentation", "image", "mask", "vectors")
+
+
+# --guide-distance: the backbone of LPIPS, whose weights --lpips-weights holds.
+DISTANCES = {"l2": None, "lpips": "vgg16", "lpips_alex": "alex"}
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -52,12 +57,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--feather", type=float, default=0.0, help="inpainting: blend over so many pixels at the hole's edge (0)")
     add("--vectors", help="retrieval-augmented models: a .npy of CLIP vectors")
     add("--guidance", type=float, help="scale of classifier-free guidance (default: without; 1 is the same as without)")
+    add("--classifier", help="run directory of a classifier of this model's latents: guides to --label")
+    add("--classifier-scale", "--classifier_scale", type=float, help="scale of --classifier (default 1)")
     add("--size", type=_size, help="HxW in pixels, other than trained with (default: as trained; pictures: theirs)")
     add("--init", help="picture to start from, noised (or a folder); it keeps its size unless --size is given")
     add("--strength", type=float, help="--init: share of the steps to run, above 0 (keep all) .. 1 (default 0.6)")
     add("--invert", action="store_true", help="--init: start from its noise by DDIM inversion (--strength default 1)")
     add("--interpolate", nargs=2, metavar=("A", "B"), help="two seeds or two pictures: --num (8) steps from A to B")
     add("--guide", help="picture, small or of full size, that the image made smaller is to match (slower)")
+    add("--guide-distance", "--guide_distance", choices=tuple(DISTANCES), help="of --guide: l2 (default) or LPIPS")
+    add("--lpips-weights", "--lpips_weights", default="weights", help="folder of LPIPS' weights (default: weights)")
     add("--guide-scale", type=float, help="weight of --guide: inverse variance of its pixels in -1..1 (default 1)")
     add("--patch", type=_positive, help="large images: networks see squares of so many pixels, blended; bounds memory")
     add("--stride", type=_positive, help="--patch: pixels from one square to the next (default: half of --patch)")
@@ -73,7 +82,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def _check_editing(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Options that need another one, or exclude it; then their defaults."""
-    needs = {"strength": "init", "invert": "init", "guide_scale": "guide", "stride": "patch"}
+    needs = {
+        "strength": "init", "invert": "init", "guide_scale": "guide", "guide_distance": "guide",
+        "classifier_scale": "classifier", "stride": "patch",
+    }  # fmt: skip
     for option, other in needs.items():
         if getattr(args, option) and not getattr(args, other):
             parser.error(f"--{option.replace('_', '-')} belongs to --{other}, which is not given")
@@ -94,8 +106,14 @@ def _check_editing(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
         parser.error(f"--stride={args.stride} leaves gaps between squares of --patch={args.patch}")
     if args.init and args.strength is None:
         args.strength = 1.0 if args.invert else 0.6
+    if args.classifier and not args.label:
+        parser.error("--classifier needs --label, the class to guide to")
+    if args.classifier and args.classifier_scale is None:
+        args.classifier_scale = 1.0
     if args.guide and args.guide_scale is None:
         args.guide_scale = 1.0
+    if args.guide and args.guide_distance is None:
+        args.guide_distance = "l2"
     if args.patch and not args.stride:
         args.stride = args.patch // 2
 
@@ -140,27 +158,33 @@ def main(args: argparse.Namespace) -> Path:
     if config.task != "ldm":
         raise build.Missing(
             f"{args.workdir} holds a run of task {config.task!r}. sample.py needs one of task 'ldm'; a first stage "
-            "has no prior to sample from (its reconstructions are in pictures/)."
+            "has no prior to sample from (its reconstructions are in pictures/), a classifier is for --classifier."
         )
     wanted = _requests(args, config)
     frozen = build.frozen(config, args.workdir, kept_only=True)
     averaged = bool(config.ema.decay) and not args.no_ema
     part = "ema" if averaged else "params"
     state = build.restore_parts(config, args.workdir, ("step", part), args.checkpoint)
+    if DISTANCES.get(args.guide_distance):
+        without = "or compare pixels: --guide-distance=l2"
+        frozen |= {"lpips": build.lpips_params(DISTANCES[args.guide_distance], args.lpips_weights, without)}
     params = jax.device_put(getattr(state, part))
     step = int(state.step)
     del state
+    classifier = build.guide(args.classifier, config, frozen, args.workdir) if args.classifier else None
     out = Path(args.out or Path(args.workdir) / "samples")
     settings = dict(
         seed=args.seed, sampler=args.sampler, steps=_steps(args, config), eta=args.eta, spacing=args.spacing,
         guidance=args.guidance, checkpoint=f"{args.workdir} step {step}", weights="averaged" if averaged else "raw",
         init=args.init, strength=args.strength, invert=args.invert or None, guide=args.guide,
-        guide_scale=args.guide_scale, interpolate=args.interpolate and " to ".join(args.interpolate),
+        guide_distance=args.guide_distance, guide_scale=args.guide_scale,
+        interpolate=args.interpolate and " to ".join(args.interpolate),
+        classifier=classifier and f"{args.classifier} step {classifier[2]}", classifier_scale=args.classifier_scale,
         patch=args.patch, stride=args.stride,
     )  # fmt: skip
     print(", ".join(f"{k} {v}" for k, v in settings.items() if v is not None))
     images, names = [], []  # for the grid, and for the npz if there is to be one
-    for i, image in enumerate(_generate(args, config, params, frozen, wanted)):
+    for i, image in enumerate(_generate(args, config, params, frozen, wanted, classifier)):
         request = wanted[i]
         names.append(f"{i:06d}{_slug(request.name)}.png")
         told = {k: v for k, v in settings.items() if v is not None} | {"index": i}
@@ -192,22 +216,28 @@ def _requests(args: argparse.Namespace, config) -> list:
 
     from ldm_jax import build, conditions
 
-    kind = conditions.kind_of(config)
+    kind, groups = conditions.kind_of(config), conditions.takes(config.conditioner)
+    taken = [name for group in groups for name in group]
     given = [name for name in CONDITIONS if getattr(args, name) is not None]
-    takes = " and ".join(f"--{n}" for n in kind.takes) if kind.needs_all else " or ".join(f"--{n}" for n in kind.takes)
-    of = f"{args.workdir} is a model of kind {config.conditioner.kind!r}, which takes {takes or 'no condition'}"
-    wrong = [name for name in given if name not in kind.takes]
+    if args.classifier and "label" not in taken:
+        given.remove("label")  # it is the classifier's
+    takes = [" or ".join(f"--{name}" for name in group) for group in groups]
+    of = (
+        f"{args.workdir} is a model of kind {config.conditioner.kind!r}, which takes "
+        f"{' and '.join(takes) or 'no condition'}"
+    )
+    wrong = [name for name in given if name not in taken]
     if wrong:
         raise WrongRequest(f"--{wrong[0]} means nothing here: {of}")
-    missing = [name for name in kind.takes if name not in given]
-    if missing and (kind.needs_all or not given):
-        raise WrongRequest(f"{takes if not given else '--' + missing[0]} is missing: {of}")
+    missing = [text for text, group in zip(takes, groups) if not set(group) & set(given)]
+    if missing:
+        raise WrongRequest(f"{missing[0]} is missing: {of}")
     if args.guidance is not None and not config.conditioner.drop_prob:
         raise WrongRequest(
             f"--guidance={args.guidance:g} needs a model that also learnt without its condition, and {args.workdir} "
             "was trained with config.conditioner.drop_prob=0. Leave --guidance out, or train with drop_prob=0.1"
         )
-    if args.feather and "mask" not in kind.takes:
+    if args.feather and "mask" not in taken:
         raise WrongRequest(f"--feather means nothing here: {of}")
     frame = build.frame(config, args.size)
     made = kind.requests(config.conditioner, args, frame, Path(args.workdir) / "tokenizer")
@@ -224,9 +254,13 @@ def _requests(args: argparse.Namespace, config) -> list:
     made = _with_pictures(args, config.data.channels, multiple, made)
     size = args.size or (config.data.image_size,) * 2
     made = [dataclasses.replace(r, size=r.size or size) for r in made]
+    if args.patch and (coder := conditions.crop_coder(config.conditioner)):
+        made = _with_crops(args, coder, frame.f, made)
+    if args.classifier:
+        made = _with_classes(args, config, made)
     if args.guide:
         made = _with_guide(args, config.data.channels, made)
-    default = 8 if args.interpolate else 1 if kind.takes or args.init else 16
+    default = 8 if args.interpolate else 1 if taken or args.classifier or args.init else 16
     return [r for r in made for _ in range(args.num or default)]
 
 
@@ -276,6 +310,41 @@ def _with_guide(args: argparse.Namespace, channels: int, made: list) -> list:
                 "and be no larger (--size=HxW says how large the image is)"
             )
     return [dataclasses.replace(r, fields=r.fields | {"guide": guide.fields["picture"]}) for r in made]
+
+
+def _with_crops(args: argparse.Namespace, coder, f: int, made: list) -> list:
+    """Every layout with the field "crop_tokens" [P,2]: which part of the image each of the patches is."""
+    import dataclasses
+
+    from ldm_jax.diffusion import patches
+
+    def crops(size: tuple[int, int]) -> np.ndarray:
+        latent = tuple(n // f for n in size)
+        boxes = patches.boxes(latent, (args.patch // f,) * 2, (args.stride // f,) * 2)
+        return np.array([coder.corners(tuple(box)) for box in boxes], np.int32)
+
+    return [dataclasses.replace(r, fields=r.fields | {"crop_tokens": crops(r.size)}) for r in made]
+
+
+def _with_classes(args: argparse.Namespace, config, made: list) -> list:
+    """Every request with the field "label" [], which the classifier of --classifier knows, at a size that it takes."""
+    import dataclasses
+
+    from ldm_jax import build
+    from ldm_jax.data import requests
+
+    theirs = build.guide_config(args.classifier, config, args.workdir)
+    seen = build.latent_shape(theirs)[:2]
+    for h, w in {r.size for r in made}:
+        size = build.latent_shape(config, (h, w))[:2]
+        if theirs.classifier.pool == "attention" and size != seen:
+            trained = theirs.data.image_size
+            raise WrongRequest(f"{args.classifier} sees images of {trained}x{trained} pixels alone, not of {h}x{w}")
+    classes = requests.labels(args.label, theirs.classifier.n_classes)
+    if "label" in made[0].fields:
+        return made
+    joined = [(r, c, " ".join(filter(None, (r.name, c.name)))) for r in made for c in classes]
+    return [dataclasses.replace(r, name=name, fields=r.fields | c.fields) for r, c, name in joined]
 
 
 def _one(path: str, channels: int, multiple: int = 1, size: tuple[int, int] | None = None):
@@ -328,8 +397,13 @@ def _with_starts(args: argparse.Namespace, config, ldm, params, frozen, timetabl
     return made
 
 
-def _generate(args: argparse.Namespace, config, params, frozen, wanted: list) -> Iterator[np.ndarray]:
-    """uint8 images [H,W,C] of the requests, in order; prints progress and throughput. Compiles once a size."""
+def _generate(
+    args: argparse.Namespace, config, params, frozen, wanted: list, classifier: tuple | None = None
+) -> Iterator[np.ndarray]:
+    """uint8 images [H,W,C] of the requests, in order; prints progress and throughput. Compiles once a size.
+
+    classifier: (LatentClassifier, its parameters, step) of --classifier.
+    """
     from functools import cache
 
     import jax
@@ -338,6 +412,7 @@ def _generate(args: argparse.Namespace, config, params, frozen, wanted: list) ->
     from ldm_jax.data.transforms import to_uint8
     from ldm_jax.diffusion import starts
     from ldm_jax.diffusion.timetable import make_timetable
+    from ldm_jax.models.lpips import LPIPS
 
     ldm = build.ldm(config)
     if args.patch:
@@ -348,22 +423,34 @@ def _generate(args: argparse.Namespace, config, params, frozen, wanted: list) ->
         timetable = starts.shortened(timetable, args.strength)
     wanted = _with_starts(args, config, ldm, params, frozen, timetable, wanted)
     decode = jax.jit(ldm.decode)
+    judge = (classifier[1], args.classifier_scale) if classifier else None
+    net = DISTANCES.get(args.guide_distance)
+
+    def distance(frozen):
+        return editing.perceptual(LPIPS(net), frozen["lpips"]) if net else editing.half_square
+
+    def judged(judge: tuple, batch: dict):
+        """scale * log p(label | z_t, t)"""
+        return lambda z_t, t: judge[1] * classifier[0].log_p(judge[0], z_t, t, batch["label"])
 
     @cache
     def sampler(size: tuple[int, int]):
         shape = build.latent_shape(config, size)
 
         @jax.jit
-        def sample(params, frozen, batch, seed, indices, timetable, eta, guidance, guide_scale):
+        def sample(params, frozen, judge, batch, seed, indices, timetable, eta, guidance, guide_scale):
             keys = generate.image_keys(seed, indices)
             z_T = starts.noised(batch["z"], keys, timetable) if "z" in batch else batch.get("z_T")
-            log_p = editing.matches(ldm, frozen, batch["guide"], guide_scale) if "guide" in batch else None
+            log_p = None
+            if "guide" in batch:
+                log_p = editing.matches(ldm, frozen, batch["guide"], guide_scale, distance(frozen))
             return generate.sample_latents(
-                ldm, params, frozen, batch, keys, shape, timetable, eta, args.sampler, guidance, z_T, log_p
-            )
+                ldm, params, frozen, batch, keys, shape, timetable, eta, args.sampler, guidance, z_T, log_p,
+                judged(judge, batch) if classifier else None,
+            )  # fmt: skip
 
         began = time.perf_counter()
-        compiled = sample.lower(params, frozen, *inputs([0] * batch_size)).compile()
+        compiled = sample.lower(params, frozen, judge, *inputs([0] * batch_size)).compile()
         print(f"sampler for {size[0]}x{size[1]} compiled in {time.perf_counter() - began:.1f} s", flush=True)
         return compiled
 
@@ -382,7 +469,7 @@ def _generate(args: argparse.Namespace, config, params, frozen, wanted: list) ->
         indices += [done] * (batch_size - number)  # a full batch, so that nothing is compiled again
         run = sampler(size)
         began = time.perf_counter()
-        z = run(params, frozen, *inputs(indices))
+        z = run(params, frozen, judge, *inputs(indices))
         z.block_until_ready()
         spent += time.perf_counter() - began
         images = to_uint8(np.asarray(decode(frozen, z)))

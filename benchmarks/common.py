@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from ldm_jax import recipe
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "diffusers")
@@ -62,26 +64,11 @@ def load(p: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> tuple
         p.error(f"unexpected: {' '.join(unknown)} (options of the recipe are written --config.NAME=VALUE)")
     args.overrides = rest
     try:
-        config = recipe(args.config, rest)
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        p.error(f"--config={args.config} {' '.join(rest)}: {error}")
+        config = recipe.load(args.config, rest)
+    except ValueError as error:
+        p.error(str(error))
     config.dtype = args.dtype or config.dtype
     return args, config
-
-
-def recipe(name: str, overrides: Sequence[str] = ()) -> Any:
-    """The ConfigDict of "configs/NAME.py[:variant]" with "--config.X=Y" overrides. Raises what the recipe raises."""
-    from absl import flags
-    from ml_collections import config_flags
-
-    values, argv = flags.FlagValues(), ["benchmarks", f"--config={name}", *overrides]
-    holder = config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=argv)
-    try:
-        values(argv)
-        _ = holder.value.task  # a recipe that failed to load says so only when it is looked at
-    except flags.Error as error:
-        raise ValueError(str(error)) from error
-    return holder.value
 
 
 def alternate(runs: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 2) -> dict[str, list[float]]:

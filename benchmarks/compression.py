@@ -8,6 +8,7 @@ Ratios are to the first variant, at the same batch. Sampling is of --report DDIM
 """
 
 from benchmarks import common, roofline, sampling, work
+from ldm_jax import recipe
 
 COLUMNS = {
     "variant": "LDM", "latent": "latent", "batch": "batch", "train_ms": "train ms", "train_images_s": "train images/s",
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> list[common.Row]:
 
 
 def measure(variant: str, size: int, args, ceilings: roofline.Ceilings) -> common.Row:
-    config = common.recipe(f"configs/{args.recipe}.py:{variant}{'_tiny' * args.tiny}")
+    config = recipe.load(f"configs/{args.recipe}.py:{variant}{'_tiny' * args.tiny}")
     config.dtype = args.dtype
     model = work.make_model(config)
     row = {"variant": variant, "latent": "x".join(map(str, model.latent)), "batch": size}

@@ -5,11 +5,11 @@ for everything does not fit the 16 transformer layers of table 17, which would g
 and are built here.
 
     python train.py --config=configs/coco_layout_ldm8.py --workdir=runs/coco_layout_ldm8 \\
-        --config.first_stage.checkpoint=runs/vq_f8 \\
-        --config.data.path=IMAGES_WITH_METADATA_JSONL
+        --config.first_stage.checkpoint=runs/vq_f8 --config.data.path=TFDS_DIR
     python sample.py --workdir=runs/coco_layout_ldm8 --layout=boxes.json --steps=100
 
-The images: a folder whose metadata.jsonl gives each its "objects" (boxes and classes 0..79).
+The images: TFDS coco/2017 with its boxes of 80 classes, or a folder whose metadata.jsonl gives each image its
+"objects": --config.data.source=folder --config.data.path=IMAGES.
 """
 
 from configs import common
@@ -32,5 +32,5 @@ def get_config(variant: str = ""):
     config.batch_size = 48
     config.optim.learning_rate = 4.8e-5
     config.latent_scale = 1.0
-    config.data.update(source="folder", crop="random", flip=True)
+    config.data.update(source="tfds", name="coco/2017", crop="random", flip=True)
     return common.finish(config, variant)

@@ -23,6 +23,7 @@ def _base(task: str, image_size: int) -> ConfigDict:
                 path="",  # folder: the images; tfds: data_dir
                 name="",  # tfds: name, e.g. celeb_a_hq/256
                 split="train",  # tfds: the training split
+                classes="",  # tfds: file of the names of the objects' classes to keep, one a line; "" = all
                 validation_split="validation",  # tfds: the validation split
                 validation_fraction=0.05,  # folder: share kept for validation, by hash of the name
                 image_size=image_size,
@@ -37,6 +38,7 @@ def _base(task: str, image_size: int) -> ConfigDict:
                 interpolation="bicubic",
                 workers=0,  # worker processes that decode; 0 = a thread
                 validation_images=512,  # at most so many in a validation pass
+                cache_latents="",  # LDM: a folder for the latents of all training images, made once, read ever after
             ),
             mesh=dict(data=-1, fsdp=1),
             every=dict(log=50, evaluate=5000, picture=5000, checkpoint=5000),  # steps; 0 = never
@@ -188,7 +190,14 @@ def ldm(first_stage: dict, unet: dict, conditioner: dict | None = None, image_si
     config.first_stage = ConfigDict(first_stage)
     config.latent_scale = 0.0  # 0 = measured over latent_scale_batches batches and kept with the run
     config.latent_scale_batches = 16
-    config.conditioner = ConfigDict(conditioner or dict(kind="none", drop_prob=0.0))
+    section = conditioner or dict(kind="none", drop_prob=0.0)
+    config.conditioner = ConfigDict(
+        dict(
+            trainable=True,  # False: as it is in the run `checkpoint`, never moved
+            checkpoint="",  # run directory of a diffusion model with the same conditioner
+        )
+        | section
+    )
     config.unet = ConfigDict(
         dict(
             model_channels=128,
@@ -198,7 +207,7 @@ def ldm(first_stage: dict, unet: dict, conditioner: dict | None = None, image_si
             attention_downsamples=(),  # levels with attention, as downsampling factors of the latent
             num_heads=-1,  # heads everywhere, or
             num_head_channels=-1,  # the width of each; the other is -1
-            use_spatial_transformer=conditioner is not None and conditioner["kind"] in WITH_CONTEXT,
+            use_spatial_transformer=bool({section["kind"], *section.get("parts", ())} & WITH_CONTEXT),
             transformer_depth=1,
             legacy=True,
             use_scale_shift_norm=False,
@@ -226,11 +235,40 @@ def ldm(first_stage: dict, unet: dict, conditioner: dict | None = None, image_si
     return config
 
 
+def classifier(first_stage: dict, network: dict, image_size: int = 256) -> ConfigDict:
+    """Noise-aware classifier that guides an LDM: the encoder half of a UNet on noised latents, with logits."""
+    config = _base("classifier", image_size)
+    config.guides = ""  # run directory of the LDM that it is for: its first stage and latent scale are taken over
+    config.first_stage = ConfigDict(first_stage)
+    config.latent_scale = 0.0  # without `guides`: 0 = measured over latent_scale_batches batches
+    config.latent_scale_batches = 16
+    config.classifier = ConfigDict(
+        dict(
+            n_classes=1000,
+            pool="attention",  # attention (latents of one size) | adaptive (any size)
+            model_channels=128,
+            num_res_blocks=2,
+            channel_mult=(1, 2, 4),
+            attention_downsamples=(),
+            num_heads=-1,
+            num_head_channels=-1,
+            use_scale_shift_norm=False,
+            resblock_updown=False,
+            dropout=0.0,
+            remat=False,
+        )
+        | network
+    )
+    config.diffusion = ConfigDict(dict(schedule="scaled_linear", timesteps=1000, start=0.0015, end=0.0195))
+    config.ema = ConfigDict(dict(decay=0.9999, warmup=True))
+    return config
+
+
 # Conditioners: sections for `ldm`. drop_prob = share of training samples that are told nothing; guidance needs it.
 # The original never says how often it dropped; 0.1 is the custom since.
 
 
-WITH_CONTEXT = ("class", "text", "layout", "vectors")
+WITH_CONTEXT = {"class", "text", "layout", "vectors"}
 
 
 def class_label(n_classes: int, dim: int, drop_prob: float = 0.0) -> dict:
@@ -291,6 +329,15 @@ def vectors(number: int, dim: int, drop_prob: float = 0.1) -> dict:
     return dict(kind="vectors", number=number, dim=dim, drop_prob=drop_prob)
 
 
+def hybrid(*parts: dict, drop_prob: float = 0.0) -> dict:
+    """Several of the sections above at once, for example a class and a map. All are dropped together, so that a class
+    needs its null where drop_prob > 0: class_label(..., drop_prob) makes it."""
+    sections = {part["kind"]: {k: v for k, v in part.items() if k != "drop_prob"} for part in parts}
+    if len(sections) != len(parts):
+        raise ValueError(f"a hybrid of {', '.join(part['kind'] for part in parts)}: each kind once")
+    return dict(kind="hybrid", parts=sections, drop_prob=drop_prob)
+
+
 def faces_unet() -> dict:
     """The 274.06M UNet of CelebA-HQ, FFHQ and LSUN-Bedrooms (table 12)."""
     return dict(
@@ -335,7 +382,8 @@ def finish(config: ConfigDict, variant: str) -> ConfigDict:
 
 def _shrink(config: ConfigDict) -> None:
     f = 2 ** (len(config.first_stage.ch_mult) - 1)
-    levels = len(config.unet.channel_mult) if config.task == "ldm" else 1
+    network = config.get("unet") or config.get("classifier")
+    levels = len(network.channel_mult) if network else 1
     size = min(max(16, 2 ** (levels - 1)) * f, config.data.image_size)
     config.update(batch_size=8, steps=4)
     config.data.update(source="shapes", image_size=size, resize="shorter", resize_to=0, smallest_square=0.0, workers=0)
@@ -350,11 +398,13 @@ def _shrink(config: ConfigDict) -> None:
     else:
         config.first_stage.checkpoint = "random"
         config.latent_scale_batches = 2
-        config.unet.update(model_channels=32, num_res_blocks=1, remat=False)
+        network.update(model_channels=32, num_res_blocks=1, remat=False)
+    if config.task == "classifier":
+        config.classifier.n_classes = 64
+    if config.task == "ldm":
         config.sample.update(steps=4, number=4)
-        smaller = dict(dim=32, depth=1, n_classes=64, min_objects=1)
-        config.conditioner.update({k: v for k, v in smaller.items() if k in config.conditioner})
-        if config.conditioner.kind == "semantic":
-            config.conditioner.n_classes = 9
-        if config.conditioner.kind == "vectors":
-            config.conditioner.dim = 64
+        for kind, section in config.conditioner.get("parts", {config.conditioner.kind: config.conditioner}).items():
+            smaller = dict(
+                dim=64 if kind == "vectors" else 32, depth=1, n_classes=9 if kind == "semantic" else 64, min_objects=1
+            )
+            section.update({k: v for k, v in smaller.items() if k in section})

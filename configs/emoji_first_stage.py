@@ -5,14 +5,11 @@
     python train.py --config=configs/emoji_first_stage.py --workdir=runs/emoji/first_stage
 """
 
-from configs import common
+from configs import common, small
 
 
 def get_config(variant: str = ""):
-    config = common.autoencoder(
-        common.small_first_stage("emoji_first_stage", "kl", 4, ch=32, z_channels=4, resolution=64, num_res_blocks=1),
-        image_size=64,
-    )
+    config = common.autoencoder(small.emoji_first_stage(), image_size=64)
     config.steps = 3500
     config.batch_size = 8
     config.optim.update(learning_rate=5e-4, schedule="cosine", warmup_steps=100)

@@ -5,27 +5,8 @@
     python sample.py --workdir=runs/emoji/ldm --num=64 --steps=200 --eta=1
 """
 
-from configs import common
+from configs import common, small
 
 
 def get_config(variant: str = ""):
-    config = common.ldm(
-        common.small_first_stage("emoji_first_stage", "kl", 4, ch=32, z_channels=4, resolution=64, num_res_blocks=1),
-        dict(
-            model_channels=64,
-            num_res_blocks=2,
-            channel_mult=(1, 2, 4),
-            attention_downsamples=(2, 4),
-            num_head_channels=32,
-        ),
-        image_size=64,
-    )
-    config.steps = 8_000
-    config.batch_size = 16
-    config.optim.update(learning_rate=3e-4, schedule="cosine", warmup_steps=200, clip_norm=1.0)
-    config.diffusion.prediction = "v"  # small nets: an error of eps at t near 999 is an error of colour, of v it is not
-    config.ema.decay = 0.999
-    config.every.update(evaluate=2000, picture=2000, checkpoint=1000)
-    config.sample.update(steps=100, eta=1.0)  # its noise lets a net that is trained briefly correct its errors
-    config.data.update(source="folder", path="datasets/emoji", flip=True, validation_images=128)
-    return common.finish(config, variant)
+    return common.finish(small.emoji(), variant)

@@ -1,7 +1,8 @@
 """ImageNet 256, class-conditional LDM-8 (cin256): 394.98M UNet on 32x32x4 latents of VQ-f8.
 
 Paper: tables 10, 13 and 18 (FID 17.41, 200 DDIM steps, eta 1; 2.9M steps, 79 V100-days).
-Source: table 13 and the released models/ldm/cin256/config.yaml. No label is ever dropped: there is no guidance.
+Source: table 13 and the released models/ldm/cin256/config.yaml. No label is ever dropped: guidance is by a classifier,
+imagenet_classifier.py.
 
     python train.py --config=configs/imagenet_ldm8.py --workdir=runs/imagenet_ldm8 \\
         --config.first_stage.checkpoint=runs/vq_f8 --config.data.path=TFDS_DIR

@@ -7,6 +7,8 @@ base rate, then a cosine that ends at step 50,000. Input: z, the latent of the m
     python train.py --config=configs/places_inpainting_big_ldm4.py --workdir=runs/places_inpainting_big_ldm4 \\
         --config.first_stage.checkpoint=runs/vq_f4_noattn --config.data.path=TFDS_DIR
     python sample.py --workdir=runs/places_inpainting_big_ldm4 --image=picture.png --mask=hole.png
+
+The images: TFDS places365_small, or any folder (--config.data.source=folder --config.data.path=IMAGES).
 """
 
 from configs import common

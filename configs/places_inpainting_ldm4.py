@@ -6,6 +6,8 @@ rate 1e-6 is taken as the base rate of one sample: 128 x 1e-6. Attention stands 
     python train.py --config=configs/places_inpainting_ldm4.py --workdir=runs/places_inpainting_ldm4 \\
         --config.first_stage.checkpoint=runs/vq_f4_noattn --config.data.path=TFDS_DIR
     python sample.py --workdir=runs/places_inpainting_ldm4 --image=picture.png --mask=hole.png
+
+The images: TFDS places365_small, or any folder (--config.data.source=folder --config.data.path=IMAGES).
 """
 
 from configs import common

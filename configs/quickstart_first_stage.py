@@ -5,16 +5,11 @@
 L1 + KL + PatchGAN without LPIPS, whose weights would have to be fetched first.
 """
 
-from configs import common
+from configs import common, small
 
 
 def get_config(variant: str = ""):
-    config = common.autoencoder(
-        common.small_first_stage(
-            "quickstart_first_stage", "kl", 2, ch=32, z_channels=3, resolution=32, num_res_blocks=1
-        ),
-        image_size=32,
-    )
+    config = common.autoencoder(small.quickstart_first_stage(), image_size=32)
     config.steps = 1100
     config.batch_size = 8
     config.optim.update(learning_rate=1e-3, schedule="cosine", warmup_steps=50)

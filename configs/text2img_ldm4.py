@@ -11,6 +11,11 @@ Heads: the released weights were trained with one head as wide as the features, 
 released yaml's 32-wide heads (what today's original code builds from it) are
     --config.unet.num_heads=-1 --config.unet.num_head_channels=32
 The parameters are the same, the function is not.
+
+The images: a folder whose metadata.jsonl has a "text" for each, or TFDS coco_captions (each time one of its five
+captions at random), in place of the last option:
+    --config.data.source=tfds --config.data.name=coco_captions --config.data.split=train+restval \\
+    --config.data.validation_split=val --config.data.path=TFDS_DIR
 """
 
 from configs import common

@@ -9,7 +9,10 @@ the table's 1e-4. "1.45B" counts the text encoder's unused output head (39.10M),
         --config.data.path=IMAGES_WITH_METADATA_JSONL
     python sample.py --workdir=runs/text2img_ldm8 --prompt="a painting of a squirrel" --guidance=5
 
-The images: a folder whose metadata.jsonl has a "text" for each, or TFDS coco_captions.
+The images: a folder whose metadata.jsonl has a "text" for each, or TFDS coco_captions (each time one of its five
+captions at random), in place of the last option:
+    --config.data.source=tfds --config.data.name=coco_captions --config.data.split=train+restval \\
+    --config.data.validation_split=val --config.data.path=TFDS_DIR
 """
 
 from configs import common

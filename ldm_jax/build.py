@@ -3,6 +3,7 @@
 `config` is the ConfigDict of configs/*.py, or the same read back from a run's config.json.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from ldm_jax.diffusion.schedule import NoiseSchedule, make_schedule
 from ldm_jax.diffusion.timetable import make_timetable
 from ldm_jax.ldm import LDM
 from ldm_jax.models.autoencoder import AutoencoderKL, IdentityFirstStage, VQModel
+from ldm_jax.models.classifier import EncoderUNet
 from ldm_jax.models.discriminator import NLayerDiscriminator
 from ldm_jax.models.lpips import LPIPS, load_lpips
 from ldm_jax.models.unet import UNet
-from ldm_jax.training import checkpoint, loop, optim, sharding, tasks
+from ldm_jax.training import checkpoint, latent_cache, loop, optim, sharding, tasks
+from ldm_jax.training.classifier import ClassifierTask, LatentClassifier, check_latents, check_options
 from ldm_jax.training.state import TrainState
 
 Tree = Any
@@ -60,8 +63,7 @@ def first_stage(config: ConfigDict) -> nn.Module:
 
 
 def unet(config: ConfigDict) -> UNet:
-    c = config.conditioner
-    width = c.dim if config.unet.use_spatial_transformer else None
+    width = conditions.context_dim(config.conditioner) if config.unet.use_spatial_transformer else None
     return UNet(**_fields(config.unet), context_dim=width, dtype=dtype(config))
 
 
@@ -81,12 +83,14 @@ def batch_shapes(config: ConfigDict, batch_size: int) -> dict[str, jax.ShapeDtyp
     shapes = {"image": ((size, size, channels), jnp.float32)}
     if config.task == "ldm":
         shapes |= conditions.kind_of(config).shapes(config.conditioner, frame(config))
+    if config.task == "classifier":
+        shapes["label"] = ((), jnp.int32)
     return {name: jax.ShapeDtypeStruct((batch_size, *shape), kind) for name, (shape, kind) in shapes.items()}
 
 
 def schedule(config: ConfigDict) -> NoiseSchedule:
     d = config.diffusion
-    return make_schedule(d.schedule, d.timesteps, d.start, d.end, prediction=d.prediction)
+    return make_schedule(d.schedule, d.timesteps, d.start, d.end, prediction=d.get("prediction", "eps"))
 
 
 def ldm(config: ConfigDict) -> LDM:
@@ -104,6 +108,12 @@ def ldm(config: ConfigDict) -> LDM:
     )
 
 
+def classifier(config: ConfigDict) -> LatentClassifier:
+    c = config.classifier
+    network = EncoderUNet(out_channels=c.n_classes, **_fields(c, ("n_classes",)), dtype=dtype(config))
+    return LatentClassifier(first_stage(config), network, schedule(config))
+
+
 def latent_shape(config: ConfigDict, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
     """(h, w, c) of the latents of images of `size` (H, W), by default config.data.image_size."""
     s = config.first_stage
@@ -117,6 +127,9 @@ def latent_shape(config: ConfigDict, size: tuple[int, int] | None = None) -> tup
 def source(config: ConfigDict, train: bool) -> sources.Source:
     """The training or validation images that the condition can be learnt from. Missing: how to get them."""
     images = _images(config, train)
+    if config.task == "classifier" and len(images.class_names) > config.classifier.n_classes:
+        raise ValueError(f"the images have {len(images.class_names)} classes, more than config.classifier.n_classes="
+                         f"{config.classifier.n_classes}")  # fmt: skip
     return images if config.task != "ldm" else conditions.kind_of(config).source(config.conditioner, images)
 
 
@@ -135,7 +148,7 @@ def _images(config: ConfigDict, train: bool) -> sources.Source:
     if d.source == "tfds":
         name = d.split if train else d.validation_split
         try:
-            return sources.TfdsSource(d.name, name, d.path or None, channels=d.channels)
+            return sources.TfdsSource(d.name, name, d.path or None, d.channels, d.get("classes", ""))
         except FileNotFoundError as error:
             hint = "Or take a folder of images:\n    --config.data.source=folder --config.data.path=DIR"
             raise Missing(f"the images: {error}\n{hint}") from None
@@ -145,6 +158,8 @@ def _images(config: ConfigDict, train: bool) -> sources.Source:
 def transform(config: ConfigDict, train: bool, kept_tokenizer: Path | None = None) -> pipeline.Transform:
     """Example -> the fields of a batch: the image, and what the conditioner reads."""
     images = image_transform(config, train)
+    if config.task == "classifier":
+        return fields.WithFields(images, (fields.Label(),))
     if config.task != "ldm":
         return images
     make = conditions.kind_of(config).fields
@@ -167,7 +182,8 @@ def image_transform(config: ConfigDict, train: bool) -> transforms.ImageTransfor
     )
 
 
-def loaders(config: ConfigDict, workdir: str | Path) -> loop.Loaders:
+def loaders(config: ConfigDict, workdir: str | Path, frozen: Tree | None = None) -> loop.Loaders:
+    """With config.data.cache_latents and `frozen`, what the cache lacks is written first."""
     d = config.data
     if d.validation_images < 1:
         raise ValueError(f"config.data.validation_images={d.validation_images} must be at least 1")
@@ -179,6 +195,10 @@ def loaders(config: ConfigDict, workdir: str | Path) -> loop.Loaders:
         conditions.keep_tokenizer(config.conditioner, images, tokenizer)
     train_transform, eval_transform = (transform(config, train, tokenizer) for train in (True, False))
     hosts = dict(process_index=jax.process_index(), process_count=jax.process_count())
+    if d.cache_latents and config.task != "ldm":
+        raise ValueError(f"config.data.cache_latents is for diffusion models; a {config.task} trains on images")
+    if d.cache_latents and frozen is not None:
+        images, train_transform = latent_cache.from_cache(config, images, train_transform, first_stage(config), frozen)
 
     def train(start_step: int) -> Iterator:
         return pipeline.batches(
@@ -196,7 +216,7 @@ def loaders(config: ConfigDict, workdir: str | Path) -> loop.Loaders:
 
 def task(config: ConfigDict):
     """The Task of config.task."""
-    make = {"first_stage": _first_stage_task, "ldm": _ldm_task}
+    make = {"first_stage": _first_stage_task, "ldm": _ldm_task, "classifier": _classifier_task}
     return _choose("config.task", config.task, make)(config)
 
 
@@ -219,6 +239,20 @@ def _ldm_task(config: ConfigDict) -> tasks.LDMTask:
         accumulate=config.optim.accumulate,
         latent_scale=config.latent_scale,
         scale_batches=config.latent_scale_batches,
+    )
+
+
+def _classifier_task(config: ConfigDict) -> ClassifierTask:
+    rate = learning_rate(config)
+    return ClassifierTask(
+        ldm=classifier(config),
+        optimizer=optimizer(config, rate),
+        learning_rate=rate,
+        averaging=tasks.Averaging(config.ema.decay, config.ema.warmup),
+        accumulate=config.optim.accumulate,
+        latent_scale=config.latent_scale,
+        scale_batches=config.latent_scale_batches,
+        scale_is_given=bool(config.guides),
     )
 
 
@@ -261,6 +295,27 @@ def first_stage_variables(model: nn.Module, image_size: int, channels: int) -> T
     return jax.eval_shape(lambda x: model.init(jax.random.key(0), x), image)
 
 
+def guide(run: str | Path, ldm_config: ConfigDict, ldm_frozen: Tree, ldm_run: str | Path) -> tuple:
+    """(LatentClassifier, its averaged parameters, step) of the classifier's `run`, for the LDM of `ldm_run`.
+
+    Raises ValueError unless it was trained on that LDM's latents.
+    """
+    config = guide_config(run, ldm_config, ldm_run)
+    check_latents(frozen(config, run, kept_only=True), ldm_frozen, ldm_run)
+    part = "ema" if config.ema.decay else "params"
+    state = restore_parts(config, run, ("step", part))
+    return classifier(config), jax.device_put(getattr(state, part)), int(state.step)
+
+
+def guide_config(run: str | Path, ldm_config: ConfigDict, ldm_run: str | Path) -> ConfigDict:
+    """Options of the classifier in `run`. Raises as `guide`, as far as options tell."""
+    config = ConfigDict(checkpoint.load_config(run))
+    if config.task != "classifier":
+        raise Missing(f"a classifier: {run} holds a run of task {config.task!r}, not of a classifier")
+    check_options(config, ldm_config, ldm_run)
+    return config
+
+
 def frozen(config: ConfigDict, workdir: str | Path, kept_only: bool = False) -> Tree:
     """What the task never changes: the run's own copy in `workdir`, else (unless `kept_only`) from where config says.
 
@@ -268,15 +323,13 @@ def frozen(config: ConfigDict, workdir: str | Path, kept_only: bool = False) -> 
     """
     if config.task == "first_stage":
         return _lpips_params(config)
-    model = first_stage(config)
-    shapes = first_stage_variables(model, config.data.image_size, config.data.channels)
-    kept = Path(workdir) / "frozen"
+    model, kept = first_stage(config), Path(workdir) / "frozen"
     if kept.exists():
-        scale = jax.ShapeDtypeStruct((), jnp.float32)
-        tree = checkpoint.restore_tree(kept, {"first_stage": shapes, "latent_scale": scale})
-        return jax.device_put(tree)
+        return jax.device_put(checkpoint.restore_tree(kept, _frozen_shapes(config)))
     if kept_only:
         raise Missing(f"{kept}, the run's first stage and latent scale; without them its latents mean nothing")
+    if config.task == "classifier" and config.guides:
+        return _latents_of_run(config, config.guides)
     where = config.first_stage.checkpoint
     if config.first_stage.kind == "identity":
         variables = {}
@@ -285,16 +338,77 @@ def frozen(config: ConfigDict, workdir: str | Path, kept_only: bool = False) -> 
         variables = jax.jit(model.init)(jax.random.key(config.seed), image)
     elif not where:
         name, colon, variant = config.first_stage.recipe.partition(":")
-        raise Missing(_HOW_TO_GET_A_FIRST_STAGE.format(recipe=f"{name}.py{colon}{variant}"))
+        how = _HOW_TO_GET_A_FIRST_STAGE.format(recipe=f"{name}.py{colon}{variant}")
+        raise Missing(how if config.task == "ldm" else _HOW_TO_GET_LATENTS + how)
     else:
         variables = _first_stage_of_run(config, where)
-    return {"first_stage": variables, "latent_scale": jnp.float32(1.0)}
+    tree = {"first_stage": variables, "latent_scale": jnp.float32(1.0)}
+    return tree if _conditioner_learns(config) else tree | {"conditioner": _conditioner_of_run(config)}
 
 
+def _frozen_shapes(config: ConfigDict) -> Tree:
+    """Shapes of what a task on latents never changes."""
+    variables = first_stage_variables(first_stage(config), config.data.image_size, config.data.channels)
+    shapes = {"first_stage": variables, "latent_scale": jax.ShapeDtypeStruct((), jnp.float32)}
+    if _conditioner_learns(config):
+        return shapes
+    params = jax.eval_shape(ldm(config).init, jax.random.key(0), shapes, batch_shapes(config, 1))
+    return shapes | {"conditioner": params["conditioner"]}
+
+
+def _conditioner_learns(config: ConfigDict) -> bool:
+    return config.task != "ldm" or config.conditioner.get("trainable", True)
+
+
+def _conditioner_of_run(config: ConfigDict) -> Tree:
+    """Parameters of the conditioner in the run config.conditioner.checkpoint, averaged ones where there are any."""
+    run = config.conditioner.checkpoint
+    if not run:
+        raise Missing(
+            "the conditioner, which config.conditioner.trainable=False leaves as it is. Give a run that has it:\n"
+            "    --config.conditioner.checkpoint=runs/ldm"
+        )
+    try:
+        theirs = ConfigDict(checkpoint.load_config(run))
+    except FileNotFoundError as error:
+        raise Missing(f"the conditioner: {error}") from None
+    skip = {"checkpoint", "trainable", "tokenizer", "drop_prob"}
+    ours, found = ({k: v for k, v in checkpoint.leaves(json.loads(c.to_json())) if k.rpartition(".")[2] not in skip}
+                   for c in (config.conditioner, theirs.get("conditioner", ConfigDict())))  # fmt: skip
+    different = [f"    {k}: {found.get(k)!r} in {run}, {v!r} here" for k, v in ours.items() if found.get(k) != v]
+    if different:
+        raise ValueError(f"{run} has another conditioner than config.conditioner:\n" + "\n".join(different))
+    if not _conditioner_learns(theirs):
+        return frozen(theirs, run, kept_only=True)["conditioner"]
+    shapes = abstract_run(theirs)[0].params["conditioner"]
+    if not shapes:
+        raise ValueError(f"config.conditioner.trainable=False: kind {config.conditioner.kind!r} has no parameters")
+    step, part = _checkpoint(run, None), "ema" if theirs.ema.decay else "params"
+    print(f"conditioner: {run}, step {step}, not trained further")
+    return checkpoint.restore_numpy(run, step, {part: {"conditioner": shapes}})[part]["conditioner"]
+
+
+_HOW_TO_GET_LATENTS = """the latents to classify. Give the run directory of the diffusion model to guide:
+    --config.guides=runs/ldm
+or, before there is one, take """
 _HOW_TO_GET_A_FIRST_STAGE = """the first stage, whose latents the diffusion model learns. Train one:
     python train.py --config=configs/{recipe} --workdir=runs/first_stage
 then give its run directory:
     --config.first_stage.checkpoint=runs/first_stage"""
+
+
+def _latents_of_run(config: ConfigDict, run: str) -> Tree:
+    """First stage and latent scale of the LDM in `run`, for the classifier that is to guide it."""
+    try:
+        theirs = ConfigDict(checkpoint.load_config(run))
+    except FileNotFoundError as error:
+        raise Missing(f"the diffusion model to guide: {error}") from None
+    if theirs.task != "ldm":
+        raise Missing(f"the diffusion model to guide: {run} holds a run of task {theirs.task!r}")
+    check_options(config, theirs, run)
+    found = frozen(theirs, run, kept_only=True)
+    print(f"first stage and latent scale {float(found['latent_scale']):.5f}: {run}")
+    return {name: found[name] for name in ("first_stage", "latent_scale")}
 
 
 def _first_stage_of_run(config: ConfigDict, run: str) -> Tree:
@@ -321,10 +435,7 @@ def _first_stage_of_run(config: ConfigDict, run: str) -> Tree:
 
 def abstract_run(config: ConfigDict) -> tuple[TrainState, Tree]:
     """(TrainState, frozen) of shapes, without the LPIPS weights."""
-    frozen = {}
-    if config.task == "ldm":
-        variables = first_stage_variables(first_stage(config), config.data.image_size, config.data.channels)
-        frozen = {"first_stage": variables, "latent_scale": jax.ShapeDtypeStruct((), jnp.float32)}
+    frozen = {} if config.task == "first_stage" else _frozen_shapes(config)
     key = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
     return jax.eval_shape(task(config).init, key, frozen, batch_shapes(config, config.batch_size)), frozen
 
@@ -369,11 +480,16 @@ def _checkpoint(workdir: str | Path, step: int | None) -> int:
 def _lpips_params(config: ConfigDict) -> Tree:
     if not config.loss.perceptual_weight:
         return {}
-    net = config.loss.lpips_net
+    without = "or train without LPIPS: --config.loss.perceptual_weight=0"
+    return {"lpips": lpips_params(config.loss.lpips_net, config.loss.lpips_weights, without)}
+
+
+def lpips_params(net: str, folder: str | Path, otherwise: str) -> Tree:
+    """Parameters of LPIPS(net) from the folder that make_lpips_weights.py fills. Missing says `otherwise`, too."""
     try:
-        return {"lpips": load_lpips(Path(config.loss.lpips_weights) / f"lpips_{net}.safetensors", net)}
+        return load_lpips(Path(folder) / f"lpips_{net}.safetensors", net)
     except FileNotFoundError as error:
-        raise Missing(f"LPIPS weights: {error}") from None
+        raise Missing(f"LPIPS weights: {error}\n{otherwise}") from None
 
 
 def mesh(config: ConfigDict) -> Mesh:
@@ -384,9 +500,11 @@ def mesh(config: ConfigDict) -> Mesh:
 
 
 # What a run's checkpoints depend on; of the last two only whether they are 0.
-STATE_OPTIONS = ("task", "first_stage.", "conditioner.", "unet.", "diffusion.", "latent_scale", "loss.disc_layers",
-                 "loss.disc_ndf", "optim.name")  # fmt: skip
-NOT_STATE = ("conditioner.drop_prob", "conditioner.tokenizer")
+STATE_OPTIONS = ("task", "first_stage.", "conditioner.", "unet.", "classifier.", "diffusion.", "latent_scale",
+                 "loss.disc_layers", "loss.disc_ndf", "optim.name")  # fmt: skip
+NOT_STATE = ("drop_prob", "tokenizer", "conditioner.checkpoint")  # ends of names
+# Options that older runs do not have in their config.json, and what they did.
+ASSUMED = {"conditioner.trainable": True}
 ON_OFF_OPTIONS = ("ema.decay", "optim.clip_norm")
 
 
@@ -395,7 +513,11 @@ def _check_same_run(config: ConfigDict, workdir: str | Path) -> None:
     wrong = [
         f"    {name}: {before!r} there, {now!r} here"
         for name, (before, now) in checkpoint.changes(workdir, config.to_dict()).items()
-        if (name.startswith(STATE_OPTIONS) and name not in NOT_STATE)
+        if (
+            name.startswith(STATE_OPTIONS)
+            and not name.endswith(NOT_STATE)
+            and now != (ASSUMED.get(name) if before is None else before)
+        )
         or (name in ON_OFF_OPTIONS and bool(before) != bool(now))
     ]
     if wrong:
@@ -408,9 +530,13 @@ def _check_same_run(config: ConfigDict, workdir: str | Path) -> None:
 def run(config: ConfigDict, workdir: str | Path) -> tuple[Any, loop.Loaders, Tree]:
     """(task, loaders, frozen) of a training run. Raises one Missing that lists everything that is not there."""
     _check_same_run(config, workdir)
+    trained = task(config)  # before anything that takes time
     missing, made = [], {}
     kept_only = checkpoint.has_checkpoint(workdir)
-    parts = {"loaders": lambda: loaders(config, workdir), "frozen": lambda: frozen(config, workdir, kept_only)}
+    parts = {
+        "frozen": lambda: frozen(config, workdir, kept_only),
+        "loaders": lambda: loaders(config, workdir, made.get("frozen")),
+    }
     for name, make in parts.items():
         try:
             made[name] = make()
@@ -418,7 +544,7 @@ def run(config: ConfigDict, workdir: str | Path) -> tuple[Any, loop.Loaders, Tre
             missing.append(f"* {error}")
     if missing:
         raise Missing("\n\n".join(missing))
-    return task(config), made["loaders"], made["frozen"]
+    return trained, made["loaders"], made["frozen"]
 
 
 def learning_rate(config: ConfigDict):

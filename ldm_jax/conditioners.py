@@ -25,7 +25,7 @@ Encode = Callable[[jax.Array], jax.Array]
 
 
 class Cond(NamedTuple):
-    """context [B,L,D] or None; concat [B,h,w,C] or None."""
+    """context [B,L,D] or None (in patches also [B,P,L,D], see editing.py); concat [B,h,w,C] or None."""
 
     context: jax.Array | None = None
     concat: jax.Array | None = None
@@ -162,6 +162,29 @@ class Vectors(nn.Module):
 
     def null(self, batch: Batch) -> Batch:
         return {"vectors": jnp.zeros_like(batch["vectors"])}
+
+
+class Hybrid(nn.Module):
+    """Several conditions at once, each its own conditioner: contexts follow each other as tokens [B,L1+L2,D], spatial
+    parts as channels. Dropping leaves out all of them together. The fields that they read must be different ones."""
+
+    parts: dict[str, nn.Module]
+
+    @nn.compact
+    def __call__(self, batch: Batch, encode: Encode) -> Cond:
+        conds = [part(batch, encode) for part in self.parts.values()]
+        contexts = [cond.context for cond in conds if cond.context is not None]
+        concats = [cond.concat for cond in conds if cond.concat is not None]
+        return Cond(
+            context=jnp.concatenate(contexts, axis=1) if contexts else None,
+            concat=jnp.concatenate(concats, axis=-1) if concats else None,
+        )
+
+    def null(self, batch: Batch) -> Batch:
+        fields = {}
+        for part in self.parts.values():
+            fields |= part.null(batch)
+        return fields
 
 
 def drop(conditioner: nn.Module, batch: Batch, dropped: jax.Array) -> Batch:

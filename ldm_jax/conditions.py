@@ -3,13 +3,15 @@
 An entry joins the network that reads the condition (conditioners.py), the fields of a batch that it reads, how they
 are made from a training example (data/fields.py), and how from what a user of sample.py asks for (data/requests.py).
 A further kind is a class in conditioners.py, one in data/fields.py, a function in data/requests.py, an entry here,
-and a section in configs/common.py.
+and a section in configs/common.py. The kind "hybrid" joins several others, section.parts = {kind: section}.
 """
 
 import shutil
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import flax.linen as nn
@@ -46,7 +48,7 @@ class Kind:
 
     network(section, dtype) -> conditioner          shapes(section, frame) -> fields of one example
     fields(section, data, frame, train, kept)       requests(section, asked, frame, kept) -> list of Request
-    takes: options of sample.py, the first of which (or any, if `any_of`) must be given
+    takes: options of sample.py, in groups; of each group one (at least) must be given. Ask `takes(section)`
     source(section, images) -> the images that can be learnt from
     """
 
@@ -54,8 +56,7 @@ class Kind:
     shapes: Callable[[ConfigDict, Frame], Shapes]
     fields: Callable[..., tuple[fields.Field, ...]]
     requests: Callable[[ConfigDict, Namespace, Frame, Path | None], list[requests.Request]]
-    takes: tuple[str, ...] = ()
-    needs_all: bool = False
+    takes: tuple[tuple[str, ...], ...] = ()
     source: Callable[[ConfigDict, Source], Source] = lambda section, images: images
 
 
@@ -65,6 +66,38 @@ def kind_of(config: ConfigDict) -> Kind:
     if name not in KINDS:
         raise ValueError(f"config.conditioner.kind={name!r} is not one of {', '.join(KINDS)}")
     return KINDS[name]
+
+
+def parts(c: ConfigDict) -> dict[str, ConfigDict]:
+    """kind -> section: of a hybrid its parts, which are dropped as the whole is; else the section alone.
+
+    ValueError for a part of an unknown kind.
+    """
+    if c.kind != "hybrid":
+        return {c.kind: c}
+    unknown = [name for name in c.parts if name not in KINDS or name in ("none", "hybrid")]
+    if unknown:
+        raise ValueError(f"config.conditioner.parts has {unknown[0]!r}, no kind that can be joined with others")
+    return {name: ConfigDict({**part.to_dict(), "drop_prob": c.drop_prob}) for name, part in sorted(c.parts.items())}
+
+
+def takes(c: ConfigDict) -> tuple[tuple[str, ...], ...]:
+    """Options of sample.py, in groups; of each group one (at least) must be given."""
+    return tuple(group for part in parts(c) for group in KINDS[part].takes)
+
+
+def context_dim(c: ConfigDict) -> int | None:
+    """Width of the context, or None. ValueError where parts have different ones."""
+    widths = {name: part.dim for name, part in parts(c).items() if "dim" in part}
+    if len(set(widths.values())) > 1:
+        raise ValueError(f"the parts of config.conditioner need one width of the context, not dim={widths}")
+    return next(iter(widths.values()), None)
+
+
+def crop_coder(c: ConfigDict) -> LayoutCoder | None:
+    """The coder of a model whose tokens end with the corners of the crop; None for others."""
+    layout = parts(c).get("layout")
+    return layout_coder(layout) if layout is not None and layout.crop_tokens else None
 
 
 def _text_network(c: ConfigDict, dtype: jnp.dtype) -> nn.Module:
@@ -114,15 +147,19 @@ def text_tokenizer(c: ConfigDict, kept: Path | None) -> tokenizers.TextTokenizer
 
 def keep_tokenizer(c: ConfigDict, images: Source, folder: Path) -> None:
     """Puts the tokenizer of a text model into its run directory, once, so that the directory is complete."""
-    if c.kind != "text" or folder.exists():
+    text = parts(c).get("text")
+    if text is None or folder.exists():
         return
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    if c.tokenizer == FROM_CAPTIONS:
-        some = (images.annotations(i)["text"] for i in range(min(len(images), 20_000)))
-        tokenizers.train_wordpiece(some, c.vocab_size, temporary)
+    theirs = Path(c.get("checkpoint") or "") / folder.name
+    if not c.get("trainable", True) and theirs.is_dir():
+        shutil.copytree(theirs, temporary)  # the encoder that is kept knows these numbers
+    elif text.tokenizer == FROM_CAPTIONS:
+        some = islice(tokenizers.captions(images), 20_000)
+        tokenizers.train_wordpiece(some, text.vocab_size, temporary)
     else:
-        text_tokenizer(c, None).save(temporary)
+        text_tokenizer(text, None).save(temporary)
     temporary.rename(folder)
 
 
@@ -133,6 +170,24 @@ def _prompts(c: ConfigDict, asked: Namespace, frame: Frame, kept: Path | None) -
     if not texts:
         raise ValueError(f"{asked.prompts} has no prompts: one a line")
     return requests.prompts(texts, text_tokenizer(c, kept), c.use_mask)
+
+
+def _hybrid_network(c: ConfigDict, dtype: jnp.dtype) -> nn.Module:
+    if len(c.parts) < 2:
+        raise ValueError(f"config.conditioner.parts has {list(c.parts)}: a hybrid has two parts or more")
+    context_dim(c)
+    frame = Frame((8, 8), (8, 8), 1)
+    read = Counter(name for kind, part in parts(c).items() for name in KINDS[kind].shapes(part, frame))
+    shared = [name for name, times in read.items() if times > 1]
+    if shared:
+        raise ValueError(f"config.conditioner.parts={list(c.parts)}: two of them read {shared[0]!r} of a batch")
+    return conditioners.Hybrid({name: KINDS[name].network(part, dtype) for name, part in parts(c).items()})
+
+
+def _hybrid_source(c: ConfigDict, images: Source) -> Source:
+    for name, part in parts(c).items():
+        images = KINDS[name].source(part, images)
+    return images
 
 
 KINDS = {
@@ -147,7 +202,7 @@ KINDS = {
         shapes=lambda c, frame: {"label": ((), np.int32)},
         fields=lambda c, data, frame, train, kept: (fields.Label(),),
         requests=lambda c, asked, frame, kept: requests.labels(asked.label, c.n_classes),
-        takes=("label",),
+        takes=(("label",),),
     ),
     "text": Kind(
         network=_text_network,
@@ -156,14 +211,14 @@ KINDS = {
         },
         fields=lambda c, data, frame, train, kept: (fields.Text(text_tokenizer(c, kept), c.use_mask),),
         requests=_prompts,
-        takes=("prompt", "prompts"),
+        takes=(("prompt", "prompts"),),
     ),
     "layout": Kind(
         network=_layout_network,
         shapes=lambda c, frame: {"tokens": ((c.max_length,), np.int32)},
         fields=lambda c, data, frame, train, kept: (fields.Layout(layout_coder(c), c.min_area, shuffle=train),),
         requests=lambda c, asked, frame, kept: requests.layouts(asked.layout, layout_coder(c)),
-        takes=("layout",),
+        takes=(("layout",),),
         source=lambda c, images: FilteredSource(images, LayoutRules(c.min_area, c.min_objects, c.max_objects)),
     ),
     "semantic": Kind(
@@ -173,14 +228,14 @@ KINDS = {
         requests=lambda c, asked, frame, kept: requests.segmentations(
             asked.segmentation, c.n_classes, frame.f * frame.divisor
         ),
-        takes=("segmentation",),
+        takes=(("segmentation",),),
     ),
     "superres": Kind(
         network=lambda c, dtype: conditioners.LowRes(),
         shapes=lambda c, frame: {"low_res": ((*frame.latent, 3), np.float32)},
         fields=lambda c, data, frame, train, kept: (fields.LowRes(data.degradation, frame.f),),
         requests=lambda c, asked, frame, kept: requests.low_res(asked.image, frame.f, frame.divisor),
-        takes=("image",),
+        takes=(("image",),),
     ),
     "inpaint": Kind(
         network=lambda c, dtype: conditioners.Inpainting(),
@@ -191,14 +246,26 @@ KINDS = {
         requests=lambda c, asked, frame, kept: requests.inpaintings(
             asked.image, asked.mask, frame.f * frame.divisor, asked.feather
         ),
-        takes=("image", "mask"),
-        needs_all=True,
+        takes=(("image",), ("mask",)),
     ),
     "vectors": Kind(
         network=lambda c, dtype: conditioners.Vectors(),
         shapes=lambda c, frame: {"vectors": ((c.number, c.dim), np.float32)},
         fields=lambda c, data, frame, train, kept: (fields.Vectors(c.number, c.dim),),
         requests=lambda c, asked, frame, kept: requests.vectors(asked.vectors, c.number, c.dim),
-        takes=("vectors",),
+        takes=(("vectors",),),
+    ),
+    "hybrid": Kind(
+        network=_hybrid_network,
+        shapes=lambda c, frame: {
+            field: shape for name, part in parts(c).items() for field, shape in KINDS[name].shapes(part, frame).items()
+        },
+        fields=lambda c, data, frame, train, kept: tuple(
+            made for name, part in parts(c).items() for made in KINDS[name].fields(part, data, frame, train, kept)
+        ),
+        requests=lambda c, asked, frame, kept: requests.join(
+            [KINDS[name].requests(part, asked, frame, kept) for name, part in parts(c).items()]
+        ),
+        source=_hybrid_source,
     ),
 }

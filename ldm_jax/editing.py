@@ -13,6 +13,7 @@ from ldm_jax.diffusion import starts
 from ldm_jax.diffusion.patches import patchwise
 from ldm_jax.diffusion.timetable import Timetable
 from ldm_jax.ldm import LDM
+from ldm_jax.models.lpips import LPIPS
 
 Tree = Any
 
@@ -23,7 +24,8 @@ class PatchwiseLDM(LDM):
 
     Memory is that of whole latents and images and of the networks on one patch. encode, decode and predict (at every
     step) are blended with the weights of diffusion/patches.py; spatial conditions are cut like the latent, every
-    patch has the whole context. Where one patch covers the image the result is exactly the LDM's.
+    patch has the whole context, of a layout with its own crop tokens. Where one patch covers the image the result is
+    exactly the LDM's.
     patch, stride: in latent pixels; f: pixels of the image to one of the latent.
     """
 
@@ -41,16 +43,35 @@ class PatchwiseLDM(LDM):
         whole = super().decode
         return patchwise(lambda x: whole(frozen, x), z, self.patch, self.stride, self.f)
 
+    def condition(self, params: Tree, frozen: Tree, batch: dict[str, jax.Array]) -> Cond:
+        """As LDM's; with batch["crop_tokens"] [B,P,2] the context is [B,P,L,D], one for each patch: of the layout in
+        batch["tokens"] with its last two tokens, the crop's corners, replaced. The null stays as it was trained."""
+        whole = super().condition
+        cond = whole(params, frozen, batch)
+        if "crop_tokens" not in batch:
+            return cond
+        tokens = batch["tokens"]
+        null = jnp.all(tokens == self.conditioner.null(batch)["tokens"], axis=1, keepdims=True)
+
+        def one(crop: jax.Array) -> jax.Array:
+            replaced = jnp.where(null, tokens, jnp.concatenate([tokens[:, :-2], crop], axis=1))
+            return whole(params, frozen, batch | {"tokens": replaced}).context
+
+        contexts = jax.lax.map(one, jnp.moveaxis(batch["crop_tokens"], 1, 0))
+        return Cond(jnp.moveaxis(contexts, 0, 1), cond.concat)
+
     def predict(
         self, params: Tree, z_t: jax.Array, t: jax.Array, cond: Cond, dropout_key: jax.Array | None = None
     ) -> jax.Array:
         whole = super().predict
 
-        def one(patch: tuple[jax.Array, jax.Array | None]) -> jax.Array:
+        def one(patch: tuple[jax.Array, jax.Array | None], context: jax.Array | None = cond.context) -> jax.Array:
             z_t, concat = patch
-            return whole(params, z_t, t, Cond(cond.context, concat), dropout_key)
+            return whole(params, z_t, t, Cond(context, concat), dropout_key)
 
-        return patchwise(one, (z_t, cond.concat), self.patch, self.stride)
+        own = cond.context is not None and cond.context.ndim == 4
+        each = jnp.moveaxis(cond.context, 1, 0) if own else None
+        return patchwise(one, (z_t, cond.concat), self.patch, self.stride, each=each)
 
 
 def in_patches(ldm: LDM, patch: tuple[int, int], stride: tuple[int, int], f: int) -> PatchwiseLDM:
@@ -80,6 +101,12 @@ def half_square(image: jax.Array, wanted: jax.Array) -> jax.Array:
     return jnp.sum(jnp.square(image - wanted), axis=(1, 2, 3)) / 2
 
 
+def perceptual(net: LPIPS, params: Tree) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """LPIPS as a distance for `matches`: times half the number of values of an image, as `half_square` is their sum, so
+    that one scale suits both better."""
+    return lambda image, wanted: image[0].size / 2 * net.apply({"params": params}, image, wanted)
+
+
 def matches(
     ldm: LDM,
     frozen: Tree,
@@ -91,7 +118,7 @@ def matches(
 
     wanted: [B,h',w',C] in [-1,1], as large as the image or smaller. T, the paper's (appendix C): bicubic
     downsampling of the image to that size, with antialiasing. distance: (image, wanted) [B,h',w',C] -> [B], for
-    instance LPIPS in place of the default.
+    instance `perceptual` in place of the default.
     """
 
     def log_p(z: jax.Array) -> jax.Array:

@@ -5,7 +5,8 @@
 
 `LDM` holds modules and numbers, no parameters. Parameters come as two trees:
 `params` = {"unet", "conditioner", "logvar" (if learned)}, moved by the optimiser, and
-`frozen` = {"first_stage": its variables, "latent_scale": float32 []}, which never change during training.
+`frozen` = {"first_stage": its variables, "latent_scale": float32 []}, which never change during training; a conditioner
+that is not trained is in `frozen` in place of `params`.
 """
 
 from collections.abc import Callable, Iterable
@@ -27,6 +28,11 @@ Tree = Any
 Batch = dict[str, jax.Array]
 # Streams drawn from one sample's key; never the same key twice.
 T_STREAM, NOISE_STREAM, POSTERIOR_STREAM, DROPOUT_STREAM, CONDITION_STREAM = range(5)
+
+
+def batch_size(batch: Batch) -> int:
+    """B; every field of a batch has it."""
+    return len(next(iter(batch.values())))
 
 
 @dataclass(frozen=True)
@@ -53,13 +59,15 @@ class LDM:
     def init(self, key: jax.Array, frozen: Tree, batch: Batch) -> Tree:
         """`params` for a batch of this shape; traceable, so `jax.eval_shape` gives the shapes for nothing."""
         cond_key, unet_key, z_key = jax.random.split(key, 3)
-        z = self.encode(frozen, batch["image"], jax.random.split(z_key, len(batch["image"])))
+        z = self.latents(frozen, batch, jax.random.split(z_key, batch_size(batch)))
         encode = partial(self.encode, frozen)
-        cond_params = self.conditioner.init(cond_key, batch, encode).get("params", {})
-        cond = self.condition({"conditioner": cond_params}, frozen, batch)
+        trained = {}
+        if "conditioner" not in frozen:
+            trained["conditioner"] = self.conditioner.init(cond_key, batch, encode).get("params", {})
+        cond = self.condition(trained, frozen, batch)
         t = jnp.zeros(len(z), jnp.int32)
         unet_params = self.unet.init(unet_key, _join(z, cond), t, cond.context)["params"]
-        params = {"unet": unet_params, "conditioner": cond_params}
+        params = {"unet": unet_params} | trained
         if self.learn_logvar:
             params["logvar"] = jnp.full(self.schedule.timesteps, self.logvar_init, jnp.float32)
         return params
@@ -69,13 +77,21 @@ class LDM:
         z = self.first_stage.apply(frozen["first_stage"], image, keys, method="latents")
         return z * frozen["latent_scale"]
 
+    def latents(self, frozen: Tree, batch: Batch, keys: jax.Array) -> jax.Array:
+        """z [B,h,w,c] of a training batch: of its "image", or the same from its cached "moments" (data/latents.py)."""
+        if "moments" not in batch:
+            return self.encode(frozen, batch["image"], keys)
+        z = self.first_stage.apply(frozen["first_stage"], batch["moments"], keys, method="draw")
+        return z * frozen["latent_scale"]
+
     def decode(self, frozen: Tree, z: jax.Array) -> jax.Array:
         """Scaled latent z [B,h,w,c] -> image [B,H,W,C], about [-1,1], not clipped."""
         return self.first_stage.apply(frozen["first_stage"], z / frozen["latent_scale"], method="decode")
 
     def condition(self, params: Tree, frozen: Tree, batch: Batch) -> Cond:
-        """What the UNet is told about `batch`."""
-        return self.conditioner.apply({"params": params["conditioner"]}, batch, partial(self.encode, frozen))
+        """What the UNet is told about `batch`, by the conditioner in `frozen`, or else by that in `params`."""
+        kept = frozen.get("conditioner", params.get("conditioner"))
+        return self.conditioner.apply({"params": kept}, batch, partial(self.encode, frozen))
 
     def predict(
         self, params: Tree, z_t: jax.Array, t: jax.Array, cond: Cond, dropout_key: jax.Array | None = None
@@ -101,7 +117,7 @@ class LDM:
         self, params: Tree, frozen: Tree, batch: Batch, keys: jax.Array, train: bool
     ) -> dict[str, jax.Array]:
         """Per-sample terms [B]: loss (what is minimised), loss_simple, loss_vlb. keys [B], one a sample."""
-        z = jax.lax.stop_gradient(self.encode(frozen, batch["image"], stream(keys, POSTERIOR_STREAM)))
+        z = jax.lax.stop_gradient(self.latents(frozen, batch, stream(keys, POSTERIOR_STREAM)))
         if train and self.cond_drop_prob:
             dropped = jax.vmap(lambda k: jax.random.bernoulli(k, self.cond_drop_prob))(stream(keys, CONDITION_STREAM))
             batch = drop(self.conditioner, batch, dropped)
@@ -147,8 +163,7 @@ def measure_latent_scale(ldm: LDM, frozen: Tree, batches: Iterable[Batch], key: 
 
     @jax.jit
     def moments(unit, batch, key):
-        keys = jax.random.split(key, len(batch["image"]))
-        z = ldm.encode(unit, batch["image"], keys)
+        z = ldm.latents(unit, batch, jax.random.split(key, batch_size(batch)))
         return jnp.mean(z), jnp.mean(jnp.square(z))
 
     parts = np.array([moments(unit, b, jax.random.fold_in(key, i)) for i, b in enumerate(batches)], np.float64)

@@ -39,7 +39,7 @@ def runner_of(case: Case) -> Run:
     structure = (
         ("ctor" in case.meta and "feat" in case.inputs, golden_training.run_first_stage_loss),
         ("manifest" in case.meta, golden_models.manifest_kind(case)),
-        ("grad_loss_codebook" in case.outputs, golden_modules.run_quantizer),
+        ("z_q" in case.outputs or "VectorQuantizer" in case.about, golden_modules.run_quantizer),
         ("main.0.weight" in shapes, golden_modules.run_discriminator),
         ("input_blocks.0.0.weight" in shapes, golden_models.run_small_unet),
         ("token_emb.weight" in shapes, golden_modules.run_text_transformer),

@@ -47,7 +47,7 @@ def autoencoder_fields(shapes, kwargs: dict) -> dict:
 
     The nominal resolution is 256: only its relation to attn_resolutions counts.
     """
-    strange = {k: kwargs[k] for k in ("tanh_out", "give_pre_end", "use_timestep") if kwargs.get(k)}
+    strange = {k: kwargs[k] for k in ("give_pre_end", "use_timestep") if kwargs.get(k)}
     if strange or not kwargs.get("resamp_with_conv", True):
         raise UnsupportedError(f"options of the autoencoder: {strange or 'resamp_with_conv'}")
     side, extra = ("down.", 0) if numbers(shapes, "down.") else ("up.", 1)
@@ -67,24 +67,26 @@ def autoencoder_fields(shapes, kwargs: dict) -> dict:
 
 
 class _DecodedImage(Decoder):
-    """Decoder that returns the image alone."""
+    """Decoder that returns the image alone, with the original's option of a tanh."""
+
+    tanh_out: bool = False
 
     @nn.compact
     def __call__(self, z):
-        return super().__call__(z)[0]
+        image = super().__call__(z)[0]
+        return jnp.tanh(image) if self.tanh_out else image
 
 
 def _heads(case: Case, width: int) -> list[int]:
-    """The number of heads that the case tells; else all that may be, for its outputs to decide."""
-    told = case.meta.get("kwargs", {})
-    text = f"{case.name} {case.about}"
-    head_width = told.get("num_head_channels", told.get("dim_head")) or number_in(r"_hc(\d+)|\bdim_head=(\d+)", text)
-    count = told.get("num_heads", told.get("n_heads", told.get("heads"))) or number_in(r"(?:_h|\bheads=)(\d+)", text)
-    if count:
-        return [int(count)]
-    if head_width:
-        return [width // int(head_width)]
-    return [n for n in (4, 1, 2, 8, 16, 32) if width % n == 0]
+    """The number of heads that the case's fields tell; else all that may be, first those that its words hint at."""
+    told, text = case.meta.get("kwargs", {}), f"{case.name} {case.about}"
+    head_width = told.get("num_head_channels", told.get("dim_head")) or -1
+    count = told.get("num_heads", told.get("n_heads", told.get("heads"))) or -1
+    if head_width != -1 or count != -1:
+        return [width // int(head_width) if head_width != -1 else int(count)]
+    count, head_width = number_in(r"(?:_h|\bheads=)(\d+)", text), number_in(r"(?:_hc|\bdim_head=)(\d+)", text)
+    hints = [count or width / head_width] if count or head_width else []
+    return [int(n) for n in dict.fromkeys([*hints, 4, 1, 2, 8, 16, 32]) if n >= 1 and width % n == 0]
 
 
 def _res_block(case: Case, shapes, ratio: float) -> list[nn.Module]:
@@ -95,9 +97,10 @@ def _res_block(case: Case, shapes, ratio: float) -> list[nn.Module]:
 
 def _attention_block(case: Case, shapes, ratio: float) -> list[nn.Module]:
     heads = _heads(case, shapes["proj_out.weight"][0])
-    text = f"{case.name} {case.about} {case.meta.get('kwargs', '')}"
-    new = "new" in text or "chunk q,k,v then" in text
-    return [attention.AttentionBlock(n, new_order=new) for n in heads]
+    new = case.meta.get("kwargs", {}).get("use_new_attention_order")
+    hinted = "neworder" in case.name or "chunk q,k,v then" in case.about
+    orders = [hinted, not hinted] if new is None else [bool(new)]
+    return [attention.AttentionBlock(n, new_order=order) for n in heads for order in orders]
 
 
 def _transformer(case: Case, shapes, ratio: float) -> list[nn.Module]:
@@ -124,8 +127,11 @@ def _without_weights(case: Case, shapes, ratio: float) -> list[nn.Module]:
 
 
 def _encoder_or_decoder(case: Case, shapes, ratio: float) -> list[nn.Module]:
-    fields = autoencoder_fields(shapes, case.meta.get("kwargs", {}))
-    return [(Encoder if numbers(shapes, "down.") else _DecodedImage)(**fields)]
+    kwargs = case.meta.get("kwargs", {})
+    fields = autoencoder_fields(shapes, kwargs)
+    if numbers(shapes, "down."):
+        return [Encoder(**fields)]
+    return [_DecodedImage(**fields, tanh_out=kwargs.get("tanh_out", False))]
 
 
 # The first key that a module's state dict has decides.
@@ -166,7 +172,8 @@ def run_module(case: Case) -> dict[str, Ours]:
             y = module.apply(variables, jnp.asarray(nhwc(x) if image else x), *others)
             ours["y" + key[1:]] = Ours(nchw(y) if image else np.asarray(y))
         if "mask" in case.inputs:
-            y = module.apply(variables, jnp.asarray(case.inputs["x"]), *others, jnp.asarray(case.inputs["mask"], bool))
+            mask = jnp.asarray(case.inputs["mask"], bool)
+            y = module.apply(variables, jnp.asarray(case.inputs["x"]), *others, mask=mask)
             ours["y_masked"] = Ours(np.asarray(y))
         return ours
 
@@ -178,16 +185,26 @@ def run_module(case: Case) -> dict[str, Ours]:
 def first_that_fits(case: Case, candidates: list, run: Callable, what: str) -> dict[str, Ours]:
     """run(candidate) of the only candidate, or of the first whose outputs all agree; remarks that it was tried.
 
-    For options that a case does not record and on which its outputs depend.
+    For options that a case does not record and on which its outputs depend. Where none fits: that of the first.
     """
+    first = None
     for candidate in candidates:
         ours = run(candidate)
         if len(candidates) == 1:
             return ours
-        if all(difference(case, key, value) <= value.tolerance for key, value in ours.items()):
-            remark = f"{what} not recorded, {getattr(candidate, 'num_heads', candidate)} fits"
-            return {key: replace(value, reason=remark) for key, value in ours.items()}
-    return ours
+        first = first or ours
+        recorded = {key: value for key, value in ours.items() if key in case.outputs}
+        if all(difference(case, key, value) <= value.tolerance for key, value in recorded.items()):
+            name = candidate if isinstance(candidate, bool | tuple | str) else fields_of(candidate)
+            remark = f"{what} not recorded, {name} fits"
+            return {k: replace(v, reason="; ".join(filter(None, (v.reason, remark)))) for k, v in ours.items()}
+    return first
+
+
+def fields_of(module: nn.Module) -> str:
+    """The numbers that a module was made with, for a remark."""
+    known = ("num_heads", "new_order")
+    return ", ".join(f"{name}={getattr(module, name)}" for name in known if hasattr(module, name))
 
 
 def text_encoder(shapes) -> TextEncoder:
@@ -216,12 +233,13 @@ def run_quantizer(case: Case) -> dict[str, Ours]:
     """Codebook: values, loss, gradients of the loss and straight through."""
     key = re.search(r"make_weight\(\W?([\w/.]+)", case.about)
     key = key[1] if key else "mod_vq/quantize.embedding.weight"
-    codes = int(number_in(r"n_e=(\d+)", case.about) or 0)
-    z, g = (jnp.asarray(nhwc(case.inputs[k])) for k in ("z", "g"))
-    codes = codes or case.outputs["grad_loss_codebook"].shape[0]
+    z = jnp.asarray(nhwc(case.inputs["z"]))
+    g = jnp.asarray(nhwc(case.inputs["g"])) if "g" in case.inputs else jnp.ones_like(z)
+    codes = int(case.meta.get("n_e") or number_in(r"n_e=(\d+)", case.about) or 0)
+    codes = codes or case.meta["outputs"]["grad_loss_codebook"]["shape"][0]
     table = jnp.asarray(weights.make_weight(key, (codes, z.shape[-1])))
-    beta = number_in(r"beta=([\d.]+)", case.about) or 0.25
-    told = number_in(r"legacy[_=]?([01])", f"{case.name} {case.about}")
+    beta = case.meta.get("beta") or number_in(r"beta=([\d.]+)", case.about) or 0.25
+    told = case.meta.get("legacy", number_in(r"legacy[_=]?([01])", f"{case.name} {case.about}"))
     candidates = [True, False] if told is None else [bool(told)]
 
     def run(legacy: bool) -> dict[str, Ours]:
@@ -238,7 +256,7 @@ def run_quantizer(case: Case) -> dict[str, Ours]:
         return {
             "z_q": Ours(nchw(z_q)),
             "loss": Ours(np.asarray(loss)),
-            "indices": Ours(np.ravel(indices)),
+            "indices": Ours(np.reshape(indices, case.meta["outputs"].get("indices", {"shape": [-1]})["shape"])),
             "grad_loss_z": Ours(nchw(grad_z)),
             "grad_loss_codebook": Ours(np.asarray(grad_table)),
             "grad_st_z": Ours(nchw(through_z)),

@@ -31,6 +31,10 @@ class UnsupportedError(Exception):
     """A case, or one of its outputs, that we have no way to run."""
 
 
+class MismatchError(ValueError):
+    """Something that a case records beside its outputs' values, or an output's shape, and that is otherwise here."""
+
+
 @dataclass(frozen=True)
 class Ours:
     """Our value of one output, in the original's layout, and what is asked of it when not the usual.
@@ -59,18 +63,35 @@ class Case:
         return self.meta["name"]
 
     @property
+    def stream(self) -> str:
+        """What random streams are named by: the "<...>" of the inputs' "input/<...>/x", else the case's name."""
+        names = (str(recipe.get("name", "")) for recipe in self.meta.get("inputs", {}).values())
+        found = (re.fullmatch(r"input/(.+)/[^/]+", name) for name in names)
+        return next((m[1] for m in found if m), self.name)
+
+    @property
     def about(self) -> str:
         """The case's own words about itself."""
         return " ".join(str(self.meta.get(key, "")) for key in ("kind", "note"))
 
 
 def load(name: str, cases: Path = GOLDEN / "cases", manifests: Path = GOLDEN / "manifests") -> Case:
-    """The case <cases>/<name>.{json,npz}. Outputs stored strided stay 1-D; see `strided`."""
+    """The case <cases>/<name>.{json,npz}. Outputs stored strided stay 1-D; see `strided`.
+
+    Inputs with fractions become float32, in which the original ran. Raises UnsupportedError for outputs that the
+    json lists and the npz lacks.
+    """
     meta = json.loads((cases / f"{name}.json").read_text())
     meta.setdefault("name", name)
     with np.load(cases / f"{name}.npz") as arrays:
         outputs = {key: arrays[key] for key in arrays.files}
+    listed = meta.setdefault("outputs", {})
+    if lacking := sorted(set(listed) - set(outputs)):
+        raise UnsupportedError(f"{name}.npz lacks {', '.join(lacking)}")
+    for key in outputs:
+        listed.setdefault(key, {"shape": list(outputs[key].shape)})
     inputs = {key: weights.build(recipe) for key, recipe in meta.get("inputs", {}).items()}
+    inputs = {k: v.astype(np.float32) if np.issubdtype(v.dtype, np.floating) else v for k, v in inputs.items()}
     return Case(meta, inputs, outputs, manifests)
 
 
@@ -105,7 +126,7 @@ class MadeUpState(Mapping):
 def stream_prefix(case: Case) -> str:
     """What stands before a key in the name of its random stream: "<name>/", or what `weights` says."""
     found = re.search(r"make_weight\(['\"]([^'\"]+)['\"] ?\+ ?key", case.meta.get("weights", ""))
-    return found[1] if found else case.name + "/"
+    return found[1] if found else case.stream + "/"
 
 
 def lazy_state(case: Case, prefix: str | None = None) -> MadeUpState:
@@ -165,16 +186,21 @@ def rel(ours, golden: np.ndarray) -> float:
 def difference(case: Case, output: str, ours: Ours) -> float:
     """max|ours - golden| / the golden's standard deviation, or / its largest value where that is (nearly) 0.
 
-    Whole numbers: the share that differs. Raises ValueError where the shapes differ.
+    Whole numbers: the share that differs. Numbers stored in float16 stand for all that round to them.
+    Raises MismatchError where the shapes differ.
     """
     golden, recipe = case.outputs[output], case.meta["outputs"][output]
     value = np.asarray(ours.value)
     if list(value.shape) != list(recipe["shape"]):
-        raise ValueError(f"{output}: ours has shape {value.shape}, the golden {recipe['shape']}")
+        raise MismatchError(f"{output}: ours has shape {value.shape}, the golden {recipe['shape']}")
     value = strided(value, case, output)
-    if np.issubdtype(golden.dtype, np.integer):
+    if value.shape != golden.shape:
+        raise MismatchError(f"{output}: the npz holds {golden.shape}, its json stands for {value.shape}")
+    if np.issubdtype(golden.dtype, np.integer) or golden.dtype == bool:
         return float(np.mean(value != golden))
-    apart = np.abs(value.astype(np.float64) - golden).max(initial=0.0)
+    rounding = np.spacing(np.abs(golden)).astype(np.float64) / 2 if golden.dtype == np.float16 else 0.0
+    golden = golden.astype(np.float64)
+    apart = np.maximum(np.abs(value.astype(np.float64) - golden) - rounding, 0.0).max(initial=0.0)
     largest = np.abs(golden).max(initial=0.0)
     std = golden.std()
     scale = ours.scale or (std if std > 1e-6 * largest else largest) or 1.0
@@ -186,6 +212,12 @@ def strided(ours, case: Case, output: str) -> np.ndarray:
     recipe = case.meta["outputs"][output]
     ours = np.asarray(ours)
     return ours if recipe.get("stored", "full") == "full" else ours.ravel()[:: recipe["stride"]]
+
+
+def log_prefix(case: Case) -> str:
+    """What a case's logged numbers are called, before the dot: "log_train" or "log_val"."""
+    found = (re.match(r"(log_\w+)\.", key) for key in case.outputs)
+    return next((m[1] for m in found if m), "log_train")
 
 
 def nhwc(x: np.ndarray) -> np.ndarray:

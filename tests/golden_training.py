@@ -18,8 +18,8 @@ from ldm_jax.models.quantizer import DiagonalGaussian
 from ldm_jax.training.optim import ema_update, learning_rate, restarts
 from tests.discriminator_tools import variables
 from tests.golden import weights
-from tests.golden_modules import first_that_fits, number_in
-from tests.golden_tools import Case, Ours, UnsupportedError, difference, nchw, nhwc
+from tests.golden_modules import number_in
+from tests.golden_tools import TOLERANCE, Case, Ours, UnsupportedError, difference, log_prefix, nchw, nhwc
 
 KINK = 4e-6  # a LeakyReLU input this near 0, after norms and convolutions, has a sign that float32 does not settle
 AT_KINK = "with the sign of {} LeakyReLU inputs within 4e-6 of 0 taken the other way"
@@ -30,19 +30,18 @@ def distance_to(image: jax.Array):
     return lambda reconstruction: ((image - reconstruction) ** 2).mean((1, 2, 3))
 
 
-def last_layer() -> tuple[jax.Array, jax.Array]:
-    """Kernel [3,3,16,3] and bias [3] of the goldens' last convolution."""
-    return (
-        jnp.asarray(weights.make_weight("mod_last/conv.weight", (3, 16, 3, 3)).transpose(2, 3, 1, 0)),
-        jnp.asarray(weights.make_weight("mod_last/conv.bias", (3,))),
-    )
+def last_layer(features: int, channels: int) -> tuple[jax.Array, jax.Array]:
+    """Kernel [3,3,features,channels] and bias [channels] of the goldens' last convolution."""
+    kernel = weights.make_weight("mod_last/conv.weight", (channels, features, 3, 3))
+    bias = weights.make_weight("mod_last/conv.bias", (channels,))
+    return jnp.asarray(kernel.transpose(2, 3, 1, 0)), jnp.asarray(bias)
 
 
-def convolve(kernel: jax.Array, features: jax.Array) -> jax.Array:
+def convolve(kernel: jax.Array, bias: jax.Array, features: jax.Array) -> jax.Array:
     out = jax.lax.conv_general_dilated(
         features, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    return out + last_layer()[1]
+    return out + bias
 
 
 def kl_of(moments: np.ndarray) -> np.ndarray:
@@ -62,14 +61,21 @@ class LossRun:
         self.factor = ctor.get("disc_factor", 1.0) * losses.adopt_weight(ctor["step"], ctor["disc_start"])
         # The goldens' logvar: unlike the default of 0 it tests where logvar enters.
         self.logvar = ctor.get("logvar_init", 0.3) if self.kl else 0.0
-        self.pixel_loss = "l2" if ctor["fam"] == "vq_ldm" else "l1"
+        self.pixel_loss = ctor.get("pixel_loss", "l2" if ctor["fam"] == "vq_ldm" else "l1")
         self.disc_weight = ctor.get("disc_weight", 0.5 if self.kl else 0.75)
+        self.perceptual_weight = ctor.get("perceptual_weight", 1.0)
         self.image, self.features = (jnp.asarray(nhwc(inputs[k])) for k in ("x", "feat"))
-        self.distance = distance_to(self.image) if perceptual else None
+        self.distance = distance_to(self.image) if perceptual and self.perceptual_weight > 0 else None
         self.weights = jnp.asarray(inputs["weights"].ravel()) if "weights" in inputs else None
+        if self.weights is not None and len(self.weights) != len(self.image):
+            raise UnsupportedError(f"weights {inputs['weights'].shape}, not one per sample")
         self.kl_mean = kl_of(inputs["moments"]).mean() if self.kl else None
-        self.penalty = jnp.float32(1e-6 * self.kl_mean if self.kl else inputs["codebook_loss"])
+        self.codebook = None if self.kl else inputs["codebook_loss"].mean()
+        kl_weight, codebook_weight = ctor.get("kl_weight", 1e-6), ctor.get("codebook_weight", 1.0)
+        self.penalty = jnp.float32(kl_weight * self.kl_mean if self.kl else codebook_weight * self.codebook)
         shapes = case.meta["weight_manifest"]
+        if any(key.endswith(".loc") for key in shapes):
+            raise UnsupportedError("a loss whose discriminator has ActNorm")
         self.v = variables(shapes, "mod_lossdisc/")
         layers = sum(len(shape) == 4 for shape in shapes.values()) - 2
         self.disc = NLayerDiscriminator(shapes["main.0.weight"][0], layers)
@@ -82,12 +88,13 @@ class LossRun:
         return logits, {**v, **new}
 
     def generator(self) -> dict[str, Ours]:
-        kernel = last_layer()[0]
-        self.reconstruction, pull_back = jax.vjp(lambda k: convolve(k, self.features), kernel)
+        kernel, bias = last_layer(self.features.shape[-1], self.image.shape[-1])
+        self.reconstruction, pull_back = jax.vjp(convolve, kernel, bias, self.features)
         loss, grad, metrics, self.after = losses.generator_objective(
             self.image, self.reconstruction, self.features, kernel, family="kl" if self.kl else "vq",
             penalty=self.penalty, distance=self.distance, logits=lambda x: self.discriminate(self.v, x),
             disc_factor=self.factor, disc_weight=self.disc_weight, logvar=self.logvar, pixel_loss=self.pixel_loss,
+            perceptual_weight=self.perceptual_weight,
         )  # fmt: skip
         if self.weights is not None:  # our objective has none: the original's are passed to nll_kl alone
             def more(reconstruction):
@@ -98,17 +105,20 @@ class LossRun:
         perceptual = jnp.zeros(()) if self.distance is None else self.distance(self.reconstruction).mean()
         pixels = losses.reconstruction_error(self.image, self.reconstruction, pixel_loss=self.pixel_loss).mean()
         log = {
-            "total_loss": loss, "nll_loss": metrics["nll"], "rec_loss": pixels + perceptual, "p_loss": perceptual,
-            "g_loss": metrics["g_loss"], "d_weight": metrics["d_weight"], "disc_factor": self.factor,
+            "total_loss": loss, "nll_loss": metrics["nll"], "rec_loss": pixels + self.perceptual_weight * perceptual,
+            "p_loss": perceptual, "g_loss": metrics["g_loss"], "d_weight": metrics["d_weight"],
+            "disc_factor": self.factor,
         }  # fmt: skip
-        log |= {"logvar": self.logvar, "kl_loss": self.kl_mean} if self.kl else {"quant_loss": self.penalty}
-        ours = {"gen_loss": loss, "grad_last": pull_back(grad)[0].transpose(3, 2, 0, 1)}
+        log |= {"logvar": self.logvar, "kl_loss": self.kl_mean} if self.kl else {"quant_loss": self.codebook}
+        to_kernel, to_bias, to_features = pull_back(grad)
+        ours = {"gen_loss": loss, "grad_last": to_kernel.transpose(3, 2, 0, 1), "grad_last_bias": to_bias,
+                "grad_feat": nchw(to_features), "grad_rec": nchw(grad)}  # fmt: skip
         if "grad_logvar" in self.case.outputs:
             ours["grad_logvar"] = jax.grad(self.nll)(self.logvar, self.reconstruction, self.weights)
-        return _ours(ours, log)
+        return self.named(ours, log)
 
     def discriminator(self) -> dict[str, Ours]:
-        """To be called after `generator`."""
+        """To be called after `generator`. grad_disc<n>: the gradient to main.<n>.weight."""
 
         def loss(params):
             real, after = self.discriminate({**self.after, "params": params}, self.image)
@@ -116,23 +126,24 @@ class LossRun:
             return losses.discriminator_objective(real, fake, self.factor, self.kind)
 
         (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(self.after["params"])
-        first = grads["main_0"]["kernel"].transpose(3, 2, 0, 1)
-        return _ours({"disc_loss": value, "grad_disc0": first}, metrics)
+        kernels = {name: layer["kernel"] for name, layer in grads.items() if "kernel" in layer}
+        ours = {f"grad_disc{name.removeprefix('main_')}": k.transpose(3, 2, 0, 1) for name, k in kernels.items()}
+        return self.named({"disc_loss": value} | ours, metrics)
 
     def nll(self, logvar, reconstruction, weights=None):
         perceptual = None if self.distance is None else self.distance(reconstruction)
         error = losses.reconstruction_error(
-            self.image, reconstruction, perceptual, pixel_loss=self.pixel_loss
+            self.image, reconstruction, perceptual, self.perceptual_weight, self.pixel_loss
         )
         return losses.nll_kl(error, logvar, weights)
 
+    def named(self, values: dict, log: dict) -> dict[str, Ours]:
+        """Values and logged numbers under the case's names of them."""
+        values = values | {f"{log_prefix(self.case)}.{key}": value for key, value in log.items()}
+        return {key: Ours(np.asarray(value)) for key, value in values.items()}
+
     def outputs(self) -> dict[str, Ours]:
         return settled(self.case, self.generator) | settled(self.case, self.discriminator)
-
-
-def _ours(values: dict, log: dict) -> dict[str, Ours]:
-    values = values | {f"log_train.{key}": value for key, value in log.items()}
-    return {key: Ours(np.asarray(value)) for key, value in values.items()}
 
 
 def settled(case: Case, run: Callable[[], dict[str, Ours]]) -> dict[str, Ours]:
@@ -194,12 +205,17 @@ def move(chosen, inputs: list):
 
 
 def run_first_stage_loss(case: Case) -> dict[str, Ours]:
-    """KL and VQ losses with the discriminator. Only the name tells whether there was a perceptual distance."""
-    text = f"{case.name} {case.about}"
-    known = {"_const_": True, "_zero_": False}
-    candidates = [value for part, value in known.items() if part in case.name]
-    candidates = candidates or [value for part, value in known.items() if f"loss_kl{part}" in text] or [True, False]
-    return first_that_fits(case, candidates, lambda perceptual: LossRun(case, perceptual).outputs(), "perceptual")
+    """KL and VQ losses with the discriminator.
+
+    Only the name tells whether there was a perceptual distance; without its word the logged reconstruction loss does.
+    """
+    words = {"const": True, "zero": False}
+    told = [value for word, value in words.items() if word in case.name.split("_") or f"_{word}_" in case.about]
+    if len(told) != 1:
+        key = f"{log_prefix(case)}.rec_loss"
+        found = {value: LossRun(case, value).generator()[key] for value in (True, False)}
+        told = [value for value, ours in found.items() if difference(case, key, ours) <= TOLERANCE] or [True]
+    return LossRun(case, told[0]).outputs()
 
 
 def run_d_losses(case: Case) -> dict[str, Ours]:
@@ -211,7 +227,8 @@ def run_d_losses(case: Case) -> dict[str, Ours]:
 
 
 def run_perplexity(case: Case) -> dict[str, Ours]:
-    indices, codes = case.inputs["indices"], case.meta["inputs"]["indices"]["hi"]
+    indices = case.inputs["indices"]
+    codes = case.meta["inputs"]["indices"].get("hi", int(indices.max()) + 1)  # codes that do not occur do not count
     use = losses.codebook_use(jnp.asarray(indices), codes)
     used = np.rint(np.asarray(use["codebook_usage"]) * codes).astype(np.int64)
     return {"perplexity": Ours(np.asarray(use["perplexity"])), "cluster_use": Ours(used)}
@@ -240,11 +257,14 @@ def run_timestep_embedding(case: Case) -> dict[str, Ours]:
     reason = "the argument reaches 999 radians, of which one float32 step is 6e-5"
     ours = {}
     for key in case.outputs:
-        dim = int(re.fullmatch(r"(?:vae_style_)?dim(\d+)", key)[1])
+        found = re.fullmatch(r"(?:vae_style_)?dim(\d+)", key)
+        if found is None:
+            raise UnsupportedError(f"output {key!r}")
+        dim = int(found[1])
         if key.startswith("vae"):  # sines first, and frequencies up to and including 1/10000
             half = dim // 2
-            cosines, sines = np.split(np.asarray(timestep_embedding(t, dim, 1e4 ** (half / (half - 1)))), 2, axis=1)
-            value = np.concatenate([sines, cosines], axis=1)
+            found = np.asarray(timestep_embedding(t, dim, 1e4 ** (half / (half - 1))))
+            value = np.concatenate([found[:, half : 2 * half], found[:, :half], found[:, 2 * half :]], axis=1)
         else:
             value = np.asarray(timestep_embedding(t, dim))
         ours[key] = Ours(value, tolerance=2e-4, reason=reason)
@@ -254,21 +274,24 @@ def run_timestep_embedding(case: Case) -> dict[str, Ours]:
 def run_ema(case: Case) -> dict[str, Ours]:
     """outputs num<warm-up>_step<k>_<short name>, parameters named by extra.name_map."""
     names = case.meta["extra"]["name_map"]
-    decay = number_in(r"min\(([\d.]+),", case.about) or 0.9999
+    decay = case.meta.get("decay") or number_in(r"min\(([\d.]+),", case.about) or 0.9999
     source = re.search(r"normal\(([^{)]+)\{k\}", case.about)
     source = source[1] if source else "input/ema/p"
-    found = [re.fullmatch(r"num(\d)_step(\d+)_(\w+)", key).groups() for key in case.outputs]
-    steps = max(int(step) for _, step, _ in found)
+    found = [re.fullmatch(r"num(\d)_step(\d+)_(.+)", key) for key in case.outputs]
+    if None in found:
+        raise UnsupportedError("outputs other than num<warm-up>_step<k>_<name>")
+    steps = max(int(m[2]) for m in found)
+    shapes = {m[3]: tuple(case.meta["outputs"][m[0]]["shape"]) for m in found}
+    names = {name: short for name, short in names.items() if short in shapes}
+
+    def parameters(k: int) -> dict:
+        return {n: jnp.asarray(weights.normal(f"{source}{k}.{n}", shapes[short])) for n, short in names.items()}
+
     ours = {}
-    for warmup in sorted({int(w) for w, _, _ in found}):
-        shapes = {n: case.outputs[f"num{warmup}_step1_{short}"].shape for n, short in names.items()}
-
-        def parameters(k: int, shapes=shapes) -> dict:
-            return {n: jnp.asarray(weights.normal(f"{source}{k}.{n}", s)) for n, s in shapes.items()}
-
+    for warmup in sorted({m[1] for m in found}):
         ema = parameters(0)
         for step in range(1, steps + 1):
-            ema = ema_update(ema, parameters(step), step, decay, bool(warmup))
+            ema = ema_update(ema, parameters(step), step, decay, bool(int(warmup)))
             ours |= {f"num{warmup}_step{step}_{short}": Ours(np.asarray(ema[n])) for n, short in names.items()}
     return ours
 
@@ -300,7 +323,12 @@ def run_patches(case: Case) -> dict[str, Ours]:
     x = jnp.asarray(nhwc(case.inputs["x"]))
     kernel, stride = tuple(split["ks"]), tuple(split["stride"])
     # The original leaves a rest uncovered that the stride does not reach; ours has patches there as well.
-    rows, columns = ((n - k) // s * s + k for n, k, s in zip(x.shape[1:3], kernel, stride))
+    grid = tuple((n - k) // s for n, k, s in zip(x.shape[1:3], kernel, stride))
+
+    def reached(kernel, stride) -> tuple[int, ...]:
+        return tuple(n * s + k for n, k, s in zip(grid, kernel, stride))
+
+    rows, columns = reached(kernel, stride)
     cut = np.asarray(patches.unfold(x[:, :rows, :columns], kernel, stride))  # [P,B,kh,kw,C]
     ours = {"unfolded": Ours(cut.transpose(1, 4, 2, 3, 0).reshape(cut.shape[1], -1, len(cut)))}
     for key in case.outputs:
@@ -315,7 +343,7 @@ def run_patches(case: Case) -> dict[str, Ours]:
         def scaled(numbers, up=direction == "uf", factor=factor) -> tuple[int, ...]:
             return tuple(n * factor if up else n // factor for n in numbers)
 
-        where = patches.corners(scaled((rows, columns)), scaled(kernel), scaled(stride))
+        where = patches.corners(reached(scaled(kernel), scaled(stride)), scaled(kernel), scaled(stride))
         clip = split["clip_min_weight"], split["clip_max_weight"]
         tie_clip = (split["clip_min_tie_weight"], split["clip_max_tie_weight"]) if tie == "1" else None
         w = patches.weights(scaled(kernel), where.shape[:2], clip, tie_clip)

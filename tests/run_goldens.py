@@ -24,7 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tests.golden_kinds import judge
-from tests.golden_tools import GOLDEN, UnsupportedError, load
+from tests.golden_tools import GOLDEN, MismatchError, UnsupportedError, load
 
 
 def parameters(path: Path, manifests: Path) -> int:
@@ -47,6 +47,9 @@ def run_case(name: str, cases: Path, manifests: Path) -> str:
     except UnsupportedError as error:
         print(f"{name} not supported: {error}", flush=True)
         return "not supported"
+    except MismatchError as error:
+        print(f"{name} FAIL {error}", flush=True)
+        return "failed"
     except Exception as error:  # whatever stops a case must not stop the others
         print(f"{name} not supported, it ended with {type(error).__name__}: {error}", flush=True)
         return "not supported"

@@ -21,6 +21,7 @@ from benchmarks import (
     train_step,
     work,
 )
+from ldm_jax import recipe
 
 TINY = "--config=configs/quickstart_first_stage.py:tiny"
 # Compile fast, run slowly: every program here runs once or twice.
@@ -69,7 +70,7 @@ def test_wrong_options_are_refused(capsys):
 
 
 def test_a_step_carries_its_state():
-    config = common.recipe("configs/quickstart_ldm.py:tiny", ["--config.unet.channel_mult=(1,)"])
+    config = recipe.load("configs/quickstart_ldm.py:tiny", ["--config.unet.channel_mult=(1,)"])
     model = work.make_model(config)
     compiled = work.train(model, 2).compile(options=QUICK)
     compiled()
@@ -80,14 +81,14 @@ def test_a_step_carries_its_state():
 
 def test_made_up_weights_reach_the_output():
     """Layers that begin as zeros would hide differences."""
-    config = common.recipe("configs/quickstart_ldm.py:tiny", ["--config.unet.channel_mult=(1,)"])
+    config = recipe.load("configs/quickstart_ldm.py:tiny", ["--config.unet.channel_mult=(1,)"])
     model = work.make_model(config)
     assert all(np.any(leaf) for leaf in jax.tree.leaves(model.state.params))
     assert np.std(work.forward(model, 1).compile(options=QUICK)()) > 0.1
 
 
 def test_latents_of_vq_are_codes():
-    config = common.recipe("configs/celeba_ldm4.py:tiny")
+    config = recipe.load("configs/celeba_ldm4.py:tiny")
     model = work.make_model(config)
     codes = model.first_stage["params"]["quantize"]["embedding"]["embedding"]
     z = model.latents(2).reshape(-1, codes.shape[1])

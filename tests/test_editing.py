@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from ldm_jax import editing, generate
-from ldm_jax.conditioners import Cond, Inpainting
-from ldm_jax.diffusion import starts
+from ldm_jax.conditioners import Cond, Inpainting, TextConditioner
+from ldm_jax.data.layout import LayoutCoder
+from ldm_jax.diffusion import patches, starts
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.diffusion.timetable import make_timetable
 from ldm_jax.keys import sample_keys
@@ -113,6 +114,34 @@ def test_patches_carry_their_part_of_the_spatial_condition_and_the_whole_context
     assert np.abs(without - whole).max() > 0.05
 
 
+def test_layouts_in_patches_have_their_own_crop_tokens():
+    """Each patch is denoised as the whole model does it with that patch's crop tokens; the null is left as it is."""
+    coder = LayoutCoder(9, max_objects=2, vocabulary=100, flags=())
+    null = tuple(coder.encode([]).tolist())
+    ldm, params, frozen = make(Stage(), context=True, conditioner=TextConditioner(100, 8, 7, 1, null_tokens=null))
+    net = Net().init(jax.random.key(1), jnp.ones((2, 8, 8, 3)), jnp.zeros(2, jnp.int32), jnp.ones((2, 8, 7)))["params"]
+    things = [{"box": [0.1, 0.2, 0.6, 0.9], "class": 4}, {"box": [0.5, 0.5, 1.0, 1.0], "class": 7}]
+    tokens = jnp.asarray([coder.encode(things), null])
+    conditioner = run(ldm.conditioner.init, jax.random.key(5), {"tokens": tokens}, None)["params"]
+    params = {"unet": net, "conditioner": jax.tree.map(lambda x: 5 * x, conditioner)}
+    boxes = [tuple(box) for box in patches.boxes((4, 8), (4, 4), (4, 4))]
+    assert boxes == [(0, 0, 0.5, 1), (0.5, 0, 1, 1)]
+    crops = jnp.asarray([[coder.corners(box) for box in boxes]] * 2)
+    z, t = jax.random.normal(jax.random.key(2), (2, 4, 8, 3)), jnp.array([3, 700])
+    other = in_patches(ldm, 4, 4)
+
+    def predict(ldm, z, batch):
+        return run(lambda z, batch: ldm.predict(params, z, t, ldm.condition(params, frozen, batch)), z, batch)
+
+    made = predict(other, z, {"tokens": tokens, "crop_tokens": crops})
+    for k, half in enumerate(jnp.split(z, 2, axis=2)):
+        said = jnp.asarray([[*tokens[0, :-2].tolist(), *crops[0, k].tolist()], null])
+        np.testing.assert_allclose(made[:, :, 4 * k : 4 * k + 4], predict(ldm, half, {"tokens": said}), atol=1e-5)
+    plain = predict(other, z, {"tokens": tokens})
+    assert np.abs(plain - made)[0].max() > 1e-3
+    np.testing.assert_allclose(plain[1], made[1], atol=1e-5)
+
+
 def test_the_condition_is_encoded_in_patches(tiny):
     ldm = dataclasses.replace(tiny[0], conditioner=Inpainting())
     batch = {"masked_image": IMAGE, "mask": jnp.ones((2, 32, 32, 1))}
@@ -157,8 +186,8 @@ def test_memory_is_that_of_a_patch(autoencoder):
 
         return compiled(fn, frozen, z).memory_analysis().temp_size_in_bytes / image
 
-    patches = in_patches(ldm, 128 // F, 64 // F)
-    whole, pieces, backward = used(ldm), used(patches), used(patches, gradient=True)
+    pieces = in_patches(ldm, 128 // F, 64 // F)
+    whole, pieces, backward = used(ldm), used(pieces), used(pieces, gradient=True)
     print(whole, pieces, backward)
     assert whole > 20 and pieces < 3 and backward < 8
 
@@ -200,8 +229,7 @@ def test_a_picture_guides(tiny):
     keys = sample_keys(jax.random.key(0), 2)
     plain = run(lambda p, f: generate.sample_latents(ldm, p, f, {}, keys, shape, TIMETABLE), params, frozen)
     np.testing.assert_allclose(free, plain, atol=1e-4)
-    patches = in_patches(ldm, 4, 2)
-    (far, _), (near, _) = sampled_with(patches, params, frozen, wanted, jnp.array([0.0, 1.0]))
+    (far, _), (near, _) = sampled_with(in_patches(ldm, 4, 2), params, frozen, wanted, jnp.array([0.0, 1.0]))
     assert np.all(near < far)
 
 
@@ -212,14 +240,14 @@ def test_any_distance_guides(tiny):
     weights = run(net.init, jax.random.key(4), IMAGE, IMAGE)
 
     def step(frozen, weights, z):
-        log_p = editing.matches(ldm, frozen, IMAGE, 3.0, lambda a, b: net.apply(weights, a, b))
+        log_p = editing.matches(ldm, frozen, IMAGE, 3.0, editing.perceptual(net, weights["params"]))
         before, pull = jax.vjp(log_p, z)
         (slope,) = pull(jnp.ones(2))
         return before, log_p(z + 0.01 * slope / jnp.std(slope)), net.apply(weights, ldm.decode(frozen, z), IMAGE)
 
     before, after, distance = run(step, frozen, weights, z)
     assert np.all(after > before)
-    np.testing.assert_allclose(before, -3 * distance, rtol=1e-4)
+    np.testing.assert_allclose(before, -3 * distance * IMAGE[0].size / 2, rtol=1e-4)
 
 
 def test_start_at_a_strength(tiny):

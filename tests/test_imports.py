@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ALLOWED = {
     "tree": set(),
     "keys": set(),
+    "recipe": set(),
     "models": {"tree"},
     "diffusion": {"tree"},
     "data": {"tree"},
@@ -23,7 +24,7 @@ ALLOWED = {
     "generate": {"tree", "keys", "models", "diffusion", "conditioners", "ldm"},
     "editing": {"tree", "keys", "models", "diffusion", "conditioners", "ldm", "generate"},
     "training": {"tree", "keys", "models", "diffusion", "data", "losses", "conditioners", "ldm", "generate"},
-    "metrics": {"tree", "models", "ldm", "generate"},
+    "metrics": {"tree", "models", "data", "ldm", "generate"},
     "convert": {"tree", "models", "ldm"},
 }
 ALLOWED["build"] = set(ALLOWED)

@@ -12,14 +12,15 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 import sample
-from ldm_jax import build
+from configs import common, small
+from ldm_jax import build, conditions
 from ldm_jax.training import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = {
     "none": "celeba_ldm4", "class": "imagenet_ldm4", "class without null": "imagenet_ldm8", "text": "text2img_ldm8",
     "layout": "openimages_layout_ldm4", "semantic": "landscapes_semantic_ldm4", "superres": "imagenet_superres_ldm4",
-    "inpaint": "places_inpainting_ldm4", "vectors": "rdm_768_ldm16",
+    "inpaint": "places_inpainting_ldm4", "vectors": "rdm_768_ldm16", "hybrid": "quickstart_hybrid",
 }  # fmt: skip
 
 
@@ -73,6 +74,9 @@ WRONG = [
     ("inpaint", ["--mask=white.png"], "--image is missing"),
     ("inpaint", ["--image=picture.png", "--mask=black.png"], "marks nothing"),
     ("vectors", ["--vectors=picture.png"], r"not a \.npy"),
+    ("hybrid", [], "--label is missing: .* takes --label and --segmentation"),
+    ("hybrid", ["--label=3"], "--segmentation is missing"),
+    ("hybrid", ["--label=3", "--prompt=x", "--segmentation=black.png"], "--prompt means nothing"),
 ]
 
 
@@ -98,6 +102,7 @@ def test_a_refusal_is_one_paragraph_and_exit_code_2(runs):
     [
         (["--strength=0.5"], "--strength belongs to --init"),
         (["--guide-scale=2"], "--guide-scale belongs to --guide"),
+        (["--guide-distance=lpips"], "--guide-distance belongs to --guide"),
         (["--stride=32"], "--stride belongs to --patch"),
         (["--init=a.png", "--strength=0"], "must lie above 0"),
         (["--init=a.png", "--strength=1.5"], "at most at 1"),
@@ -132,6 +137,34 @@ def test_requests_repeat_and_have_the_models_size(runs, monkeypatch):
     assert {r.size for r in made} == {(64, 64)}
 
 
+def test_hybrids_join_every_label_with_every_map(runs, monkeypatch):
+    monkeypatch.chdir(runs)
+    config = ConfigDict(checkpoint.load_config("hybrid"))
+    (runs / "maps").mkdir()
+    for name, shape in (("m", (50, 70)), ("n", (32, 32))):
+        Image.fromarray(np.zeros(shape, np.uint8)).save(runs / "maps" / f"{name}.png")
+    made = sample._requests(
+        sample.parse(["--workdir=hybrid", "--label=3", "--label=9", "--segmentation=maps", "--guidance=2"]), config
+    )
+    assert [r.name for r in made] == ["class 3 m", "class 3 n", "class 9 m", "class 9 n"]
+    assert {r.size for r in made} == {(56, 72), (32, 32)} and made[2].finish(np.zeros((56, 72, 3))).shape == (50, 70, 3)
+    assert made[3].fields["label"] == 9 and made[3].fields["segmentation"].shape == (32, 32)
+
+
+def test_layouts_in_patches_get_crop_tokens(runs, monkeypatch):
+    """What LayoutCoder writes for the patch; the model's image has 128 pixels, f is 4."""
+    monkeypatch.chdir(runs)
+    (runs / "boxes.json").write_text('[{"box": [0.1, 0.2, 0.6, 0.9], "class": 4}]')
+    config = ConfigDict(checkpoint.load_config("layout"))
+    (whole,) = sample._requests(sample.parse(["--workdir=layout", "--layout=boxes.json"]), config)
+    assert "crop_tokens" not in whole.fields
+    asked = ["--workdir=layout", "--layout=boxes.json", "--size=64x128", "--patch=64"]
+    (request,) = sample._requests(sample.parse(asked), config)
+    coder = conditions.crop_coder(config.conditioner)
+    assert request.fields["crop_tokens"].shape == (3, 2)
+    assert request.fields["crop_tokens"][1].tolist() == coder.encode([], crop=(0.25, 0.0, 0.75, 1.0))[-2:].tolist()
+
+
 def test_pictures_to_start_from_join_every_condition(runs, monkeypatch):
     """Each label with each picture, at the picture's size; it is padded for the networks and cut back at the end."""
     monkeypatch.chdir(runs)
@@ -150,7 +183,10 @@ def run(tmp_path_factory):
     """A run directory on pixels with a UNet of zeros, which as v is exact for standard normal pixels."""
     config = importlib.import_module("configs.quickstart_ldm").get_config("tiny")
     config.first_stage.kind, config.unet.out_channels = "identity", 3
-    workdir = tmp_path_factory.mktemp("run")
+    return without_weights(tmp_path_factory.mktemp("run"), config)
+
+
+def without_weights(workdir, config):
     checkpoint.keep_config(workdir, config.to_dict())
     state, frozen = build.abstract_run(config)
     assert config.diffusion.prediction == "v" and not frozen["first_stage"]
@@ -185,3 +221,43 @@ def test_editing_from_a_checkpoint_to_pictures(run, tmp_path):
     assert apart(guided, five) < 0.8 * apart(zero, five)
     texts = Image.open(next((tmp_path / "little").glob("0*.png"))).text
     assert texts["strength"] == "0.3" and texts["init"] == str(picture)
+
+
+@pytest.fixture(scope="module")
+def filling(tmp_path_factory):
+    """As `run`, but an inpainting model that is told a class as well, a hybrid."""
+    both = common.hybrid(common.class_label(64, 32, drop_prob=0.1), common.masked(), drop_prob=0.1)
+    config = common.finish(small.quickstart(both), "tiny").unlock()
+    config.first_stage.kind = "identity"
+    config.unet.update(out_channels=3, channel_mult=(1,), attention_downsamples=())
+    return without_weights(tmp_path_factory.mktemp("filling"), config)
+
+
+def test_filling_in_patches_from_a_picture(filling, tmp_path):
+    """The known pixels are the picture's own, in patches or not; the hole starts from --init; patches change little
+    (nothing here, but for rounding, as a UNet of zeros sees single pixels)."""
+    rng = np.random.default_rng(0)
+    known, start = (rng.integers(0, 256, (40, 48, 3), dtype=np.uint8) for _ in range(2))
+    hole = np.zeros((40, 48), np.uint8)
+    hole[8:30, 5:40] = 255
+    for name, array in (("known", known), ("start", start), ("hole", hole)):
+        Image.fromarray(array).save(tmp_path / f"{name}.png")
+
+    def made(name, *options):
+        asked = [f"--{k}={tmp_path / v}.png" for k, v in (("image", "known"), ("mask", "hole"), ("init", "start"))]
+        asked += [f"--workdir={filling}", f"--out={tmp_path / name}", "--steps=10", "--strength=0.1", "--label=3"]
+        out = sample.main(sample.parse([*asked, *options]))
+        return np.asarray(Image.open(out / "000000_class-3-known-start.png")).astype(int)
+
+    whole, patched = made("whole"), made("patched", "--patch=16", "--stride=8")
+    assert np.abs(whole - patched).max() <= 1
+    np.testing.assert_array_equal(patched[hole == 0], known[hole == 0])
+    assert np.abs(patched - start)[hole > 0].mean() < 0.5 * np.abs(patched - known)[hole > 0].mean()
+
+
+def test_lpips_guides_with_weights_alone(run, tmp_path):
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "guide.png")
+    args = sample.parse([f"--workdir={run}", f"--guide={tmp_path / 'guide.png'}", "--guide-distance=lpips_alex",
+                         f"--lpips-weights={tmp_path}"])  # fmt: skip
+    with pytest.raises(build.Missing, match=r"(?s)lpips_alex.*make_lpips_weights\.py --net=alex.*--guide-distance=l2"):
+        sample.main(args)

@@ -69,14 +69,18 @@ class Label:
 class Text:
     """"tokens" int32 [L] of the caption, and with `mask` "token_mask" int32 [L], 1 = a token.
 
-    The released models have no mask: padding is attended to.
+    Of several captions one is drawn, another one in another pass over the data (a function of seed and sample). The
+    released models have no mask: padding is attended to.
     """
 
     tokenizer: TextTokenizer
     mask: bool = False
 
     def __call__(self, placed: Placed, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        tokens, mask = self.tokenizer(placed.get("text"))
+        text = placed.get("text")
+        if not isinstance(text, str):
+            text = text[int(rng.integers(len(text)))]
+        tokens, mask = self.tokenizer(text)
         return {"tokens": tokens, "token_mask": mask} if self.mask else {"tokens": tokens}
 
 

@@ -80,7 +80,8 @@ class LayoutCoder:
     def _corner(self, x: float, y: float) -> int:
         return round(y * (self.grid - 1)) * self.grid + round(x * (self.grid - 1))
 
-    def _corners(self, box: Box) -> tuple[int, int]:
+    def corners(self, box: Box) -> tuple[int, int]:
+        """The tokens of a box's, or a crop's, upper left and lower right corners."""
         return self._corner(box[0], box[1]), self._corner(box[2], box[3])
 
     def _box(self, first: int, second: int) -> Box:
@@ -109,10 +110,10 @@ class LayoutCoder:
             shown = clip_box(item["box"], crop)
             if shown is not None:
                 box = clip_box(item["box"]) if self.crop_tokens else shown
-                tokens += [self._class_token(item), *self._corners(flip_box(box) if flip else box)]
+                tokens += [self._class_token(item), *self.corners(flip_box(box) if flip else box)]
         tokens += [self.empty] * (3 * self.max_objects - len(tokens))
         if self.crop_tokens:
-            tokens += self._corners(flip_box(crop) if flip else crop)
+            tokens += self.corners(flip_box(crop) if flip else crop)
         return np.array(tokens, np.int32)
 
     def decode(self, tokens: np.ndarray) -> tuple[list[dict], Box]:

@@ -117,7 +117,7 @@ class Batches:
 
     def __next__(self) -> dict[str, np.ndarray]:
         batch, skipped = next(self._iterator)
-        self.seen += len(batch["image"]) + len(skipped)
+        self.seen += len(next(iter(batch.values()))) + len(skipped)
         self.corrupt += len(skipped)
         for name, reason in skipped:
             if name not in self._named:

@@ -39,6 +39,23 @@ def nothing() -> list[Request]:
     return [Request("")]
 
 
+def join(groups: Sequence[list[Request]]) -> list[Request]:
+    """Every request of the first group with every one of the second, and so on. ValueError for different sizes."""
+    joined = groups[0]
+    for group in groups[1:]:
+        joined = [_both(one, other) for one in joined for other in group]
+    return joined
+
+
+def _both(one: Request, other: Request) -> Request:
+    if one.size and other.size and one.size != other.size:
+        (h, w), (height, width) = one.size, other.size
+        raise ValueError(f"{one.name} is {h}x{w}, {other.name} {height}x{width} pixels: they must be of one size")
+    name = " ".join(filter(None, (one.name, other.name)))
+    sized = one if one.size else other
+    return Request(name, one.fields | other.fields, sized.size, sized.finish)
+
+
 def labels(numbers: Sequence[int], n_classes: int) -> list[Request]:
     """ValueError for a class that there is not."""
     wrong = [n for n in numbers if not 0 <= n < n_classes]

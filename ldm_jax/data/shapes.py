@@ -1,7 +1,7 @@
 """Scenes of coloured shapes, drawn from (seed, index) with numpy alone: a data set that needs no download.
 
 One large MAIN shape and up to three smaller ones stand before a muted background; in `simple` scenes, made for
-models that learn in minutes, there are four kinds of shapes, the main one is larger, at most one other is there, and
+models that learn in minutes, there are four kinds of shapes, they are larger, at most one other is there, and
 backgrounds have no pattern but shading. Every scene comes with what
 the conditional tasks need: label, caption, boxes, segmentation. Shapes are signed distance functions d(u, v)
 in their own units (circumscribed circle = 1, v points down), negative inside; coverage = clip(1/2 - d), with
@@ -22,9 +22,9 @@ BACKGROUNDS = {
 }
 PATTERNS = ("plain", "shaded", "striped", "checkered")
 SIMPLE_PATTERNS = PATTERNS[:2]
-# Probabilities of 1, 2, ... shapes, and the main shape's radius.
-COUNTS, RADIUS = (0.25, 0.3, 0.25, 0.2), (0.2, 0.35)
-SIMPLE_COUNTS, SIMPLE_RADIUS = (0.75, 0.25), (0.28, 0.4)
+# Probabilities of 1, 2, ... shapes, the main shape's radius, and that of the others.
+COUNTS, RADIUS, OTHERS = (0.25, 0.3, 0.25, 0.2), (0.2, 0.35), (0.08, 0.15)
+SIMPLE_COUNTS, SIMPLE_RADIUS, SIMPLE_OTHERS = (0.75, 0.25), (0.28, 0.4), (0.15, 0.2)
 SIMPLE_KINDS = ("circle", "square", "triangle", "cross")
 
 
@@ -115,13 +115,14 @@ def _background(rng: np.random.Generator, size: int, patterns: tuple[str, ...]) 
     return first + mix[..., None] * (second - first), f"{pattern} {name}"
 
 
-def _place(rng: np.random.Generator, counts: tuple[float, ...], main: tuple[float, float], kinds: tuple) -> list[dict]:
+def _place(rng: np.random.Generator, counts: tuple[float, ...], main: tuple[float, float], others: tuple[float, float],
+           kinds: tuple[str, ...]) -> list[dict]:
     """Kinds, colours, centres, radii and turns: the main shape first. All lie inside the image; two may
     overlap by a quarter of the sum of their radii, so that no shape hides another."""
     wanted = 1 + int(rng.choice(len(counts), p=counts))
     placed = []
     for k in range(wanted):
-        radius = rng.uniform(*main) if k == 0 else rng.uniform(0.08, 0.15)
+        radius = rng.uniform(*(main if k == 0 else others))
         for _ in range(20):
             centre = rng.uniform(radius, 1 - radius, 2)
             if all(np.hypot(*(centre - other["centre"])) > 0.75 * (radius + other["radius"])
@@ -175,7 +176,8 @@ def draw(seed: int, index: int, size: int, simple: bool = False) -> dict:
         raise ValueError(f"shapes are drawn at 32 to 512 pixels, not {size}")
     rng = np.random.default_rng([seed, index])
     image, background = _background(rng, size, SIMPLE_PATTERNS if simple else PATTERNS)
-    rules = (SIMPLE_COUNTS, SIMPLE_RADIUS, SIMPLE_KINDS) if simple else (COUNTS, RADIUS, tuple(KINDS))
+    simple_rules = (SIMPLE_COUNTS, SIMPLE_RADIUS, SIMPLE_OTHERS, SIMPLE_KINDS)
+    rules = simple_rules if simple else (COUNTS, RADIUS, OTHERS, tuple(KINDS))
     placed = _place(rng, *rules)
     tints = rng.uniform(-12, 12, (len(placed), 3)).astype(np.float32)
     segmentation = np.zeros((size, size), np.uint8)

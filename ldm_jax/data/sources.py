@@ -1,8 +1,9 @@
 """Random access to examples: folders of images, prepared TensorFlow Datasets, drawn shapes.
 
 A source knows neither transforms nor batches. Its examples are dicts with "image" uint8 [H,W,C] and, where
-known, "label" int, "text" str, "objects" [{"box": [x0,y0,x1,y1] in 0..1, "class": int}] (and flags, layout.py),
-"segmentation" uint8 [H,W], "mask" uint8 [H,W] (1 = hole), "name" str. Sources can be pickled, for worker processes.
+known, "label" int, "text" str (or a tuple of them, of which any will do), "objects" [{"box": [x0,y0,x1,y1] in 0..1,
+"class": int}] (and flags, layout.py), "segmentation" uint8 [H,W], "mask" uint8 [H,W] (1 = hole), "name" str.
+Sources can be pickled, for worker processes.
 """
 
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from ldm_jax.data import folder, shapes
+from ldm_jax.data import folder, prepared, shapes
 from ldm_jax.data.layout import LayoutRules
 
 SPLITS = ("train", "validation", "all")
@@ -67,17 +68,19 @@ def to_channels(image: Image.Image, channels: int) -> np.ndarray:
 class FilteredSource(Source):
     """The examples of a source that a layout model learns from: LayoutRules says which, and which of their objects.
 
-    Looks at the annotations of all examples once. ValueError where none is left.
+    Looks at the annotations of all examples once; `kept` are the indices of those that are left. ValueError for none.
     """
 
     def __init__(self, source: Source, rules: LayoutRules):
         self.source, self.rules, self.class_names = source, rules, source.class_names
-        self._kept = [i for i in range(len(source)) if rules.keep(source.annotations(i).get("objects", [])) is not None]
-        if not self._kept:
+        if len(source) > 100_000:
+            print(f"reading the objects of {len(source)} examples: about a minute for every 200,000", flush=True)
+        self.kept = [i for i in range(len(source)) if rules.keep(source.annotations(i).get("objects", [])) is not None]
+        if not self.kept:
             raise ValueError(f"none of the {len(source)} examples is left by {rules}")
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self.kept)
 
     def _large(self, example: dict) -> dict:
         return example | {"objects": self.rules.keep(example.get("objects", []))}
@@ -85,11 +88,11 @@ class FilteredSource(Source):
     def __getitem__(self, i: int) -> dict:
         if not 0 <= i < len(self):
             raise IndexError(f"example {i} of {len(self)}")
-        return self._large(self.source[self._kept[i]])
+        return self._large(self.source[self.kept[i]])
 
     def annotations(self, i: int) -> dict:
         """Those of the source, without the small objects."""
-        return self._large(self.source.annotations(self._kept[i]))
+        return self._large(self.source.annotations(self.kept[i]))
 
     def describe(self) -> str:
         """The source's line, and how many are kept."""
@@ -170,37 +173,23 @@ class FolderSource(Source):
                 f"text, the first {size}, read with {self.channels} channels")
 
 
-def _prepared_at(name: str, data_dir: Path) -> Path:
-    """The newest version folder of a prepared set. FileNotFoundError with the commands that prepare it."""
-    name, _, version = name.partition(":")
-    found = [path.parent for path in (data_dir / name).glob(f"{version or '*'}/dataset_info.json")]
-    if found:
-        return max(found, key=lambda path: [int(n) if n.isdigit() else -1 for n in path.name.split(".")])
-    configs = sorted({path.parent.parent.name for path in (data_dir / name).glob("*/*/dataset_info.json")})
-    hint = f"; it has configs, name one: {', '.join(f'{name}/{c}' for c in configs)}" if configs else ""
-    raise FileNotFoundError(
-        f"{name} is not prepared: no {data_dir / name}/{version or 'VERSION'}/dataset_info.json{hint}. "
-        "Preparing needs TensorFlow, in an environment of its own:\n"
-        "  python -m venv tfds-env\n"
-        "  tfds-env/bin/pip install tensorflow-cpu tensorflow-datasets array_record importlib_resources\n"
-        f"  tfds-env/bin/tfds build {name} --data_dir={data_dir} --file_format=array_record")
-
-
 class TfdsSource(Source):
     """A set of TensorFlow Datasets prepared as array_record, read without TensorFlow.
 
-    name: "mnist", "celeb_a_hq/256", with a version "mnist:3.0.1" (else the newest). split: as TFDS writes it,
-    "train", "train[:90%]". data_dir: None = $TFDS_DATA_DIR or ~/tensorflow_datasets.
-    Read are the features image, label, text or caption, and objects (bbox, label).
+    name: "mnist", "coco/2017", with a version "mnist:3.0.1" (else the newest). split: as TFDS writes it,
+    "train", "train[:90%]", "train+restval". data_dir: None = $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    Read are the image, label, text and objects, whatever the set calls them (prepared.py).
+    classes: None, or a file with the names of the objects' classes to keep, one a line; they are then numbered by line.
+    object_names: those of the objects' classes, by number; () where the set has no objects.
     FileNotFoundError with the commands to prepare it where it is not on disk.
     """
 
     def __init__(self, name: str, split: str = "train", data_dir: str | Path | None = None,
-                 channels: int = 3):
+                 channels: int = 3, classes: str | Path | None = None):
         import tensorflow_datasets as tfds  # an import of seconds that only this source needs
 
         default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-        at = _prepared_at(name, Path(data_dir or default).expanduser())
+        at = prepared.folder_of(name, Path(data_dir or default).expanduser())
         builder = tfds.builder_from_directory(at)
         if builder.info.file_format.value != "array_record":
             raise ValueError(f"{at} is prepared as {builder.info.file_format.value}, which has no random "
@@ -208,39 +197,48 @@ class TfdsSource(Source):
         features = dict(builder.info.features.items())
         if "image" not in features:
             raise ValueError(f"{name} has no feature 'image', only {', '.join(features)}")
-        self.name, self.split, self.channels = name, split, channels
+        self.name, self.split, self.channels, self._names = name, split, channels, prepared.names_of(name)
         self._data = builder.as_data_source(split)
+        pictures = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
+        self._without_pixels = builder.as_data_source(
+            split, decoders={key: tfds.decode.SkipDecoding() for key in pictures})
         # A label without names (Scalar instead of ClassLabel) is read, but its classes are not known.
-        self.class_names = tuple(getattr(features.get("label"), "names", ()))
+        self.class_names = tuple(getattr(features.get("label"), "names", None) or ())
+        self._classes, self.object_names = None, ()
+        if self._names.objects in features:
+            self.object_names = tuple(features[self._names.objects]["label"].names)
+        if classes:
+            self._classes = prepared.kept_classes(classes, self.object_names)
+            self.object_names = tuple(self.object_names[k] for k in self._classes)
         self._shape = features["image"].shape
 
     def __len__(self) -> int:
         return len(self._data)
 
-    def __getitem__(self, i: int) -> dict:
+    def _record(self, i: int, pixels: bool) -> tuple[str, dict]:
         if not 0 <= i < len(self):
             raise IndexError(f"example {i} of {len(self)}")
         name = f"{self.name}/{self.split}/{i}"
         try:
-            record = self._data[i]
-            pixels = np.asarray(record["image"])
-            pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
-            image = to_channels(Image.fromarray(pixels), self.channels)
+            return name, (self._data if pixels else self._without_pixels)[i]
         # As in FolderSource: a broken record can raise nearly anything.
         except Exception as error:
             raise CorruptExample(name, f"{type(error).__name__}: {error}") from error
-        example = {"name": name, "image": image}
-        if "label" in record:
-            example["label"] = int(record["label"])
-        text = record.get("text", record.get("caption"))
-        if isinstance(text, bytes | str):
-            example["text"] = text.decode() if isinstance(text, bytes) else text
-        if "objects" in record:
-            # TFDS boxes are (y0, x0, y1, x1).
-            objects = zip(record["objects"]["bbox"], record["objects"]["label"])
-            example["objects"] = [{"box": [float(box[k]) for k in (1, 0, 3, 2)], "class": int(label)}
-                                  for box, label in objects]
-        return example
+
+    def __getitem__(self, i: int) -> dict:
+        name, record = self._record(i, pixels=True)
+        pixels = np.asarray(record["image"])
+        pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+        try:
+            image = to_channels(Image.fromarray(pixels), self.channels)
+        except Exception as error:
+            raise CorruptExample(name, f"{type(error).__name__}: {error}") from error
+        return {"name": name, "image": image, **prepared.annotations(record, self._names, self._classes)}
+
+    def annotations(self, i: int) -> dict:
+        """Name, label, text and objects; the picture is read with them, but not decoded."""
+        name, record = self._record(i, pixels=False)
+        return {"name": name, **prepared.annotations(record, self._names, self._classes)}
 
     def describe(self) -> str:
         """One line: count, classes and the declared size."""

@@ -72,9 +72,8 @@ class TextTokenizer:
 def captions(source) -> Iterable[str]:
     """The texts of a source, in its order; pictures are not decoded where that can be avoided."""
     for i in range(len(source)):
-        text = source.annotations(i).get("text")
-        if text is not None:
-            yield text
+        text = source.annotations(i).get("text", ())
+        yield from (text,) if isinstance(text, str) else text
 
 
 def _words(texts: Iterable[str]) -> Counter:

@@ -172,8 +172,11 @@ class ImageTransform:
         elif resized != size:
             raise ValueError(f"image {example.get('name', '')} is {resized[0]}x{resized[1]} after "
                              f"resize {self.resize!r}, not {size[0]}x{size[1]}: choose a crop, or 'stretch'")
-        flip = bool(self.flip and rng.random() < 0.5)
-        return Placing(original, window, resized, (top, left, *size), flip)
+        return Placing(original, window, resized, (top, left, *size), self.draw_flip(rng))
+
+    def draw_flip(self, rng: np.random.Generator) -> bool:
+        """Whether this image is mirrored: the last thing that `place` decides."""
+        return bool(self.flip and rng.random() < 0.5)
 
     def __call__(self, example: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
         out = {"image": to_float(self.place(example, rng).image(example["image"], self.interpolation))}

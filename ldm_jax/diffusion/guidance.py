@@ -1,7 +1,9 @@
-"""Guidance, written once and unknown to the samplers: `guided` and `steered` make a `Denoise`.
+"""Guidance, written once and unknown to the samplers: `guided`, `classified` and `steered` make a `Denoise`.
 
 Classifier-free (Ho and Salimans 2022), by the condition the network was trained with, scale s:
     eps = eps_null + s (eps_cond - eps_null):  0 = unconditional, 1 = off (plain conditional), above 1 = guided.
+By a classifier that knows noise (Dhariwal and Nichol 2021, algorithm 2), scale s:
+    eps = eps(z_t) - s sqrt(1 - abar) grad_{z_t} log p(y | z_t, t)
 Post-hoc (LDM paper, appendix C), by any differentiable log p(y | z) of the clean latent:
     eps = eps(z_t) - sqrt(1 - abar) grad_{z_t} log p(y | z(z_t)),  z(z_t) = (z_t - sqrt(1 - abar) eps(z_t)) / sqrt(abar)
 """
@@ -53,6 +55,23 @@ def guided(
         return phi * factor * mixed + (1 - phi) * mixed
 
     return denoise
+
+
+def classified(
+    denoise: Denoise, log_p: Callable[[jax.Array, jax.Array], jax.Array], schedule: NoiseSchedule
+) -> Denoise:
+    """`denoise` moved along the gradient of log_p, a classifier of noised latents.
+
+    log_p: (z_t [B,...], t [B]) -> [B], without mixing samples; times the scale of the guidance. With the exact eps, the
+    exact log p(y | z_t, t) and scale 1 this is the exact eps of class y. Costs a forward and a backward pass of log_p.
+    """
+
+    def moved(z: jax.Array, t: jax.Array) -> jax.Array:
+        a = _per_sample(jnp.asarray(schedule.alpha_bar, jnp.float32)[t], z)
+        gradient = jax.grad(lambda z: jnp.sum(log_p(z, t)))(z)
+        return denoise(z, t) - jnp.sqrt(1 - a) * gradient
+
+    return moved
 
 
 def steered(

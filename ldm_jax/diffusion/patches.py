@@ -34,6 +34,21 @@ def corners(size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, i
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
 
 
+def boxes(size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int]) -> np.ndarray:
+    """The parts of an image that `patchwise` gives to its network: [P,4], (x0, y0, x1, y1) in 0..1."""
+    kernel, stride = _fitted(size, kernel, stride)
+    first = corners(size, kernel, stride).reshape(-1, 2)
+    return np.concatenate([first[:, ::-1], (first + kernel)[:, ::-1]], axis=1) / np.array([*size[::-1]] * 2)
+
+
+def _fitted(
+    size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(kernel, stride) cut down to the image and the patch."""
+    kernel = tuple(min(k, n) for k, n in zip(kernel, size))
+    return kernel, tuple(min(s, k) for s, k in zip(stride, kernel))
+
+
 def weights(
     kernel: tuple[int, int],
     grid: tuple[int, int],
@@ -81,13 +96,14 @@ def fold(patches: Array, size: tuple[int, int], stride: tuple[int, int], w: np.n
 
 
 def patchwise(
-    fn: Callable[[Array], Array],
+    fn: Callable[..., Array],
     x: Array,
     kernel: tuple[int, int],
     stride: tuple[int, int],
     scale: float | Fraction = 1,
     clip: tuple[float, float] = CLIP,
     tie_clip: tuple[float, float] | None = None,
+    each: Array | None = None,
 ) -> Array:
     """fn over overlapping patches of x, blended: [B,H,W,C] -> [B,scale*H,scale*W,C'] float32.
 
@@ -96,20 +112,23 @@ def patchwise(
     x may be a tree of images of the same H and W (latent and spatial condition): fn gets the tree of patches.
     kernel, stride: in pixels of x; a kernel larger than the image is cut down to it. Where one patch covers the
     image, this is fn(x) itself.
-    Raises ValueError when a patch's size or place times `scale` is not a whole number.
+    each: [P,...], what every patch is told besides, in the order of `corners`: fn gets it as its second argument.
+    Raises ValueError when a patch's size or place times `scale` is not a whole number, or `each` has not P rows.
     """
     leaves = jax.tree.leaves(x)
     size = leaves[0].shape[1:3]
     if any(leaf.shape[1:3] != size for leaf in leaves):
         raise ValueError(f"images of different sizes: {[leaf.shape for leaf in leaves]}")
-    kernel = tuple(min(k, n) for k, n in zip(kernel, size))
-    stride = tuple(min(s, k) for s, k in zip(stride, kernel))
+    kernel, stride = _fitted(size, kernel, stride)
     where = corners(size, kernel, stride)
+    if each is not None and len(each) != len(where.reshape(-1, 2)):
+        raise ValueError(f"{len(where.reshape(-1, 2))} patches, but {len(each)} of what each is told")
+    told = () if each is None else (each,)
     scale = Fraction(scale).limit_denominator(1024)
     out_size, out_kernel = (tuple(_scaled(n, scale).tolist()) for n in (size, kernel))
     out_where = _scaled(where, scale)
     if kernel == size:
-        whole = fn(x).astype(jnp.float32)
+        whole = fn(x, *(each[0] for each in told)).astype(jnp.float32)
         _check_size(whole, kernel, out_kernel, scale)
         return whole
     w = weights(out_kernel, where.shape[:2], clip, tie_clip)
@@ -120,21 +139,21 @@ def patchwise(
 
         return jax.tree.map(one, x)
 
-    first = jax.eval_shape(lambda: fn(cut(jnp.zeros(2, jnp.int32))))
+    first = jax.eval_shape(lambda: fn(cut(jnp.zeros(2, jnp.int32)), *(each[0] for each in told)))
     _check_size(first, kernel, out_kernel, scale)
 
     @partial(jax.checkpoint, prevent_cse=False)  # inside a scan, nothing is merged anyway
-    def weighted(corner: Array, weight: Array) -> Array:
-        return fn(cut(corner)).astype(jnp.float32) * weight[None, :, :, None]
+    def weighted(corner: Array, weight: Array, told: tuple[Array, ...]) -> Array:
+        return fn(cut(corner), *told).astype(jnp.float32) * weight[None, :, :, None]
 
     def add(total: Array, entry) -> tuple[Array, None]:
-        corner, out_corner, weight = entry
+        corner, out_corner, weight, told = entry
         start = (0, *out_corner, 0)
-        patch = weighted(corner, weight)
+        patch = weighted(corner, weight, told)
         before = lax.dynamic_slice(total, start, patch.shape)
         return lax.dynamic_update_slice(total, before + patch, start), None
 
-    entries = tuple(jnp.asarray(a) for a in (where.reshape(-1, 2), out_where.reshape(-1, 2), w))
+    entries = *(jnp.asarray(a) for a in (where.reshape(-1, 2), out_where.reshape(-1, 2), w)), told
     start = jnp.zeros((first.shape[0], *out_size, first.shape[3]), jnp.float32)
     total, _ = lax.scan(add, start, entries)
     return total / _covered(w, out_where, out_size)

@@ -190,3 +190,25 @@ class LinearAttention(nn.Module):
         context = jnp.einsum("bnd,bne->bde", k, v)
         h = jnp.einsum("bnd,bde->bne", q, context).reshape(x.shape)
         return Conv(channels, (1, 1), dtype=self.dtype, name="to_out")(h)
+
+
+class AttentionPool(nn.Module):
+    """[B,h,w,C] -> [B,features]: the mean of all positions attends to itself and to them (the original's
+    AttentionPool2d, from CLIP). Positions are learned: it takes maps of the size it was trained with."""
+
+    features: int
+    num_heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        batch, height, width, channels = x.shape
+        if channels % self.num_heads:
+            raise ValueError(f"{channels} channels do not divide into {self.num_heads} heads")
+        tokens = x.reshape(batch, height * width, channels)
+        tokens = jnp.concatenate([tokens.mean(axis=1, keepdims=True), tokens], axis=1)  # [B,1+hw,C]
+        places = self.param("positional_embedding", nn.initializers.normal(channels**-0.5), tokens.shape[1:])
+        qkv = Conv(3 * channels, (1,), dtype=self.dtype, name="qkv_proj")(tokens + places.astype(tokens.dtype))
+        q, k, v = (_split_heads(a, self.num_heads) for a in jnp.split(qkv, 3, axis=-1))
+        h = _join_heads(attend(q[:, :, :1], k, v))  # [B,1,C]: what the positions would see is not used
+        return Conv(self.features, (1,), dtype=self.dtype, name="c_proj")(h)[:, 0]

@@ -2,6 +2,7 @@
 
 AutoencoderKL, VQModel and IdentityFirstStage share one interface:
 `latents(image, key=None)`, `decode(z)`, `__call__(image, key=None, train=False) -> (reconstruction, aux)`.
+`latents` is `draw(moments(image), key)`: all that the encoder does, and what is left of it once that is known.
 Latents and images are float32; `dtype` is the compute type in between.
 """
 
@@ -159,10 +160,18 @@ class AutoencoderKL(_Autoencoder):
         """[B,H,W,C] -> the distribution of z [B,h,w,c]."""
         return DiagonalGaussian(self._encode(image, train))
 
+    def moments(self, image: Array) -> Array:
+        """[B,H,W,C] -> [B,h,w,2c]: mean and log-variance of the posterior."""
+        return self._encode(image)
+
+    def draw(self, moments: Array, key: Array | None = None) -> Array:
+        """[B,h,w,2c] -> z [B,h,w,c]: a posterior sample with a key (or a key per sample), else the mode."""
+        posterior = DiagonalGaussian(moments)
+        return posterior.mode() if key is None else posterior.sample(key)
+
     def latents(self, image: Array, key: Array | None = None) -> Array:
         """[B,H,W,C] -> z [B,h,w,c]: a posterior sample with a key (or a key per sample), else the mode."""
-        posterior = self.posterior(image)
-        return posterior.mode() if key is None else posterior.sample(key)
+        return self.draw(self.moments(image), key)
 
     def decode(self, z: Array) -> Array:
         """z [B,h,w,c] -> image [B,H,W,C], about [-1,1] (not clipped)."""
@@ -187,9 +196,17 @@ class VQModel(_Autoencoder):
         self._build(self.z_channels, self.embed_dim)
         self.quantize = VectorQuantizer(self.n_embed, self.embed_dim, self.beta, self.legacy_beta)
 
+    def moments(self, image: Array) -> Array:
+        """[B,H,W,C] -> [B,h,w,c]: z itself, not quantised."""
+        return self._encode(image)
+
+    def draw(self, moments: Array, key: Array | None = None) -> Array:
+        """[B,h,w,c] -> the same. The key is not used: there is nothing to draw."""
+        return moments
+
     def latents(self, image: Array, key: Array | None = None) -> Array:
         """[B,H,W,C] -> z [B,h,w,c], not quantised. The key is not used: there is nothing to draw."""
-        return self._encode(image)
+        return self.draw(self.moments(image))
 
     def decode(self, z: Array, quantize: bool = True) -> Array:
         """z [B,h,w,c] -> image [B,H,W,C], about [-1,1] (not clipped). quantize=False skips the codebook."""

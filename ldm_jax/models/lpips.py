@@ -109,8 +109,7 @@ def load_lpips(path: str | Path, net: str = "vgg16") -> Tree:
     if not path.exists():
         raise FileNotFoundError(
             f"{path} does not exist. Make it once with\n"
-            f"    python scripts/make_lpips_weights.py --net={net} --out={path.parent}\n"
-            "or train without LPIPS: --config.loss.perceptual_weight=0"
+            f"    python scripts/make_lpips_weights.py --net={net} --out={path.parent}"
         )
     tensors = load_file(path)
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)

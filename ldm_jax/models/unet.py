@@ -66,24 +66,7 @@ class UNet(nn.Module):
         self._check(z, context, y)
         emb = self._embedding(t, y)
         levels = len(self.channel_mult)
-
-        h = Conv(self.model_channels, dtype=self.dtype, name="input_blocks_0_0")(z)
-        skips, block = [h], 1
-        for level, mult in enumerate(self.channel_mult):
-            for _ in range(self.num_res_blocks):
-                h = self._res_block(f"input_blocks_{block}_0", h, emb, train, self.model_channels * mult)
-                if 2**level in self.attention_downsamples:
-                    h = self._attention(f"input_blocks_{block}_1", h, context)
-                skips.append(h)
-                block += 1
-            if level != levels - 1:
-                h = self._down(f"input_blocks_{block}_0", h, emb, train)
-                skips.append(h)
-                block += 1
-
-        h = self._res_block("middle_block_0", h, emb, train, h.shape[-1])
-        h = self._attention("middle_block_1", h, context)
-        h = self._res_block("middle_block_2", h, emb, train, h.shape[-1])
+        h, skips = self._encode(z, emb, context, train)
 
         block = 0
         for level in reversed(range(levels)):
@@ -133,6 +116,27 @@ class UNet(nn.Module):
             table = nn.Embed(self.num_classes, emb.shape[-1], embedding_init=normal, name="label_emb")
             emb = emb + table(y)
         return emb
+
+    def _encode(self, z: Array, emb: Array, context: Array | None, train: bool) -> tuple[Array, list[Array]]:
+        """The way down and the middle: features [B,h',w',C'], and what the way up joins, the last first."""
+        levels = len(self.channel_mult)
+        h = Conv(self.model_channels, dtype=self.dtype, name="input_blocks_0_0")(z)
+        skips, block = [h], 1
+        for level, mult in enumerate(self.channel_mult):
+            for _ in range(self.num_res_blocks):
+                h = self._res_block(f"input_blocks_{block}_0", h, emb, train, self.model_channels * mult)
+                if 2**level in self.attention_downsamples:
+                    h = self._attention(f"input_blocks_{block}_1", h, context)
+                skips.append(h)
+                block += 1
+            if level != levels - 1:
+                h = self._down(f"input_blocks_{block}_0", h, emb, train)
+                skips.append(h)
+                block += 1
+
+        h = self._res_block("middle_block_0", h, emb, train, h.shape[-1])
+        h = self._attention("middle_block_1", h, context)
+        return self._res_block("middle_block_2", h, emb, train, h.shape[-1]), skips
 
     def _res_block(
         self, name: str, h: Array, emb: Array, train: bool, features: int, *, up=False, down=False

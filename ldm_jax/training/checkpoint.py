@@ -156,7 +156,7 @@ def changes(workdir: str | Path, config: dict) -> dict[str, tuple]:
     path = Path(workdir) / "config.json"
     if not path.exists():
         return {}
-    before, now = (dict(_leaves(json.loads(t))) for t in (path.read_text(), json.dumps(config)))
+    before, now = (dict(leaves(json.loads(t))) for t in (path.read_text(), json.dumps(config)))
     names = sorted(before.keys() | now.keys())
     return {n: (before.get(n), now.get(n)) for n in names if before.get(n) != now.get(n)}
 
@@ -171,10 +171,11 @@ def has_checkpoint(workdir: str | Path) -> bool:
     return bool(steps(workdir))
 
 
-def _leaves(config: dict, prefix: str = ""):
+def leaves(config: dict, prefix: str = ""):
+    """(dotted name, value) of every option."""
     for name, value in config.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 

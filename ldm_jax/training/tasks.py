@@ -22,7 +22,7 @@ from ldm_jax import losses
 from ldm_jax.diffusion.timetable import Timetable
 from ldm_jax.generate import image_keys, sample_latents
 from ldm_jax.keys import purpose_key, purpose_of, sample_keys
-from ldm_jax.ldm import DROPOUT_STREAM, LDM, measure_latent_scale
+from ldm_jax.ldm import DROPOUT_STREAM, LDM, batch_size, measure_latent_scale
 from ldm_jax.models.discriminator import NLayerDiscriminator
 from ldm_jax.models.lpips import LPIPS
 from ldm_jax.training.optim import ema_update
@@ -130,7 +130,7 @@ class LDMTask:
             grads, terms = jax.grad(self.ldm.loss, has_aux=True)(state.params, frozen, batch, keys)
             return (grads, terms), carry
 
-        keys = sample_keys(state.step_key(), len(batch["image"]))
+        keys = sample_keys(state.step_key(), batch_size(batch))
         (grads, metrics), _ = accumulate(values, batch, keys, (), self.accumulate)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -145,7 +145,7 @@ class LDMTask:
 
     def evaluate(self, state: TrainState, frozen: Tree, batch: Batch, i: int) -> dict[str, jax.Array]:
         """The training loss of the averaged parameters with the same noise at every evaluation."""
-        keys = sample_keys(jax.random.fold_in(purpose_key(0, "evaluate"), i), len(batch["image"]))
+        keys = sample_keys(jax.random.fold_in(purpose_key(0, "evaluate"), i), batch_size(batch))
         return self.ldm.loss_terms(self.averaging.best(state), frozen, batch, keys, train=False)
 
     def pictures(self, state: TrainState, frozen: Tree, batch: Batch) -> dict[str, jax.Array]:

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldm_jax.data.fields import Placed, Text
 from ldm_jax.data.sources import CorruptExample, FolderSource, ShapesSource, TfdsSource
+from ldm_jax.data.tokenizers import captions
 
 
 def save(path, mode="RGB", size=(6, 4), value=0, **options):
@@ -210,6 +212,62 @@ def test_tfds_without_tensorflow(colours):
     assert "8 images (colours, train), 2 classes" in source.describe()
     assert len(TfdsSource("colours:1.0.0", "train[:50%]", colours, channels=1)) == 4
     assert TfdsSource("colours", "train", colours, channels=1)[0]["image"].shape == (6, 9, 1)
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """Sets with the features of coco_captions and open_images_v4, as TFDS has them."""
+    from fake_tfds.conditional import CocoCaptions, OpenImagesV4
+
+    data_dir = tmp_path_factory.mktemp("tfds")
+    for builder in (CocoCaptions, OpenImagesV4):
+        builder(data_dir=str(data_dir), file_format="array_record").download_and_prepare()
+    return data_dir
+
+
+def test_tfds_captions(sets):
+    """All captions of an image are given; the field draws one, by the sample's own random numbers."""
+    source = pickle.loads(pickle.dumps(TfdsSource("coco_captions", "train+restval", sets)))
+    assert len(source) == 3 and source.object_names[:2] == ("person", "bicycle")
+    example = next(e for e in source if e["text"][0].startswith("train 1"))
+    assert example["text"] == tuple(f"train 1, told {k}" for k in "abcde")
+    assert example["objects"] == [{"box": [0.0, 0.25, 0.5, 1.0], "class": 1},
+                                  {"box": [0.0, 0.0, 1.0, 1.0], "class": 0, "group": True}]
+    assert example["image"].shape == (6, 9, 3) and "label" not in example
+
+    def draw(seed):
+        class Tokenizer:
+            def __call__(self, text):
+                return text, None
+
+        placed = Placed(example, None, None)
+        return Text(Tokenizer())(placed, np.random.default_rng(seed))["tokens"]
+
+    assert {draw(seed) for seed in range(40)} == set(example["text"]) and draw(3) == draw(3)
+    assert len(list(captions(source))) == 15
+
+
+def test_tfds_boxes_with_flags_and_chosen_classes(sets, tmp_path, capsys):
+    from scripts import count_classes
+
+    source = TfdsSource("open_images_v4", "train", sets)
+    expected = [{"box": [0.25, 0.0, 1.0, 0.5], "class": 2, "occluded": True, "inside": True},
+                {"box": [0.5, 0.5, 0.75, 1.0], "class": 0, "group": True, "depiction": True},
+                {"box": [0.0, 0.0, 0.5, 0.5], "class": 2}]
+    full = 0 if source[0]["objects"] else 1
+    assert source[full]["objects"] == expected and source[1 - full]["objects"] == []
+    assert source.annotations(full) == {"name": f"open_images_v4/train/{full}", "objects": expected}
+    chosen = tmp_path / "classes.txt"
+    with pytest.raises(FileNotFoundError, match=r"(?s)classes\.txt does not exist.*count_classes\.py"):
+        TfdsSource("open_images_v4", "train", sets, classes=chosen)
+    count_classes.main(["--name=open_images_v4", f"--data_dir={sets}", "--most=1", f"--out={chosen}"])
+    assert chosen.read_text() == "/m/c\n" and "1 of 2 classes, 66.7% of the 3 objects" in capsys.readouterr().out
+    source = TfdsSource("open_images_v4", "train", sets, classes=chosen)
+    assert source.object_names == ("/m/c",)
+    assert source[full]["objects"] == [expected[0] | {"class": 0}, expected[2] | {"class": 0}]
+    chosen.write_text("/m/x\n")
+    with pytest.raises(ValueError, match="unknown class '/m/x'; the set has 3: /m/a"):
+        TfdsSource("open_images_v4", "train", sets, classes=chosen)
 
 
 def test_tfds_that_is_not_prepared(colours):

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.diffusion.guidance import guided, steered
+from ldm_jax.diffusion.guidance import classified, guided, steered
 from ldm_jax.diffusion.samplers import ddim
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.diffusion.timetable import make_timetable
@@ -74,6 +74,45 @@ def prior_eps(z, t):
     """The exact eps for clean latents ~ N(0, PRIOR^2)."""
     a = jnp.asarray(SCHEDULE.alpha_bar, jnp.float32)[t][:, None, None, None]
     return jnp.sqrt(1 - a) * z / (a * PRIOR**2 + 1 - a)
+
+
+def test_an_exact_classifier_makes_the_eps_of_the_class():
+    """Two classes of clean latents, N(mean_y, PRIOR^2): the mixture's eps, guided by the exact p(y | z_t, t) with
+    scale 1, is the eps of that class alone; so samples of a class land on it. Another scale moves in proportion."""
+    means = jnp.asarray([-1.5, 0.5])
+
+    def parts(z, t):
+        a = jnp.asarray(SCHEDULE.alpha_bar, jnp.float32)[t][:, None, None, None]
+        return a, a * PRIOR**2 + 1 - a
+
+    def eps_of(y):
+        def eps(z, t):
+            a, variance = parts(z, t)
+            return jnp.sqrt(1 - a) * (z - jnp.sqrt(a) * means[y]) / variance
+
+        return eps
+
+    def log_joint(z, t):  # [2,B], up to a constant; classes alike
+        a, variance = parts(z, t)
+        squares = [jnp.square(z - jnp.sqrt(a) * m) / variance for m in means]
+        return -0.5 * jnp.stack([s.sum((1, 2, 3)) for s in squares])
+
+    def mixture_eps(z, t):
+        share = jax.nn.softmax(log_joint(z, t), axis=0)[..., None, None, None]
+        return share[0] * eps_of(0)(z, t) + share[1] * eps_of(1)(z, t)
+
+    @jax.jit
+    def guided_to(y, scale, t):
+        denoise = classified(mixture_eps, lambda z, t: scale * jax.nn.log_softmax(log_joint(z, t), 0)[y], SCHEDULE)
+        return denoise(Z, t), ddim(denoise, Z, make_timetable(SCHEDULE, 50), None), mixture_eps(Z, t)
+
+    t = jnp.asarray([3, 600, 950])
+    for y in (0, 1):
+        eps, samples, mixed = guided_to(y, 1.0, t)
+        np.testing.assert_allclose(eps, eps_of(y)(Z, t), atol=1e-5)
+        assert abs(float(samples.mean()) - float(means[y])) < 0.2
+    assert jnp.abs(eps - mixed).max() > 0.1
+    np.testing.assert_allclose(guided_to(1, 3.0, t)[0] - mixed, 3 * (eps - mixed), atol=1e-5)
 
 
 def gaussian_log_p(y, slope):

@@ -80,6 +80,27 @@ def test_memory_is_the_image_and_one_patch():
     assert used < 6 * 4 * 320 * 320
 
 
+def test_every_patch_is_told_its_own():
+    """Each patch gets its row, and `boxes` are the parts of the image that they are; so is the whole image in one."""
+    boxes = patches.boxes(X.shape[1:3], (8, 10), (5, 10))
+    assert boxes[0].tolist() == [0, 0, 0.5, 8 / 24] and boxes[1].tolist() == [0.5, 0, 1, 8 / 24]
+    y, x = jnp.meshgrid((jnp.arange(24) + 0.5) / 24, (jnp.arange(20) + 0.5) / 20, indexing="ij")
+    places = jnp.stack([x, y], -1)[None]
+
+    def left(place, box):
+        return place - box[None, None, None, :2]
+
+    told = patches.patchwise(lambda p, box: left(p, box) + box[:2], places, (8, 10), (5, 10), each=jnp.array(boxes))
+    np.testing.assert_allclose(told, places, atol=1e-6)
+    inside = patches.patchwise(left, places, (8, 10), (5, 10), each=jnp.array(boxes))
+    assert inside.min() > 0 and inside[..., 0].max() < 0.5 and inside[..., 1].max() < 8 / 24
+    whole = jnp.array(patches.boxes((24, 20), (99, 99), (50, 50)))
+    whole = patches.patchwise(left, places, (99, 99), (50, 50), each=whole)
+    np.testing.assert_allclose(whole, places, atol=1e-6)
+    with pytest.raises(ValueError, match="10 patches, but 3 of what each is told"):
+        patches.patchwise(left, places, (8, 10), (5, 10), each=jnp.array(boxes[:3]))
+
+
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match=r"stride \(9, 4\): needs 0 < stride <= patch"):
         patches.corners((24, 20), (8, 8), (9, 4))

@@ -1,0 +1,12 @@
+"""Emoji of a category, in the 16x16x4 latents of emoji_first_stage: the folder's labels in alphabetical order.
+
+    python train.py --config=configs/emoji_class.py --workdir=runs/emoji/class \\
+        --config.first_stage.checkpoint=runs/emoji/first_stage
+    python sample.py --workdir=runs/emoji/class --steps=200 --eta=1 --guidance=3 --label 3 --num=8
+"""
+
+from configs import common, small
+
+
+def get_config(variant: str = ""):
+    return common.finish(small.emoji(common.class_label(9, dim=128, drop_prob=0.1)), variant)

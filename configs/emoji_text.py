@@ -1,0 +1,14 @@
+"""Emoji by their names, in the 16x16x4 latents of emoji_first_stage. The vocabulary is made from the names.
+
+    python train.py --config=configs/emoji_text.py --workdir=runs/emoji/text \\
+        --config.first_stage.checkpoint=runs/emoji/first_stage
+    python sample.py --workdir=runs/emoji/text --steps=200 --eta=1 --guidance=3 --prompt "red heart" --num=8
+"""
+
+from configs import common, small
+
+
+def get_config(variant: str = ""):
+    conditioner = common.text(dim=128, depth=4, tokenizer="captions")
+    conditioner.update(vocab_size=2048, max_length=16, null_tokens=(2, 3), use_mask=True)
+    return common.finish(small.emoji(conditioner), variant)

@@ -1,0 +1,22 @@
+"""Shapes of a class in the places of a segmentation map, both at once: minutes on a laptop.
+
+    python train.py --config=configs/quickstart_first_stage.py --workdir=runs/quickstart/first_stage
+    python train.py --config=configs/quickstart_hybrid.py --workdir=runs/quickstart/hybrid \\
+        --config.first_stage.checkpoint=runs/quickstart/first_stage
+    python sample.py --workdir=runs/quickstart/hybrid --label=9 --segmentation=map.png --num=16 --steps=100 --eta=1
+
+The class reaches the UNet through cross-attention, the map through its input channels; every label that is asked for is
+joined with every map. A part's options are config.conditioner.parts.class.dim and the like.
+"""
+
+from configs import common, small
+
+
+def get_config(variant: str = ""):
+    where = common.segmentation(9, channels=8)
+    where.update(n_stages=1)  # 32 px -> 16x16
+    what = common.class_label(64, dim=64, drop_prob=0.1)
+    config = small.quickstart(common.hybrid(what, where, drop_prob=0.1))
+    config.steps = 4000
+    config.every.update(evaluate=1000, picture=1000, checkpoint=1000)
+    return common.finish(config, variant)

@@ -1,0 +1,17 @@
+"""Shapes of 8 px made 32 px: minutes on a laptop.
+
+    python train.py --config=configs/quickstart_superres_first_stage.py --workdir=runs/quickstart/superres_first_stage
+    python train.py --config=configs/quickstart_superres.py --workdir=runs/quickstart/superres \\
+        --config.first_stage.checkpoint=runs/quickstart/superres_first_stage
+    python sample.py --workdir=runs/quickstart/superres --image=small.png --num=4 --steps=100 --eta=1
+    python scripts/check_quickstart.py runs/quickstart/superres
+"""
+
+from configs import common, small
+
+
+def get_config(variant: str = ""):
+    config = small.quickstart(common.low_res(), small.quickstart_superres_first_stage())
+    config.steps = 6000
+    config.every.update(evaluate=1500, picture=1500, checkpoint=1500)
+    return common.finish(config, variant)

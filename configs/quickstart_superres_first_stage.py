@@ -1,0 +1,19 @@
+"""The first stage of quickstart_superres, 32 px -> 8x8x16: minutes on a laptop, no download.
+
+    python train.py --config=configs/quickstart_superres_first_stage.py --workdir=runs/quickstart/superres_first_stage
+
+L1 and KL alone: sharp edges of drawn shapes need no discriminator.
+"""
+
+from configs import common, small
+
+
+def get_config(variant: str = ""):
+    config = common.autoencoder(small.quickstart_superres_first_stage(), image_size=32)
+    config.steps = 4000
+    config.batch_size = 8
+    config.optim.update(learning_rate=1e-3, schedule="cosine", warmup_steps=50)
+    config.loss.update(perceptual_weight=0.0, disc_start=1_000_000, disc_layers=2, disc_ndf=16)
+    config.every.update(evaluate=1000, picture=1000, checkpoint=1000)
+    config.data.update(simple_scenes=True, validation_images=128)
+    return common.finish(config, variant)

@@ -1,0 +1,192 @@
+"""Writes the cache of latents that data/latents.py reads: the first stage's moments of every training image, once.
+
+Every host encodes its share of the shards on its own devices; shards that are there are kept. The folder is one that
+all hosts see.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import flax.linen as nn
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ldm_jax import tree
+from ldm_jax.data import fields
+from ldm_jax.data.latents import LatentSource, LatentTransform, Store, needs_pictures, open_store
+from ldm_jax.data.sources import CorruptExample, FilteredSource, Source
+from ldm_jax.data.transforms import ImageTransform
+from ldm_jax.training.logging import duration
+
+Tree = Any
+Transform = ImageTransform | fields.WithFields
+Encode = Callable[[np.ndarray], jax.Array]
+SAY_EVERY = 10.0  # seconds
+
+
+# Options of config.data that change what the encoder sees.
+PREPARATION = ("channels", "image_size", "resize", "resize_to", "crop", "interpolation", "flip")
+
+
+def from_cache(
+    config, images: Source, transform: Transform, model: nn.Module, frozen: Tree
+) -> tuple[LatentSource, LatentTransform]:
+    """Source and transform of batches with "moments" in place of "image"; what the cache lacks is written first.
+
+    images, transform: those of training without a cache. model: the first stage, frozen["first_stage"] its variables.
+    ValueError for what cannot be cached, and for a cache that was made from something else.
+    """
+    data, kind, variables = config.data, config.first_stage.kind, frozen["first_stage"]
+    placing, made = getattr(transform, "transform", transform), getattr(transform, "fields", ())
+    if kind == "identity":
+        raise ValueError("config.data.cache_latents: a model of the pixels themselves has no latents to keep")
+    if any(isinstance(field, fields.Inpainting) for field in made):
+        raise ValueError(
+            "config.data.cache_latents is not for inpainting: its condition is the latent of the masked image, another "
+            "one at every visit, so every step encodes anyway"
+        )
+    read = LatentTransform(placing, made)
+    which = identity(images, by_name=data.source == "folder")
+    made_from = dict(first_stage=fingerprint(variables), kind=kind, dtype=config.dtype, images=which)
+    made_from |= {name: data[name] for name in PREPARATION}
+    shape = moments_shape(model, variables, placing, data.channels)
+    store = open_store(data.cache_latents, made_from, len(images), shape)
+    say = print if jax.process_index() == 0 else lambda *_, **__: None
+    at_once = config.batch_size // config.optim.accumulate // jax.process_count()
+    fill(store, images, placing, encoder(model, variables), at_once, workers=data.workers, say=say)
+    source = LatentSource(images, store, needs_pictures(made))
+    say(f"training latents: {source.describe()}")
+    return source, read
+
+
+def fingerprint(variables: Tree) -> str:
+    """A hash of names, shapes, types and values of all arrays, wherever they came from."""
+    digest = hashlib.sha256()
+    for name, leaf in sorted(tree.flatten(variables).items()):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{name} {array.shape} {array.dtype}\n".encode())
+        digest.update(array.data)
+    return digest.hexdigest()[:16]
+
+
+def identity(images: Source, by_name: bool) -> str:
+    """Tells image sets and their orders apart: by the names of all images, wherever their folder lies (for sources
+    whose annotations cost nothing), or by description. What is in the files is not looked at."""
+    if by_name:
+        names = "\n".join(images.annotations(i)["name"] for i in range(len(images)))
+        return f"{len(images)} images named {_hash(names.encode())}"
+    kept = f", {_hash(np.asarray(images.kept))}" if isinstance(images, FilteredSource) else ""
+    return images.describe() + kept
+
+
+def _hash(data: bytes | np.ndarray) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def encoder(model: nn.Module, variables: Tree) -> Encode:
+    """images [B,H,W,C] -> moments [B,h,w,m], on this host's devices, among which B divides."""
+    mesh = Mesh(np.array(jax.local_devices()), ("data",))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    variables = jax.device_put(jax.device_get(variables), NamedSharding(mesh, PartitionSpec()))
+    apply = jax.jit(lambda variables, image: model.apply(variables, image, method="moments"))
+    return lambda image: apply(variables, jax.device_put(image, rows))
+
+
+def moments_shape(model: nn.Module, variables: Tree, transform: ImageTransform, channels: int) -> tuple[int, ...]:
+    """[F,h,w,m] of the moments of one image; F = 2 where the transform mirrors."""
+    image = jax.ShapeDtypeStruct((1, *transform.hw, channels), jnp.float32)
+    shape = jax.eval_shape(lambda v, x: model.apply(v, x, method="moments"), variables, image).shape
+    return 1 + transform.flip, *shape[1:]
+
+
+@dataclass(frozen=True)
+class _Images:
+    """j -> the image of example indices[j], float32 [H,W,C] not mirrored, or why there is none."""
+
+    source: Source
+    transform: ImageTransform
+    indices: np.ndarray
+
+    def __call__(self, j: int) -> np.ndarray | CorruptExample:
+        try:
+            # A transform that may be cached draws nothing but the flip, which is off.
+            return self.transform(self.source[int(self.indices[j])], np.random.default_rng(0))["image"]
+        except CorruptExample as error:
+            return error
+
+
+def _read(images: _Images, batch_size: int, workers: int) -> grain.DatasetIterator:
+    """Iterator, with close(), of lists of at most batch_size, made ahead in threads or worker processes."""
+    dataset = grain.MapDataset.range(len(images.indices)).map(images).batch(batch_size, batch_fn=list)
+    dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain's workers refuse to start otherwise
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(dataset)
+
+
+def _moments(encode: Encode, images: list[np.ndarray], size: int, mirror: bool) -> np.ndarray:
+    """Moments [n,F,h,w,m] of n <= size images; batches are filled up to `size`, so that one program does all."""
+    batch = np.zeros((size, *images[0].shape), np.float32)
+    batch[: len(images)] = images
+    seen = [batch, batch[:, :, ::-1]] if mirror else [batch]
+    parts = [encode(np.ascontiguousarray(x)) for x in seen]
+    return np.stack([np.asarray(part)[: len(images)] for part in parts], axis=1)
+
+
+def _examples(images: _Images, encode: Encode, batch_size: int, mirror: bool, workers: int, say: Callable) -> Iterator:
+    """Moments [F,h,w,m] of the images, one after another, or the reason why there are none."""
+    began = said = time.perf_counter()
+    done, total = 0, len(images.indices)
+    batches = _read(images, batch_size, workers)
+    for batch in batches:
+        readable = [image for image in batch if not isinstance(image, CorruptExample)]
+        made = iter(_moments(encode, readable, batch_size, mirror) if readable else ())
+        for image in batch:
+            yield image if isinstance(image, CorruptExample) else next(made)
+        done, now = done + len(batch), time.perf_counter()
+        if now - said > SAY_EVERY or done == total:
+            rate, said = done / (now - began), now
+            say(f"caching latents: {done}/{total} images  {rate:.1f} images/s  left {duration((total - done) / rate)}",
+                flush=True)  # fmt: skip
+    batches.close()
+
+
+def fill(store: Store, images: Source, transform: ImageTransform, encode: Encode, batch_size: int, *,
+         workers: int, say: Callable) -> None:
+    """Writes the shards that `store` lacks; returns when those of all hosts are there.
+
+    Images are mirrored as well where the transform mirrors. batch_size: images of this host that are encoded together.
+    ValueError when the other hosts' shards are not seen here.
+    """
+    host, hosts = jax.process_index(), jax.process_count()
+    missing = store.missing()
+    if hosts > 1:
+        multihost_utils.sync_global_devices("which cached latents are missing")
+    mine = missing[host::hosts]
+    if missing:
+        kept = f", {store.shards - len(missing)} are there" if len(missing) < store.shards else ""
+        say(f"caching latents: {len(missing)} of {store.shards} files to write into {store.folder}{kept}", flush=True)
+    if mine:
+        indices = np.concatenate([np.asarray(store.indices(shard)) for shard in mine])
+        seen = _Images(images, replace(transform, flip=False), indices)
+        examples = _examples(seen, encode, batch_size, transform.flip, workers, say)
+        for shard in mine:
+            store.write(shard, islice(examples, len(store.indices(shard))))
+        next(examples, None)  # so that the last line is said and the readers end
+    if hosts > 1:
+        multihost_utils.sync_global_devices("cached latents are written")
+    left = store.missing() if missing else []
+    if left:
+        raise ValueError(f"{store.path(left[0])} and {len(left) - 1} more were written by other hosts but are not "
+                         f"seen by host {host}: --config.data.cache_latents must be a folder that all hosts share")

@@ -1,0 +1,218 @@
+"""Does a conditional model do as it is told? Measured on unseen scenes of the built-in shapes, by reading the pixels.
+
+    python scripts/check_quickstart.py runs/quickstart/class
+
+Takes any conditional model trained with data.source=shapes and data.simple_scenes=True. The conditions of --num
+scenes that training never drew are given to the model; what it draws is read by ldm_jax/metrics/scenes.py. Beside it
+stand the same score of the first stage's reconstructions of the true scenes, which no model in its latents can beat,
+and that of a method without a network where there is one. Writes check.json and check.png (true scene, its
+reconstruction, sample; super-resolution and inpainting: the input first) into the run directory.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ldm_jax.data import shapes
+from ldm_jax.data.transforms import resize, to_uint8
+from ldm_jax.metrics import scenes
+
+
+def psnr(image: np.ndarray, truth: np.ndarray, where: np.ndarray | None = None) -> float:
+    """dB of uint8 images, over the pixels `where` bool [H,W]."""
+    error = np.square(image.astype(np.float64) - truth)
+    return float(10 * np.log10(255**2 / max(error[where].mean() if where is not None else error.mean(), 1e-9)))
+
+
+def names_of(scene: dict) -> list[str]:
+    return [shapes.CLASS_NAMES[item["class"]] for item in scene["objects"]]
+
+
+@dataclass(frozen=True)
+class Check:
+    """score(scene, fields of its condition, image) -> number, of samples and of reconstructions alike.
+
+    plain: (fields, scene's image) -> what a method without a network makes. goal: what the samples' mean score must
+    reach, given those of reconstructions and plain method. finish: what is made of a sample before it is read.
+    """
+
+    what: str
+    score: Callable[[dict, dict, np.ndarray], float]
+    goal: Callable[[float, float], float]
+    guidance: float | None = None
+    plain: Callable[[dict, np.ndarray], np.ndarray] | None = None
+    plain_name: str = ""
+    finish: Callable[[dict, np.ndarray, np.ndarray], np.ndarray] = lambda fields, made, image: made
+    shown: Callable[[dict, np.ndarray], np.ndarray] | None = None
+
+
+def hole(fields: dict) -> np.ndarray:
+    return fields["mask"][..., 0] > 0.5
+
+
+def bicubic(fields: dict, image: np.ndarray) -> np.ndarray:
+    return resize(to_uint8(fields["low_res"]), image.shape[:2], "bicubic")
+
+
+def mean_colour(fields: dict, image: np.ndarray) -> np.ndarray:
+    """Holes filled with the mean colour of what is known."""
+    known = image[~hole(fields)].mean(0)
+    return np.where(hole(fields)[..., None], np.rint(known), image).astype(np.uint8)
+
+
+CHECKS = {
+    "class": Check(
+        "largest shape has the class's kind and colour (share)",
+        lambda scene, fields, image: scenes.main_is(image, names_of(scene)[0]),
+        lambda ceiling, plain: 0.7 * ceiling,
+        guidance=2.0,
+    ),
+    "text": Check(
+        "every shape of the caption is there in its colour (share)",
+        lambda scene, fields, image: scenes.all_there(image, names_of(scene)),
+        lambda ceiling, plain: 0.5,
+        guidance=2.0,
+    ),
+    "layout": Check(
+        "boxes with a shape of their colour, centres within 1/8 of the image (mean share)",
+        lambda scene, fields, image: np.mean(scenes.in_place(image, scene["objects"], shapes.CLASS_NAMES)),
+        lambda ceiling, plain: 0.6,
+        guidance=2.0,
+    ),
+    "semantic": Check(
+        "pixels of the map's class, read by colour and outline (share)",
+        lambda scene, fields, image: np.mean(scenes.segmentation(image) == scene["segmentation"]),
+        lambda ceiling, plain: 0.8,
+        plain=lambda fields, image: np.full_like(image, 128),
+        plain_name="nothing but background",
+    ),
+    "superres": Check(
+        "PSNR (dB)",
+        lambda scene, fields, image: psnr(image, scene["image"]),
+        lambda ceiling, plain: plain + 1,
+        plain=bicubic,
+        plain_name="bicubic",
+        shown=lambda fields, image: resize(to_uint8(fields["low_res"]), image.shape[:2], "nearest"),
+    ),
+    "inpaint": Check(
+        "PSNR in the hole (dB)",
+        lambda scene, fields, image: psnr(image, scene["image"], hole(fields)),
+        lambda ceiling, plain: plain + 3,
+        plain=mean_colour,
+        plain_name="mean colour of the rest",
+        finish=lambda fields, made, image: np.where(hole(fields)[..., None], made, image),
+        shown=lambda fields, image: to_uint8(fields["masked_image"]),
+    ),
+}
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workdir", help="the run directory of a conditional model on shapes")
+    parser.add_argument("--num", type=int, default=128, help="scenes (default 128)")
+    parser.add_argument("--batch", type=int, default=64, help="samples at a time (default 64)")
+    parser.add_argument("--steps", type=int, default=100, help="DDIM steps (default 100)")
+    parser.add_argument("--eta", type=float, default=1.0, help="DDIM's noise (default 1)")
+    parser.add_argument("--guidance", type=float, help="scale (default: 2 for class, text and layout, else none)")
+    parser.add_argument("--seed", type=int, default=0, help="of the samples (default 0)")
+    return parser.parse_args()
+
+
+def unseen(config, workdir: str, number: int) -> tuple[list[dict], list[dict]]:
+    """Scenes of the validation stream, and the fields of each that the model reads."""
+    from ldm_jax import build
+
+    source = build.source(config, train=False)
+    transform = build.transform(config, False, Path(workdir) / "tokenizer")
+    found = [source[i] for i in range(number)]
+    return found, [transform(scene, np.random.default_rng([7, i])) for i, scene in enumerate(found)]
+
+
+def generate(args: argparse.Namespace, config, fields: list[dict], guidance: float | None) -> tuple[list, list]:
+    """(samples, reconstructions), uint8 [H,W,3] each."""
+    import jax
+
+    from ldm_jax import build
+    from ldm_jax import generate as sampling
+    from ldm_jax.diffusion.timetable import make_timetable
+
+    frozen = build.frozen(config, args.workdir, kept_only=True)
+    params = build.restore_parts(config, args.workdir, ("step", "ema")).ema
+    ldm = build.ldm(config)
+    timetable = make_timetable(ldm.schedule, args.steps)
+
+    @jax.jit
+    def both(params, frozen, batch, indices):
+        keys = sampling.image_keys(args.seed, indices)
+        shape = build.latent_shape(config)
+        z = sampling.sample_latents(ldm, params, frozen, batch, keys, shape, timetable, args.eta, guidance=guidance)
+        return ldm.decode(frozen, z), ldm.decode(frozen, ldm.encode(frozen, batch["image"]))
+
+    samples, reconstructions = [], []
+    for start in range(0, args.num, args.batch):
+        indices = np.arange(start, start + args.batch) % args.num  # a full batch, so that nothing is compiled again
+        batch = {name: np.stack([fields[i][name] for i in indices]) for name in fields[0]}
+        made, again = both(params, frozen, batch, indices.astype(np.int32))
+        wanted = args.num - start
+        samples += list(to_uint8(np.asarray(made)))[:wanted]
+        reconstructions += list(to_uint8(np.asarray(again)))[:wanted]
+        print(f"{len(samples)}/{args.num} samples", flush=True)
+    return samples, reconstructions
+
+
+def main() -> None:
+    args = parse()
+    from ml_collections import ConfigDict
+
+    from ldm_jax.training import checkpoint, logging, runtime
+
+    runtime.setup()
+    config = ConfigDict(checkpoint.load_config(args.workdir))
+    kind = config.conditioner.kind if config.task == "ldm" else "none"
+    if kind not in CHECKS or config.data.source != "shapes" or not config.data.simple_scenes:
+        sys.exit(
+            f"{args.workdir} is a run of task {config.task!r}, condition {kind!r}, on {config.data.source!r}; this "
+            f"check needs simple scenes of shapes and one of the conditions {', '.join(CHECKS)}"
+        )
+    check = CHECKS[kind]
+    guidance = args.guidance if args.guidance is not None else check.guidance
+    found, fields = unseen(config, args.workdir, args.num)
+    began = time.perf_counter()
+    samples, reconstructions = generate(args, config, fields, guidance)
+    seconds = time.perf_counter() - began
+    images = [scene["image"] for scene in found]
+    samples = [check.finish(f, made, image) for f, made, image in zip(fields, samples, images)]
+
+    def mean(drawn: list[np.ndarray]) -> float:
+        return float(np.mean([check.score(*each) for each in zip(found, fields, drawn)]))
+
+    scores = {"samples": mean(samples), "reconstructions": mean(reconstructions)}
+    rows = [images, reconstructions, samples]
+    if check.plain:
+        scores[check.plain_name] = mean([check.plain(f, image) for f, image in zip(fields, images)])
+    if check.shown:
+        rows.insert(0, [check.shown(f, image) for f, image in zip(fields, images)])
+    goal = check.goal(scores["reconstructions"], scores.get(check.plain_name, 0.0))
+    print(f"\n{check.what}, {args.num} unseen scenes, {args.steps} steps, eta {args.eta:g}, guidance {guidance}:")
+    for name, value in scores.items():
+        print(f"  {name:24} {value:.3f}")
+    print(f"  {'wanted of samples':24} {goal:.3f}   {'reached' if scores['samples'] >= goal else 'NOT REACHED'}")
+    print(f"sampling took {seconds:.0f} s with compiling")
+    settings = dict(scenes=args.num, steps=args.steps, eta=args.eta, guidance=guidance)
+    report = dict(what=check.what, **settings, goal=goal, **scores)
+    Path(args.workdir, "check.json").write_text(json.dumps(report, indent=1) + "\n")
+    strips = [np.concatenate(strip) for strip in zip(*rows)][:16]
+    logging.save_png(Path(args.workdir, "check.png"), np.concatenate(strips, axis=1), {"condition": kind})
+    sys.exit(0 if scores["samples"] >= goal else 1)
+
+
+if __name__ == "__main__":
+    main()
