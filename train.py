@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]} (options are written --name=value)")
     logging.set_verbosity(logging.WARNING)
-    from ldm_jax import build
+    from ldm_jax import build, runs
     from ldm_jax.training import loop, runtime
 
     recipe = flags.FLAGS["config"].config_filename
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     config = CONFIG.value
     try:
         mesh = build.mesh(config)
-        task, loaders, frozen = build.run(config, workdir)
+        task, loaders, frozen = runs.training_run(config, workdir)
     except build.Missing as error:
         sys.exit(f"\n{recipe} cannot start. What is missing:\n\n{error}\n")
     except ValueError as error:

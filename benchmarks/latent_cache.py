@@ -34,7 +34,7 @@ def measure(config, cache: str, steps: int) -> common.Row:
     """Training steps one after another, as the loop makes them, after the first two; cache: its folder, or ""."""
     import jax
 
-    from ldm_jax import build
+    from ldm_jax import build, runs
     from ldm_jax.training import sharding
 
     config.data.cache_latents = cache
@@ -42,7 +42,7 @@ def measure(config, cache: str, steps: int) -> common.Row:
     state, frozen = jax.device_put((model.state, model.frozen), sharding.replicated(mesh))
     with tempfile.TemporaryDirectory() as workdir:
         began = time.perf_counter()
-        loaders = build.loaders(config, workdir, model.frozen)
+        loaders = runs.loaders(config, workdir, model.frozen)
         made = time.perf_counter() - began
         batches = loaders.train(0)
         try:

@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> list[common.Row]:
     p = common.parser(__doc__, repeats=1)
     args, config = common.load(p, argv)
     env, rows = common.environment(), []
-    imports = "from ldm_jax import build; from ldm_jax.training import loop"
+    imports = "from ldm_jax import runs; from ldm_jax.training import loop"
     rows.append({"part": "imports", "seconds": _python(imports)})
     rows.append({"part": "python alone", "seconds": _python("")})
     seconds, model = common.timed(lambda: work.make_model(config))

@@ -12,7 +12,7 @@ The images: TFDS coco/2017 with its boxes of 80 classes, or a folder whose metad
 "objects": --config.data.source=folder --config.data.path=IMAGES.
 """
 
-from configs import common
+from configs import common, conditioners
 
 
 def get_config(variant: str = ""):
@@ -26,7 +26,7 @@ def get_config(variant: str = ""):
             transformer_depth=2,
             dropout=0.1,
         ),
-        common.layout(n_classes=80, dim=512, depth=8) | dict(flags=("group",), min_area=1e-5),
+        conditioners.layout(n_classes=80, dim=512, depth=8) | dict(flags=("group",), min_area=1e-5),
     )
     config.steps = 170_000
     config.batch_size = 48

@@ -5,8 +5,8 @@
     python sample.py --workdir=runs/emoji/class --steps=200 --eta=1 --guidance=3 --label 3 --num=8
 """
 
-from configs import common, small
+from configs import common, conditioners, small
 
 
 def get_config(variant: str = ""):
-    return common.finish(small.emoji(common.class_label(9, dim=128, drop_prob=0.1)), variant)
+    return common.finish(small.emoji(conditioners.class_label(9, dim=128, drop_prob=0.1)), variant)

@@ -5,8 +5,8 @@
     python sample.py --workdir=runs/emoji/inpaint --steps=200 --eta=1 --image=PICTURE.png --mask=HOLE.png
 """
 
-from configs import common, small
+from configs import common, conditioners, small
 
 
 def get_config(variant: str = ""):
-    return common.finish(small.emoji(common.masked()), variant)
+    return common.finish(small.emoji(conditioners.masked()), variant)

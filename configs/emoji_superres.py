@@ -5,8 +5,8 @@
     python sample.py --workdir=runs/emoji/superres --steps=200 --eta=1 --image=SMALL.png
 """
 
-from configs import common, small
+from configs import common, conditioners, small
 
 
 def get_config(variant: str = ""):
-    return common.finish(small.emoji(common.low_res()), variant)
+    return common.finish(small.emoji(conditioners.low_res()), variant)

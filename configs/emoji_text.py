@@ -5,10 +5,10 @@
     python sample.py --workdir=runs/emoji/text --steps=200 --eta=1 --guidance=3 --prompt "red heart" --num=8
 """
 
-from configs import common, small
+from configs import common, conditioners, small
 
 
 def get_config(variant: str = ""):
-    conditioner = common.text(dim=128, depth=4, tokenizer="captions")
+    conditioner = conditioners.text(dim=128, depth=4, tokenizer="captions")
     conditioner.update(vocab_size=2048, max_length=16, null_tokens=(2, 3), use_mask=True)
     return common.finish(small.emoji(conditioner), variant)

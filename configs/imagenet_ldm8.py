@@ -14,14 +14,14 @@ released yaml's 32-wide heads (what today's original code builds from it) are
 The parameters are the same, the function is not.
 """
 
-from configs import common
+from configs import common, conditioners
 
 
 def get_config(variant: str = ""):
     config = common.ldm(
         common.vq_f8(),
         dict(model_channels=256, channel_mult=(1, 2, 4), attention_downsamples=(1, 2, 4), num_heads=1),
-        common.class_label(1000, 512),
+        conditioners.class_label(1000, 512),
     )
     config.steps = 2_900_000
     config.batch_size = 64

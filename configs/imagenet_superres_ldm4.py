@@ -9,14 +9,14 @@ light BSR pipeline; the paper's bicubic model is --config.data.degradation=bicub
     python sample.py --workdir=runs/imagenet_superres_ldm4 --image=small.png --steps=100
 """
 
-from configs import common
+from configs import common, conditioners
 
 
 def get_config(variant: str = ""):
     config = common.ldm(
         common.vq_f4(),
         dict(model_channels=160, channel_mult=(1, 2, 2, 4), attention_downsamples=(8,), num_head_channels=32),
-        common.low_res(),
+        conditioners.low_res(),
     )
     config.steps = 860_000
     config.batch_size = 64

@@ -21,7 +21,7 @@ from 0. Or a folder whose metadata.jsonl gives each image its "objects":
     --config.data.source=folder --config.data.path=IMAGES
 """
 
-from configs import common
+from configs import common, conditioners
 
 
 def get_config(variant: str = ""):
@@ -34,7 +34,7 @@ def get_config(variant: str = ""):
             num_heads=1,
             transformer_depth=3,
         ),
-        common.layout(n_classes=352, dim=512, depth=16),
+        conditioners.layout(n_classes=352, dim=512, depth=16),
     )
     config.steps = 4_400_000
     config.batch_size = 24

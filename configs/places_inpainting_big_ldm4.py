@@ -11,7 +11,7 @@ base rate, then a cosine that ends at step 50,000. Input: z, the latent of the m
 The images: TFDS places365_small, or any folder (--config.data.source=folder --config.data.path=IMAGES).
 """
 
-from configs import common
+from configs import common, conditioners
 
 
 def get_config(variant: str = ""):
@@ -24,7 +24,7 @@ def get_config(variant: str = ""):
             num_heads=8,
             resblock_updown=True,
         ),
-        common.masked(),
+        conditioners.masked(),
     )
     config.steps = 360_000
     config.batch_size = 128

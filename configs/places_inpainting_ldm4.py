@@ -10,14 +10,14 @@ rate 1e-6 is taken as the base rate of one sample: 128 x 1e-6. Attention stands 
 The images: TFDS places365_small, or any folder (--config.data.source=folder --config.data.path=IMAGES).
 """
 
-from configs import common
+from configs import common, conditioners
 
 
 def get_config(variant: str = ""):
     config = common.ldm(
         common.vq_f4_noattn(),
         dict(model_channels=128, channel_mult=(1, 4, 8), attention_downsamples=(), num_heads=1),
-        common.masked(),
+        conditioners.masked(),
     )
     config.steps = 360_000
     config.batch_size = 128

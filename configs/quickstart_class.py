@@ -9,11 +9,11 @@
 The classes are ldm_jax/data/shapes.py's CLASS_NAMES; simple scenes have the 32 of SIMPLE_KINDS.
 """
 
-from configs import common, small
+from configs import common, conditioners, small
 
 
 def get_config(variant: str = ""):
-    config = small.quickstart(common.class_label(64, dim=64, drop_prob=0.1))
+    config = small.quickstart(conditioners.class_label(64, dim=64, drop_prob=0.1))
     config.steps = 4000
     config.every.update(evaluate=1000, picture=1000, checkpoint=1000)
     return common.finish(config, variant)

@@ -9,14 +9,14 @@
 boxes.json, for example: [{"box": [0.1, 0.2, 0.7, 0.8], "class": 9}]
 """
 
-from configs import common, small
+from configs import common, conditioners, small
 
 
 def get_config(variant: str = ""):
-    conditioner = common.layout(64, dim=64, depth=2, drop_prob=0.1)
+    conditioner = conditioners.layout(64, dim=64, depth=2, drop_prob=0.1)
     # Three objects of a class and two corners, on a grid of 16 x 16.
     conditioner.update(max_objects=3, min_objects=1, max_length=9, vocab_size=256, flags=(), crop_tokens=False)
     config = small.quickstart(conditioner)
-    config.steps = 6000
-    config.every.update(evaluate=1500, picture=1500, checkpoint=1500)
+    config.steps = 4800
+    config.every.update(evaluate=1200, picture=1200, checkpoint=1200)
     return common.finish(config, variant)

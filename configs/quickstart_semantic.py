@@ -9,11 +9,11 @@
 A map has 0 for the background and 1 + the number of the kind, in the order of ldm_jax/data/shapes.py's KINDS.
 """
 
-from configs import common, small
+from configs import common, conditioners, small
 
 
 def get_config(variant: str = ""):
-    conditioner = common.segmentation(9, channels=8, drop_prob=0.1)
+    conditioner = conditioners.segmentation(9, channels=8, drop_prob=0.1)
     conditioner.update(n_stages=1)  # 32 px -> 16x16
     config = small.quickstart(conditioner)
     config.steps = 2400

@@ -7,11 +7,11 @@
     python scripts/check_quickstart.py runs/quickstart/superres
 """
 
-from configs import common, small
+from configs import common, conditioners, small
 
 
 def get_config(variant: str = ""):
-    config = small.quickstart(common.low_res(), small.quickstart_superres_first_stage())
+    config = small.quickstart(conditioners.low_res(), small.quickstart_superres_first_stage())
     config.steps = 6000
     config.every.update(evaluate=1500, picture=1500, checkpoint=1500)
     return common.finish(config, variant)

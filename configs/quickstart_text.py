@@ -8,13 +8,13 @@
     python scripts/check_quickstart.py runs/quickstart/text
 """
 
-from configs import common, small
+from configs import common, conditioners, small
 
 
 def get_config(variant: str = ""):
-    conditioner = common.text(dim=64, depth=2, tokenizer="captions")
+    conditioner = conditioners.text(dim=64, depth=2, tokenizer="captions")
     conditioner.update(vocab_size=256, max_length=24, null_tokens=(2, 3), use_mask=True)
     config = small.quickstart(conditioner)
-    config.steps = 6000
-    config.every.update(evaluate=1500, picture=1500, checkpoint=1500)
+    config.steps = 4800
+    config.every.update(evaluate=1200, picture=1200, checkpoint=1200)
     return common.finish(config, variant)

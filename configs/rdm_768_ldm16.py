@@ -10,7 +10,7 @@ published.
     python sample.py --workdir=runs/rdm_768_ldm16 --vectors=clip.npy --guidance=5
 """
 
-from configs import common
+from configs import common, conditioners
 
 
 def get_config(variant: str = ""):
@@ -23,7 +23,7 @@ def get_config(variant: str = ""):
             num_head_channels=32,
             remat=True,
         ),
-        common.vectors(number=1, dim=768),
+        conditioners.vectors(number=1, dim=768),
         image_size=768,
     )
     config.steps = 500_000

@@ -18,14 +18,14 @@ captions at random), in place of the last option:
     --config.data.validation_split=val --config.data.path=TFDS_DIR
 """
 
-from configs import common
+from configs import common, conditioners
 
 
 def get_config(variant: str = ""):
     config = common.ldm(
         common.vq_f4(),
         dict(model_channels=192, channel_mult=(1, 2, 3, 5), attention_downsamples=(2, 4, 8), num_heads=1),
-        common.text(640, 32),
+        conditioners.text(640, 32),
     )
     config.steps = 500_000
     config.batch_size = 28

@@ -15,7 +15,7 @@ captions at random), in place of the last option:
     --config.data.validation_split=val --config.data.path=TFDS_DIR
 """
 
-from configs import common
+from configs import common, conditioners
 
 
 def get_config(variant: str = ""):
@@ -29,7 +29,7 @@ def get_config(variant: str = ""):
             legacy=False,
             remat=True,
         ),
-        common.text(1280, 32),
+        conditioners.text(1280, 32),
     )
     config.steps = 390_000
     config.batch_size = 680

@@ -3,7 +3,7 @@
 An entry joins the network that reads the condition (conditioners.py), the fields of a batch that it reads, how they
 are made from a training example (data/fields.py), and how from what a user of sample.py asks for (data/requests.py).
 A further kind is a class in conditioners.py, one in data/fields.py, a function in data/requests.py, an entry here,
-and a section in configs/common.py. The kind "hybrid" joins several others, section.parts = {kind: section}.
+and a section in configs/conditioners.py. The kind "hybrid" joins several others, section.parts = {kind: section}.
 """
 
 import shutil

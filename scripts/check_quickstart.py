@@ -140,12 +140,12 @@ def generate(args: argparse.Namespace, config, fields: list[dict], guidance: flo
     """(samples, reconstructions), uint8 [H,W,3] each."""
     import jax
 
-    from ldm_jax import build
+    from ldm_jax import build, runs
     from ldm_jax import generate as sampling
     from ldm_jax.diffusion.timetable import make_timetable
 
-    frozen = build.frozen(config, args.workdir, kept_only=True)
-    params = build.restore_parts(config, args.workdir, ("step", "ema")).ema
+    frozen = runs.frozen(config, args.workdir, kept_only=True)
+    params = runs.restore_parts(config, args.workdir, ("step", "ema")).ema
     ldm = build.ldm(config)
     timetable = make_timetable(ldm.schedule, args.steps)
 

@@ -19,12 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax.convert import names
+from tests.fast import compiled
 from tests.golden import weights
 
 GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = 1e-4
-# For programs that run once: compiling costs more than running. The results stay within float32 round-off.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 class UnsupportedError(Exception):
@@ -173,7 +172,7 @@ def restore(module, state: Mapping, *inputs, **options) -> dict:
 
 def run_once(fn: Callable, *args):
     """fn(*args) compiled in a hurry."""
-    return jax.jit(fn).lower(*args).compile(compiler_options=QUICK)(*args)
+    return compiled(fn, *args)(*args)
 
 
 def rel(ours, golden: np.ndarray) -> float:

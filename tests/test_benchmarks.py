@@ -22,10 +22,9 @@ from benchmarks import (
     work,
 )
 from ldm_jax import recipe
+from tests.fast import QUICK
 
 TINY = "--config=configs/quickstart_first_stage.py:tiny"
-# Compile fast, run slowly: every program here runs once or twice.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 CEILINGS = roofline.Ceilings(flops=1e9, bytes=1e9, dtype="float32")
 
 

@@ -13,7 +13,10 @@ from PIL import Image
 
 import sample
 from ldm_jax import build
+from ldm_jax.runs import abstract_run, frozen, guide
+from ldm_jax.sampling.options import WrongRequest
 from ldm_jax.training import checkpoint
+from ldm_jax.training.classifier import check_latents
 
 ROOT = Path(__file__).resolve().parents[1]
 ONE_LEVEL = dict(channel_mult=(1,), attention_downsamples=())
@@ -33,7 +36,7 @@ def config_of(name, **changes):
 def keep(workdir, config, scale=1.0, draw=None):
     """A run directory with a checkpoint of zeros, or of what `draw(shape)` gives."""
     checkpoint.keep_config(workdir, config.to_dict())
-    state, _ = build.abstract_run(config)
+    state, _ = abstract_run(config)
     draw = draw or np.zeros
     checkpoint.save_from_numpy(workdir, 0, jax.tree.map(lambda s: np.asarray(draw(s.shape), s.dtype), state))
     checkpoint.save_tree(workdir / "frozen", {"first_stage": {}, "latent_scale": np.float32(scale)})
@@ -73,7 +76,7 @@ WRONG = [
 @pytest.mark.parametrize(("options", "message"), WRONG)
 def test_a_classifier_of_other_latents_is_refused(runs, monkeypatch, options, message):
     monkeypatch.chdir(runs)
-    with pytest.raises((sample.WrongRequest, ValueError, FileNotFoundError, build.Missing), match=message):
+    with pytest.raises((WrongRequest, ValueError, FileNotFoundError, build.Missing), match=message):
         sample.main(arguments(*options))
 
 
@@ -96,15 +99,15 @@ def test_a_refusal_ends_with_exit_code_2(runs):
 def test_other_weights_of_the_first_stage_are_refused(runs):
     """The same architecture and scale are not enough."""
     theirs, ours = ({"latent_scale": np.float32(2), "first_stage": {"w": np.array([1.0, x])}} for x in (2.0, 3.0))
-    build.check_latents(theirs, theirs, "runs/ldm")
+    check_latents(theirs, theirs, "runs/ldm")
     with pytest.raises(ValueError, match=r"another first stage than the LDM in runs/ldm.*--config\.guides"):
-        build.check_latents(ours, theirs, "runs/ldm")
+        check_latents(ours, theirs, "runs/ldm")
 
 
 def test_training_takes_over_scale_and_first_stage(runs, tmp_path):
     config = config_of("quickstart_classifier", guides=str(runs / "ldm"))
-    frozen = build.frozen(config, tmp_path)
-    assert float(build.task(config).prepare(frozen, iter(()), print)["latent_scale"]) == 2.0
+    taken = frozen(config, tmp_path)
+    assert float(build.task(config).prepare(taken, iter(()), print)["latent_scale"]) == 2.0
     for changes, message in (
         ({"guides": str(runs / "ldm"), "diffusion__timesteps": 500}, r"timesteps: 500 of the classifier, 1000 of the"),
         ({"guides": str(runs / "classifier")}, "to guide: .* holds a run of task 'classifier'"),
@@ -112,7 +115,7 @@ def test_training_takes_over_scale_and_first_stage(runs, tmp_path):
         ({"first_stage__kind": "kl", "first_stage__checkpoint": ""}, r"--config\.guides=runs/ldm"),
     ):
         with pytest.raises((ValueError, build.Missing), match=message):
-            build.frozen(config_of("quickstart_classifier", **changes), tmp_path)
+            frozen(config_of("quickstart_classifier", **changes), tmp_path)
 
 
 def test_too_few_classes_are_named(runs):
@@ -125,7 +128,7 @@ def test_the_classifier_is_followed(runs, tmp_path, monkeypatch):
     nothing; an image's condition is in its name and texts."""
     monkeypatch.chdir(runs)
     config = ConfigDict(checkpoint.load_config("ldm"))
-    classifier, params, _ = build.guide("classifier", config, build.frozen(config, "ldm"), "ldm")
+    classifier, params, _ = guide("classifier", config, frozen(config, "ldm"), "ldm")
 
     @jax.jit
     def log_p(images):

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
-from ldm_jax import build, conditioners, conditions
+from configs import conditioners as told
+from ldm_jax import build, conditioners, conditions, runs
 
 
 def tiny(recipe):
@@ -66,7 +66,7 @@ def test_a_further_kind_takes_what_the_readme_says(monkeypatch):
     )
     monkeypatch.setitem(conditions.KINDS, "depth", kind)
     section = dict(kind="depth", drop_prob=0.1)
-    for sections in (section, common.hybrid(common.class_label(64, 32, 0.1), section, drop_prob=0.1)):
+    for sections in (section, told.hybrid(told.class_label(64, 32, 0.1), section, drop_prob=0.1)):
         config = tiny("quickstart_ldm")
         config.conditioner = {"trainable": True, "checkpoint": "", **sections}
         config.unet.update(use_spatial_transformer=sections["kind"] == "hybrid")
@@ -74,13 +74,13 @@ def test_a_further_kind_takes_what_the_readme_says(monkeypatch):
         example = build.transform(config, train=True)(build.source(config, train=True)[0], np.random.default_rng(0))
         shapes = build.batch_shapes(config, 8)
         assert {name: shapes[name].shape[1:] for name in shapes} == {name: example[name].shape for name in shapes}
-        state, frozen = build.abstract_run(config)
+        state, frozen = runs.abstract_run(config)
         jax.eval_shape(build.task(config).step, state, frozen, shapes)
         assert state.params["unet"]["input_blocks_0_0"]["kernel"].shape[2] == 3 + 1
 
 
 def test_hybrids_that_do_not_fit():
-    label, where, words = common.class_label(64, 32), common.segmentation(9), common.text(32, 1)
+    label, where, words = told.class_label(64, 32), told.segmentation(9), told.text(32, 1)
     config = tiny("quickstart_hybrid")
 
     def refused(message, *parts, **options):
@@ -92,11 +92,11 @@ def test_hybrids_that_do_not_fit():
     refused("a hybrid has two parts", label)
     refused("null_class=True", label, where, drop_prob=0.1)
     refused("one width of the context, not dim=", label | dict(dim=64), words, drop_prob=0.0)
-    boxes = common.layout(64, 32, 1)
+    boxes = told.layout(64, 32, 1)
     refused("two of them read 'tokens' of a batch", words, boxes)
     refused("'smell', no kind", label, dict(kind="smell"))
     with pytest.raises(ValueError, match="each kind once"):
-        common.hybrid(label, label)
+        told.hybrid(label, label)
 
 
 def test_sections_that_do_not_fit():

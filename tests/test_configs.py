@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax import build, tree
+from ldm_jax import build, runs, tree
 from ldm_jax.data.tokenizers import train_wordpiece
+from tests.fast import compiled
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "common", "small"))
+SHARED = ("__init__", "common", "conditioners", "small")  # no recipes
+FILES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in SHARED)
 
 
 def variants(file):
@@ -75,8 +77,6 @@ PAPER = {
     "first_stage_table8:kl_f16_c8": 69.5,
     "first_stage_table8:kl_f32_c16": 103.2,
 }
-# Compile fast, run slowly: every program here runs once.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 QUICKSTARTS = {f"quickstart_{task}" for task in ("class", "text", "layout", "semantic", "superres", "inpaint")}
 QUICKSTARTS |= {"quickstart_first_stage", "quickstart_superres_first_stage", "quickstart_ldm"}
 QUICKSTARTS |= {"quickstart_classifier", "quickstart_hybrid"}
@@ -91,7 +91,7 @@ def recipe(name, tiny=False):
 
 
 def state_shapes(config):
-    return build.task(config), build.abstract_run(config)[0]
+    return build.task(config), runs.abstract_run(config)[0]
 
 
 def test_every_recipe_has_a_row():
@@ -107,7 +107,7 @@ def test_parameter_count_at_full_size(name):
     else:
         frozen = {"first_stage": first, "latent_scale": jax.ShapeDtypeStruct((), jnp.float32)}
         params = jax.eval_shape(build.task(config).ldm.init, jax.random.key(0), frozen, build.batch_shapes(config, 1))
-        parts = [params["unet"], params["conditioner"]]
+        parts = [params[name] for name in ("classifier", "unet", "conditioner") if name in params]
     expected = PAPER[name] if isinstance(PAPER[name], tuple) else (PAPER[name],)
     for part, millions in zip(parts, expected):
         digits = len(str(millions).split(".")[1])
@@ -152,7 +152,7 @@ def test_tiny_variant_takes_a_step(name, tmp_path):
         first_stage = build.first_stage_variables(build.first_stage(config), config.data.image_size, 3)
         frozen = {"first_stage": filled(first_stage), "latent_scale": np.float32(1.0)}
     batch = examples(config)
-    step = jax.jit(task.step).lower(state, frozen, batch).compile(compiler_options=QUICK)
+    step = compiled(task.step, state, frozen, batch)
     after, metrics = step(state, frozen, batch)
     assert int(after.step) == 1
     assert all(np.isfinite(v) for v in jax.tree.leaves(metrics)), metrics

@@ -18,8 +18,8 @@ from ldm_jax.keys import sample_keys
 from ldm_jax.ldm import LDM
 from ldm_jax.models.autoencoder import AutoencoderKL
 from ldm_jax.models.lpips import LPIPS
+from tests.fast import compiled
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 SCHEDULE = make_schedule()
 TIMETABLE = make_timetable(SCHEDULE, 20)
 F = 4
@@ -70,10 +70,6 @@ def make(first_stage, context=False, **fields):
 
 def run(fn, *args):
     return compiled(fn, *args)(*args)
-
-
-def compiled(fn, *args):
-    return jax.jit(fn).lower(*args).compile(compiler_options=QUICK)
 
 
 @pytest.fixture(scope="module")

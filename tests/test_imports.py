@@ -27,7 +27,8 @@ ALLOWED = {
     "metrics": {"tree", "models", "data", "ldm", "generate"},
     "convert": {"tree", "models", "ldm"},
 }
-ALLOWED["build"] = set(ALLOWED)
+for upper in ("build", "runs", "sampling"):
+    ALLOWED[upper] = set(ALLOWED)
 
 
 def room(path: Path) -> str:

@@ -4,18 +4,17 @@ import jax
 import numpy as np
 import pytest
 
-from configs import common, small
-from ldm_jax import build, tree
+from configs import common, conditioners, small
+from ldm_jax import build, runs, tree
 from ldm_jax.training import checkpoint
-
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+from tests.fast import compiled
 
 
 def text_model(**options):
     """Text and a map of classes, a hybrid, to images of 16x16 pixels, without a first stage."""
-    text = common.text(32, 1) | dict(vocab_size=50, max_length=6)
-    places = common.segmentation(9, channels=2) | dict(n_stages=0)
-    config = small.quickstart(common.hybrid(text, places, drop_prob=0.5) | options)
+    text = conditioners.text(32, 1) | dict(vocab_size=50, max_length=6)
+    places = conditioners.segmentation(9, channels=2) | dict(n_stages=0)
+    config = small.quickstart(conditioners.hybrid(text, places, drop_prob=0.5) | options)
     config = common.finish(config, "tiny").unlock()
     config.first_stage.kind, config.data.image_size, config.batch_size = "identity", 16, 2
     config.unet.update(out_channels=3, channel_mult=(1,), attention_downsamples=())
@@ -31,7 +30,7 @@ def filled(shapes, seed=0):
 def trained(tmp_path_factory):
     """(A run directory with such a model, its averaged conditioner)."""
     run, config = tmp_path_factory.mktemp("trained"), text_model()
-    state = filled(build.abstract_run(config)[0])
+    state = filled(runs.abstract_run(config)[0])
     checkpoint.keep_config(run, config.to_dict())
     checkpoint.save_from_numpy(run, 7, state)
     return run, state.ema["conditioner"]
@@ -40,9 +39,9 @@ def trained(tmp_path_factory):
 def test_two_steps_leave_it_bit_by_bit(trained, tmp_path):
     run, theirs = trained
     config = text_model(trainable=False, checkpoint=str(run))
-    task, frozen = build.task(config), build.frozen(config, tmp_path)
+    task, frozen = build.task(config), runs.frozen(config, tmp_path)
     jax.tree.map(np.testing.assert_array_equal, frozen["conditioner"], theirs)
-    state = filled(build.abstract_run(config)[0], seed=1)
+    state = filled(runs.abstract_run(config)[0], seed=1)
     state = state.replace(opt_state=jax.tree.map(np.zeros_like, state.opt_state))
     parts = state.params, state.ema, state.opt_state
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(parts)]
@@ -53,7 +52,7 @@ def test_two_steps_leave_it_bit_by_bit(trained, tmp_path):
         "tokens": rng.integers(0, 50, (2, 6)).astype(np.int32),
         "segmentation": rng.integers(0, 9, (2, 16, 16)).astype(np.int32),
     }
-    step = jax.jit(task.step).lower(state, frozen, batch).compile(compiler_options=QUICK)
+    step = compiled(task.step, state, frozen, batch)
     after, _ = step(*(step(state, frozen, batch)[0], frozen, batch))
     assert int(after.step) == 2 and tree.flatten(after.params).keys() == tree.flatten(state.params).keys()
     jax.tree.map(np.testing.assert_array_equal, frozen["conditioner"], theirs)
@@ -61,24 +60,24 @@ def test_two_steps_leave_it_bit_by_bit(trained, tmp_path):
     assert float(step(state, other, batch)[1]["loss"]) != float(step(state, frozen, batch)[1]["loss"])
     checkpoint.keep_config(tmp_path, config.to_dict())
     checkpoint.save_tree(tmp_path / "frozen", frozen)
-    kept = build.frozen(config, tmp_path, kept_only=True)  # the run's own copy
+    kept = runs.frozen(config, tmp_path, kept_only=True)  # the run's own copy
     jax.tree.map(np.testing.assert_array_equal, kept["conditioner"], theirs)
-    again = build.frozen(text_model(trainable=False, checkpoint=str(tmp_path)), tmp_path / "next")
+    again = runs.frozen(text_model(trainable=False, checkpoint=str(tmp_path)), tmp_path / "next")
     jax.tree.map(np.testing.assert_array_equal, again["conditioner"], theirs)
 
 
 def test_mistakes(trained, tmp_path):
     run = str(trained[0])
     with pytest.raises(build.Missing, match=r"--config\.conditioner\.checkpoint=runs/ldm"):
-        build.frozen(text_model(trainable=False), tmp_path)
+        runs.frozen(text_model(trainable=False), tmp_path)
     with pytest.raises(build.Missing, match="is not a run directory"):
-        build.frozen(text_model(trainable=False, checkpoint="nowhere"), tmp_path)
+        runs.frozen(text_model(trainable=False, checkpoint="nowhere"), tmp_path)
     other = text_model(trainable=False, checkpoint=run)
     other.conditioner.parts.text.max_length = 9
     with pytest.raises(ValueError, match=r"has another conditioner[^!]*parts\.text\.max_length: 6 in .*, 9 here"):
-        build.frozen(other, tmp_path)
+        runs.frozen(other, tmp_path)
     config = text_model(trainable=False, checkpoint=run)
     with pytest.raises(ValueError, match="trainable: True there, False here"):
-        build._check_same_run(config, run)
+        runs._check_same_run(config, run)
     config.conditioner.trainable = True
-    build._check_same_run(config, run)  # where it came from, and how often it is dropped, may change
+    runs._check_same_run(config, run)  # where it came from, and how often it is dropped, may change

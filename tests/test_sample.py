@@ -12,8 +12,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 import sample
-from configs import common, small
+from configs import common, conditioners, small
 from ldm_jax import build, conditions
+from ldm_jax.runs import abstract_run
+from ldm_jax.sampling.options import WrongRequest, requests_of
 from ldm_jax.training import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,8 +87,8 @@ def test_wrong_requests_are_refused(runs, monkeypatch, model, options, message):
     monkeypatch.chdir(runs)
     args = sample.parse([f"--workdir={model}", *options])
     config = ConfigDict(checkpoint.load_config(args.workdir))
-    with pytest.raises((sample.WrongRequest, ValueError, FileNotFoundError), match=message) as error:
-        sample._requests(args, config)
+    with pytest.raises((WrongRequest, ValueError, FileNotFoundError), match=message) as error:
+        requests_of(args, config)
     assert len(str(error.value).splitlines()) <= 3
 
 
@@ -132,7 +134,7 @@ def test_wrong_arguments_exit_with_2(options, capsys):
 def test_requests_repeat_and_have_the_models_size(runs, monkeypatch):
     monkeypatch.chdir(runs)
     args = sample.parse(["--workdir=class", "--label=3", "--label=9", "--num=2", "--guidance=3"])
-    made = sample._requests(args, ConfigDict(checkpoint.load_config("class")))
+    made = requests_of(args, ConfigDict(checkpoint.load_config("class")))
     assert [int(r.fields["label"]) for r in made] == [3, 3, 9, 9]
     assert {r.size for r in made} == {(64, 64)}
 
@@ -143,7 +145,7 @@ def test_hybrids_join_every_label_with_every_map(runs, monkeypatch):
     (runs / "maps").mkdir()
     for name, shape in (("m", (50, 70)), ("n", (32, 32))):
         Image.fromarray(np.zeros(shape, np.uint8)).save(runs / "maps" / f"{name}.png")
-    made = sample._requests(
+    made = requests_of(
         sample.parse(["--workdir=hybrid", "--label=3", "--label=9", "--segmentation=maps", "--guidance=2"]), config
     )
     assert [r.name for r in made] == ["class 3 m", "class 3 n", "class 9 m", "class 9 n"]
@@ -156,10 +158,10 @@ def test_layouts_in_patches_get_crop_tokens(runs, monkeypatch):
     monkeypatch.chdir(runs)
     (runs / "boxes.json").write_text('[{"box": [0.1, 0.2, 0.6, 0.9], "class": 4}]')
     config = ConfigDict(checkpoint.load_config("layout"))
-    (whole,) = sample._requests(sample.parse(["--workdir=layout", "--layout=boxes.json"]), config)
+    (whole,) = requests_of(sample.parse(["--workdir=layout", "--layout=boxes.json"]), config)
     assert "crop_tokens" not in whole.fields
     asked = ["--workdir=layout", "--layout=boxes.json", "--size=64x128", "--patch=64"]
-    (request,) = sample._requests(sample.parse(asked), config)
+    (request,) = requests_of(sample.parse(asked), config)
     coder = conditions.crop_coder(config.conditioner)
     assert request.fields["crop_tokens"].shape == (3, 2)
     assert request.fields["crop_tokens"][1].tolist() == coder.encode([], crop=(0.25, 0.0, 0.75, 1.0))[-2:].tolist()
@@ -169,11 +171,11 @@ def test_pictures_to_start_from_join_every_condition(runs, monkeypatch):
     """Each label with each picture, at the picture's size; it is padded for the networks and cut back at the end."""
     monkeypatch.chdir(runs)
     config = ConfigDict(checkpoint.load_config("class"))
-    made = sample._requests(sample.parse(["--workdir=class", "--label=3", "--label=9", "--init=folder"]), config)
+    made = requests_of(sample.parse(["--workdir=class", "--label=3", "--label=9", "--init=folder"]), config)
     assert [r.name for r in made] == ["class 3 a", "class 3 b", "class 9 a", "class 9 b"]
     assert {r.size for r in made} == {(64, 96)} and made[0].fields["pictures"].shape == (1, 64, 96, 3)
     assert made[0].finish(np.zeros((64, 96, 3))).shape == (50, 70, 3)
-    made = sample._requests(sample.parse(["--workdir=none", "--interpolate", "picture.png", "small.png",
+    made = requests_of(sample.parse(["--workdir=none", "--interpolate", "picture.png", "small.png",
                                           "--size=32x32"]), ConfigDict(checkpoint.load_config("none")))  # fmt: skip
     assert len(made) == 8 and made[0].fields["pictures"].shape == (2, 32, 32, 3)
 
@@ -188,7 +190,7 @@ def run(tmp_path_factory):
 
 def without_weights(workdir, config):
     checkpoint.keep_config(workdir, config.to_dict())
-    state, frozen = build.abstract_run(config)
+    state, frozen = abstract_run(config)
     assert config.diffusion.prediction == "v" and not frozen["first_stage"]
     checkpoint.save_from_numpy(workdir, 0, jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), state))
     checkpoint.save_tree(workdir / "frozen", {"first_stage": {}, "latent_scale": np.float32(1.0)})
@@ -226,7 +228,7 @@ def test_editing_from_a_checkpoint_to_pictures(run, tmp_path):
 @pytest.fixture(scope="module")
 def filling(tmp_path_factory):
     """As `run`, but an inpainting model that is told a class as well, a hybrid."""
-    both = common.hybrid(common.class_label(64, 32, drop_prob=0.1), common.masked(), drop_prob=0.1)
+    both = conditioners.hybrid(conditioners.class_label(64, 32, drop_prob=0.1), conditioners.masked(), drop_prob=0.1)
     config = common.finish(small.quickstart(both), "tiny").unlock()
     config.first_stage.kind = "identity"
     config.unet.update(out_channels=3, channel_mult=(1,), attention_downsamples=())

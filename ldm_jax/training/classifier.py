@@ -28,7 +28,17 @@ THIRDS = ("low_t", "mid_t", "high_t")  # of the schedule: little, more, most noi
 
 @dataclass(frozen=True)
 class LatentClassifier(LDM):
-    """First stage, schedule and parameters as the LDM's; `unet` is an EncoderUNet, which says which class."""
+    """First stage and schedule as the LDM's; `unet` is an EncoderUNet, which says which class. Its parameters are
+    `params` = {"classifier"}."""
+
+    def init(self, key: jax.Array, frozen: Tree, batch: Batch) -> Tree:
+        return {"classifier": super().init(key, frozen, batch)["unet"]}
+
+    def predict(
+        self, params: Tree, z_t: jax.Array, t: jax.Array, cond: Cond, dropout_key: jax.Array | None = None
+    ) -> jax.Array:
+        """Logits [B,n] for z_t [B,h,w,c] scaled, t [B]."""
+        return super().predict({"unet": params["classifier"]}, z_t, t, cond, dropout_key)
 
     def log_p(self, params: Tree, z_t: jax.Array, t: jax.Array, label: jax.Array) -> jax.Array:
         """log p(label | z_t, t) [B] for z_t [B,h,w,c] scaled, t [B], label [B] int32."""

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 import convert
-from ldm_jax import build, tree
+from ldm_jax import build, runs, tree
 from ldm_jax.convert import compvis, names
+from ldm_jax.convert.tensors import weights_of
 
 HERE = Path(__file__).parent
 
@@ -31,11 +32,11 @@ def recipe(name: str):
 def shapes_of(name: str):
     """(config, TrainState, frozen) of shapes."""
     config = recipe(name)
-    return (config, *build.abstract_run(config))
+    return (config, *runs.abstract_run(config))
 
 
 def template(name: str, ema: bool = True):
-    return convert.weights_of(*shapes_of(name), ema)
+    return weights_of(*shapes_of(name), ema)
 
 
 def checkpoint(name: str, ema: bool = True, scale: float | None = None, dtype=np.float32) -> dict[str, np.ndarray]:

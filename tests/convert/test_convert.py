@@ -9,9 +9,10 @@ import pytest
 from ml_collections import ConfigDict
 
 import convert
-from ldm_jax import build
+from ldm_jax import runs
 from ldm_jax.convert import compvis
 from ldm_jax.convert.safetensors_file import read_safetensors, write_safetensors
+from ldm_jax.convert.tensors import KEPT, given
 from ldm_jax.convert.torch_reader import read_torch, read_torch_checkpoint
 from ldm_jax.convert.torch_writer import write_torch
 from ldm_jax.training import checkpoint as checkpoints
@@ -39,8 +40,8 @@ def test_ldm(tmp_path, capsys):
     assert "660 tensors" in told and "averaged weights: yes" in told and "latent scale 0.50000 (the file's)" in told
     assert "python sample.py --workdir=" in told and "--config.steps=11234" in told
     config = ConfigDict(checkpoints.load_config(tmp_path / "run"))
-    frozen = build.frozen(config, tmp_path / "run", kept_only=True)
-    run = build.restore(config, tmp_path / "run")
+    frozen = runs.frozen(config, tmp_path / "run", kept_only=True)
+    run = runs.restore(config, tmp_path / "run")
     assert int(run.step) == 1234 and float(frozen["latent_scale"]) == 0.5
     for part, key in ((run.params, f"{compvis.UNET}time_embed.0.weight"), (run.ema, f"{EMA}time_embed0weight")):
         assert np.array_equal(part["unet"]["time_embed_0"]["kernel"], state[key].T)
@@ -58,7 +59,7 @@ def test_ldm(tmp_path, capsys):
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_half_precision(tmp_path, dtype):
     state = checkpoint(FIRST_STAGE, dtype=dtype)
-    write_safetensors(tmp_path / "m.safetensors", convert._given(state), {"global_step": "7"})
+    write_safetensors(tmp_path / "m.safetensors", given(state), {"global_step": "7"})
     to_run(FIRST_STAGE, tmp_path / "m.safetensors", tmp_path / "run")
     _, run, _ = restored(tmp_path / "run")
     assert {x.dtype for x in jax.tree.leaves(run.params)} == {np.dtype(np.float32)} and int(run.step) == 7
@@ -80,7 +81,7 @@ def test_first_stage_inside_an_ldm(tmp_path, capsys):
 
     ldm = get_config("tiny").unlock()
     ldm.first_stage.checkpoint = str(tmp_path / "run")
-    found = build.frozen(ldm, tmp_path / "none")["first_stage"]["params"]["quantize"]["embedding"]["embedding"]
+    found = runs.frozen(ldm, tmp_path / "none")["first_stage"]["params"]["quantize"]["embedding"]["embedding"]
     assert np.array_equal(found, state["first_stage_model.quantize.embedding.weight"])
     from_run(tmp_path / "run", tmp_path / "back.ckpt")
     own = {k.removeprefix("first_stage_model."): v for k, v in state.items() if k.startswith("first_stage_model.")}
@@ -115,7 +116,7 @@ def test_a_run_of_our_own(tmp_path):
     state = checkpoint(LDM)
     write_torch(tmp_path / "m.ckpt", state, step=7)
     to_run(LDM, tmp_path / "m.ckpt", tmp_path / "run")
-    (tmp_path / "run" / convert.KEPT).unlink()
+    (tmp_path / "run" / KEPT).unlink()
     from_run(tmp_path / "run", tmp_path / "back.ckpt")
     assert_same(read_torch(tmp_path / "back.ckpt"), state)
 

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-import convert
-from ldm_jax import build
+from ldm_jax import build, tree
 from ldm_jax.convert import compvis, diffusers, names
 from ldm_jax.convert.safetensors_file import read_safetensors
+from ldm_jax.convert.tensors import components, fill, read
 from tests.convert.conversion_tools import HERE, checkpoint, from_run, recipe, shapes_of, template, to_run
 from tests.golden import weights as made_up
 from tests.golden_tools import nchw, nhwc, rel, run_once
@@ -25,9 +25,16 @@ MODELS = {
 }
 
 
+def parts(name):
+    """What a folder of the recipe has."""
+    config = recipe(name)
+    size = build.latent_shape(config)[0] if config.task == "ldm" else None
+    return components(config, template(name, ema=False), size)
+
+
 def component(model):
     folder = model.rpartition("/")[2]
-    found = convert.components(recipe(MODELS[model]), template(MODELS[model], ema=False))
+    found = parts(MODELS[model])
     return next(c for c in found if c.folder == folder or len(found) == 1)
 
 
@@ -70,8 +77,8 @@ def celeba(tmp_path):
 
 def test_the_unet_computes_what_the_librarys_does(celeba):
     config, state, frozen = shapes_of("celeba_ldm4:tiny")
-    source = convert.read(celeba, config, template("celeba_ldm4:tiny", ema=False))
-    params = convert.fill(source, config, state, frozen)[0]["unet"]
+    source = read(celeba, config, template("celeba_ldm4:tiny", ema=False), build.latent_shape(config)[0])
+    params = fill(source, config, state, frozen, build.schedule(config).betas)[0]["unet"]
     with np.load(HERE / "diffusers_unet.npz") as golden:
         model = build.unet(config)
         y = run_once(lambda p, z, t: model.apply({"params": p}, z, t), params, nhwc(golden["z"]), golden["t"])
@@ -155,7 +162,7 @@ def test_other_settings_are_refused(celeba, tmp_path):
 )
 def test_what_diffusers_cannot_hold(name, message):
     with pytest.raises(ValueError, match=message):
-        convert.components(recipe(f"{name}:tiny"), template(f"{name}:tiny"))
+        parts(f"{name}:tiny")
 
 
 def test_latent_scale_of_a_folder():
@@ -166,7 +173,7 @@ def test_latent_scale_of_a_folder():
 
 def test_full_size_names_have_no_two_alike():
     """Two of the original's keys that became one would lose a tensor."""
-    leaves = convert._flatten(template("first_stage_kl_f8"))
+    leaves = tree.flatten(template("first_stage_kl_f8"))
     keys = compvis.original_keys(template("first_stage_kl_f8"))
     shapes = {key: names.torch_shape(path, leaves[path].shape) for path, key in keys.items()}
     ours = diffusers.autoencoder(recipe("first_stage_kl_f8").first_stage, shapes, "", 1.0)

@@ -11,6 +11,7 @@ from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.models.autoencoder import IdentityFirstStage
 from ldm_jax.training.classifier import ClassifierTask, LatentClassifier
 from ldm_jax.training.optim import make_optimizer
+from tests.fast import compiled
 
 FROZEN = {"first_stage": {}, "latent_scale": jnp.float32(0.5)}
 KEY = jax.random.key_data(jax.random.key(0))
@@ -24,12 +25,6 @@ class Thirds(nn.Module):
         sure = self.param("sure", nn.initializers.constant(5.0), ())
         return sure * jax.nn.one_hot(t * 3 // 1000, 4) + 0 * z.mean((1, 2, 3))[:, None]
 
-
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
-
-def compiled(fn, *args):
-    return jax.jit(fn).lower(*args).compile(compiler_options=QUICK)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +72,7 @@ def test_a_step_and_the_scale_of_the_guided_model(task, state):
     """Every third comes up: sure of three classes of which one is right, the network becomes less sure."""
     after, metrics = compiled(task.step, state, FROZEN, batch(1, 60))(state, FROZEN, batch(1, 60))
     assert 0 < float(metrics["accuracy"]) < 1 and np.isfinite(float(metrics["loss"]))
-    assert after.params["unet"]["sure"] < state.params["unet"]["sure"]
+    assert after.params["classifier"]["sure"] < state.params["classifier"]["sure"]
     np.testing.assert_allclose(metrics["param_norm"], optax.global_norm(after.params), rtol=1e-6)
     assert task.prepare(FROZEN, iter(()), print) is FROZEN
     assert task.pictures(state, FROZEN, batch(0)) == {}

@@ -14,12 +14,13 @@ import pytest
 
 from benchmarks import work
 from configs import quickstart_ldm
-from ldm_jax import build
+from ldm_jax import build, runs
 from ldm_jax.data import latents
 from ldm_jax.data.sources import CorruptExample, ShapesSource
 from ldm_jax.data.transforms import ImageTransform, to_float
 from ldm_jax.keys import sample_keys
 from ldm_jax.training import latent_cache
+from tests.fast import QUICK
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--config.data.validation_images=8", "--config.every.evaluate=0", "--config.every.picture=0",
@@ -80,7 +81,7 @@ def cached(tmp_path_factory):
     frozen = {"first_stage": work.fill(shapes), "latent_scale": np.float32(0.5)}
     batches = []
     for options in ({}, {"cache_latents": str(folder)}):
-        iterator = build.loaders(config_of(**options), folder, frozen).train(0)
+        iterator = runs.loaders(config_of(**options), folder, frozen).train(0)
         batches.append(next(iterator))
         iterator.close()
     return build.task(config), frozen, *batches, folder
@@ -92,7 +93,7 @@ def test_same_image_and_key_give_the_same_z(cached):
     assert "image" not in held and held["moments"].shape == (8, 16, 16, 6)
     drawn = jax.jit(
         lambda frozen, batch, seed: task.ldm.latents(frozen, batch, sample_keys(jax.random.key(seed), 8)),
-        compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True},
+        compiler_options=QUICK,
     )
     z, same, other = (np.asarray(drawn(frozen, {name: batch[name]}, seed))
                       for batch, name, seed in ((plain, "image", 3), (held, "moments", 3), (held, "moments", 4)))
@@ -120,10 +121,10 @@ def test_what_cannot_be_cached_says_why(cached, tmp_path):
         config = config_of(cache_latents=folder)
         config.data.update(options)
         with pytest.raises(ValueError, match=words):
-            build.loaders(config, tmp_path, frozen)
+            runs.loaders(config, tmp_path, frozen)
     other = jax.tree.map(lambda x: x + 1, frozen)
     with pytest.raises(ValueError, match=r"first_stage: '\w+' there, '\w+' here"):
-        build.loaders(config_of(cache_latents=folder), tmp_path, other)
+        runs.loaders(config_of(cache_latents=folder), tmp_path, other)
 
 
 def train(workdir, cache):

@@ -42,11 +42,11 @@ def parameters(workdir):
     """Every array of the newest checkpoint as raw bytes."""
     from ml_collections import ConfigDict
 
-    from ldm_jax import build, tree
+    from ldm_jax import runs, tree
     from ldm_jax.training import checkpoint
 
     config = ConfigDict(checkpoint.load_config(workdir))
-    state = build.restore(config, workdir)
+    state = runs.restore(config, workdir)
     return {k: np.asarray(v) for k, v in tree.flatten(state.__dict__).items()}
 
 

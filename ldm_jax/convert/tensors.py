@@ -1,0 +1,200 @@
+"""A run's arrays <-> the tensors of a file, under the original's keys (compvis.py), for every layout of a file.
+
+`state` and `frozen` are a run's, of arrays or of shapes. Beside the configuration some functions need what is made of
+it: `betas` [T] of the schedule and `latent_size`, the latent's height; both are None for a first stage.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from ldm_jax import tree
+from ldm_jax.convert import compvis, diffusers, names
+from ldm_jax.convert.safetensors_file import read_safetensors
+from ldm_jax.convert.torch_reader import read_torch_checkpoint
+
+Tree = Any
+KEPT = "original.safetensors"  # in a converted run directory: what has no leaf, and the list of all keys
+
+
+@dataclass
+class Source:
+    """A model as read: tensors with the original's keys, its step if it says one, and what was noticed."""
+
+    state: dict
+    layout: str  # compvis | diffusers
+    step: int | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def weights_of(config: ConfigDict, state: Tree, frozen: Tree, ema: bool) -> Tree:
+    """The weights tree of convert/compvis.py from a state and frozen, of arrays or of shapes."""
+    if config.task == "classifier":
+        raise ValueError("classifiers are not converted: no weights of one were published")
+    if config.task == "first_stage":
+        discriminator = {"params": state.params["discriminator"]} | dict(state.variables)
+        return {"autoencoder": state.params["autoencoder"], "discriminator": discriminator}
+    averaged = {"ema": state.ema["unet"]} if ema and state.ema else {}
+    first_stage = frozen["first_stage"].get("params", {})
+    kept = {name: frozen[name] for name in ("latent_scale", "conditioner") if name in frozen}
+    return dict(state.params) | averaged | {"first_stage": first_stage} | kept
+
+
+def components(config: ConfigDict, weights: Tree, latent_size: int | None) -> list[diffusers.Component]:
+    """The parts that a folder of diffusers has for this configuration."""
+    leaves = tree.flatten(weights)
+    shapes = {k: names.torch_shape(p, leaves[p].shape) for p, k in compvis.original_keys(weights).items()}
+    if config.task == "first_stage":
+        return [diffusers.autoencoder(config.first_stage, shapes, "", float(config.get("latent_scale", 0)) or 1.0)]
+    kind = config.conditioner.kind
+    if kind not in diffusers.PIPELINES:
+        raise ValueError(f"diffusers has no pipeline for the condition {kind!r}; use .ckpt or .safetensors instead")
+    if config.first_stage.kind == "identity":
+        raise ValueError("diffusers has no pipeline without a first stage; use .ckpt or .safetensors instead")
+    context = config.conditioner.dim if config.unet.use_spatial_transformer else None
+    scale = weights["latent_scale"]
+    scale = float(scale) if hasattr(scale, "__float__") else 1.0
+    found = [
+        diffusers.unet(config.unet, shapes, context, latent_size),
+        diffusers.autoencoder(config.first_stage, shapes, compvis.FIRST_STAGE, scale),
+    ]
+    return [*found, diffusers.bert(config.conditioner, shapes)] if kind == "text" else found
+
+
+def read(path: Path, config: ConfigDict, weights: Tree, latent_size: int | None) -> Source:
+    """The model in a file or folder, whatever its format."""
+    if path.is_dir():
+        state, configs = diffusers.read_folder(path, components(config, weights, latent_size))
+        return _from_diffusers(Source(state, "diffusers"), configs, config)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    if path.suffix == ".safetensors":
+        state, metadata = read_safetensors(path)
+        step = metadata.get("global_step", "")
+        return Source(state, "compvis", int(step) if step.isdigit() else None)
+    state, step = read_torch_checkpoint(path)
+    return Source(state, "compvis", step)
+
+
+def _from_diffusers(source: Source, configs: dict, config: ConfigDict) -> Source:
+    if config.task == "ldm":
+        scale = diffusers.scale_of(configs["vqvae"])
+        if scale is not None:
+            source.state["scale_factor"] = np.float32(scale)
+        if "scheduler" in configs:
+            diffusers.check_scheduler(configs["scheduler"], config.diffusion)
+    for name, found in configs.items():
+        eps = found.get("norm_eps", 1e-5)
+        if name == "unet" and eps != 1e-5:
+            source.notes.append(f"{name}: norm_eps {eps} in the folder; the original and this program have 1e-5")
+    return source
+
+
+def fill(
+    source: Source, config: ConfigDict, state: Tree, frozen: Tree, betas: np.ndarray | None
+) -> tuple[Tree, dict]:
+    """(weights tree of arrays, what has no leaf). Adds to the source's notes what was decided."""
+    weights = weights_of(config, state, frozen, ema=compvis.has_ema(source.state))
+    if config.task == "first_stage":
+        inside = compvis.first_stage_of(source.state)
+        if inside:
+            source.state = inside
+            source.notes.append("the first stage of a whole LDM")
+        if not any(key.startswith("loss.discriminator.") for key in source.state):
+            del weights["discriminator"]
+            source.notes.append("no discriminator in it: fine-tuning begins with an untrained one")
+        return compvis.split(source.state, weights)
+    compvis.check_schedule(source.state, betas)
+    if "scale_factor" not in source.state:
+        weights["latent_scale"] = {}
+    filled, beside = compvis.split(source.state, weights)
+    filled["latent_scale"] = _scale(source, config, filled["latent_scale"])
+    return filled, beside
+
+
+def _scale(source: Source, config: ConfigDict, found: Tree) -> np.ndarray:
+    """The latent scale: the file's, else the recipe's, else 1 for VQ."""
+    if "scale_factor" in source.state:
+        if config.latent_scale and not np.isclose(float(found), config.latent_scale, rtol=1e-3):
+            source.notes.append(f"latent scale {float(found):.5f} of the file, not the recipe's {config.latent_scale}")
+        return np.asarray(found, np.float32)
+    if not config.latent_scale and config.first_stage.kind == "kl":
+        raise ValueError(
+            "the file says no latent scale (scale_factor) and the recipe has none, without which its latents mean "
+            "nothing: give the model's with --config.latent_scale=NUMBER"
+        )
+    return np.asarray(config.latent_scale or 1.0, np.float32)
+
+
+def train_state(config: ConfigDict, abstract: Tree, weights: Tree, step: int) -> Tree:
+    """TrainState of numpy arrays: the weights, no momentum, the learning rate's schedule at `step`."""
+
+    def zeros(leaf):
+        return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+
+    def moments(part):
+        if isinstance(part, optax.ScaleByScheduleState):
+            return part._replace(count=np.asarray(step, part.count.dtype))
+        return jax.tree.map(zeros, part)
+
+    if config.task == "first_stage":
+        params = {"autoencoder": weights["autoencoder"], "discriminator": weights["discriminator"]["params"]}
+        variables, ema = {"batch_stats": weights["discriminator"].get("batch_stats", {})}, {}
+    else:
+        params = {name: weights[name] for name in abstract.params}
+        ema = params | {"unet": weights.get("ema", params["unet"])} if abstract.ema else {}
+        variables = {}
+    opt_state = jax.tree.map(moments, abstract.opt_state, is_leaf=lambda x: isinstance(x, optax.ScaleByScheduleState))
+    key = np.asarray(jax.random.key_data(jax.random.key(config.seed)))
+    return abstract.replace(
+        step=np.asarray(step, np.int32), params=params, ema=ema, opt_state=opt_state, variables=variables, key=key
+    )
+
+
+def tensors_of(
+    config: ConfigDict, run: Path, state: Tree, weights: Tree, extras: bool, betas: np.ndarray | None = None
+) -> dict:
+    """{the original's key: ((type, shape), function that gives the array)} of a run.
+
+    A converted run gives types and shapes as they came, and (`extras`) what had no leaf; keys that the original
+    lacked stay away as long as nothing was trained. Other runs get the tables that the original keeps.
+    """
+    kept, metadata = read_safetensors(run / KEPT) if (run / KEPT).exists() else ({}, {})
+    manifest = json.loads(metadata.get("manifest", "{}"))
+    trained = int(state.step) - int(metadata.get("step", 0))
+    complete = bool(manifest) and metadata["layout"] == "compvis"
+    bfloat16 = {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+    def tensor(path, leaf, key):
+        name, shape = manifest.get(key, ("float32", names.torch_shape(path, leaf.shape)))
+        dtype = bfloat16.get(name) or np.dtype(name)
+        return (dtype, tuple(shape)), lambda: names.to_torch_array(path, leaf, shape).astype(dtype, copy=False)
+
+    leaves = tree.flatten(weights)
+    keys = compvis.original_keys(weights)
+    out = {key: tensor(path, leaves[path], key) for path, key in keys.items()}
+    if complete and not trained:
+        out = {key: value for key, value in out.items() if key in manifest}
+    elif config.task == "ldm" and "scale_factor" not in manifest and float(weights["latent_scale"]) == 1.0:
+        out.pop("scale_factor", None)
+    if not extras:
+        return out | given(kept)
+    if config.task == "ldm" and not complete:
+        kept = compvis.schedule_buffers(betas) | kept
+    if "ema" in weights and (trained or not complete):
+        updates = int(kept.get(compvis.EMA_UPDATES, 0)) + trained
+        kept[compvis.EMA_UPDATES] = np.asarray(updates, np.int32)
+        kept.setdefault(compvis.EMA_DECAY, np.asarray(config.ema.decay, np.float32))
+    return out | given(kept)
+
+
+def given(arrays: dict) -> dict:
+    """Arrays in the form of `tensors_of`."""
+    return {key: ((array.dtype, array.shape), lambda array=array: array) for key, array in arrays.items()}

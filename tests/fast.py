@@ -1,0 +1,15 @@
+"""Compiling in a hurry, for programs that run once or twice: compiling them costs more than running them.
+
+Results stay within float32 round-off.
+"""
+
+from collections.abc import Callable
+
+import jax
+
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # options of the compiler
+
+
+def compiled(fn: Callable, *args) -> Callable:
+    """fn for arguments of the shapes of `args`."""
+    return jax.jit(fn).lower(*args).compile(compiler_options=QUICK)
