@@ -257,6 +257,20 @@ def test_filling_in_patches_from_a_picture(filling, tmp_path):
     assert np.abs(patched - start)[hole > 0].mean() < 0.5 * np.abs(patched - known)[hole > 0].mean()
 
 
+def test_a_folder_of_pictures_of_two_sizes(filling, tmp_path):
+    sizes = {"a": (16, 16), "b": (24, 40), "c": (16, 16)}
+    for name, size in sizes.items():
+        for folder, array in (("pictures", np.full((*size, 3), 90, np.uint8)), ("holes", np.zeros(size, np.uint8))):
+            array[4:8, 4:8] = 255
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(array).save(tmp_path / folder / f"{name}.png")
+    asked = [f"--image={tmp_path / 'pictures'}", f"--mask={tmp_path / 'holes'}", f"--out={tmp_path / 'out'}"]
+    out = sample.main(sample.parse([f"--workdir={filling}", "--steps=2", "--label=3", *asked]))
+    for i, (name, size) in enumerate(sizes.items()):
+        made = np.asarray(Image.open(out / f"{i:06d}_class-3-{name}.png"))
+        assert made.shape == (*size, 3) and (made[8:] == 90).all()
+
+
 def test_lpips_guides_with_weights_alone(run, tmp_path):
     Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "guide.png")
     args = sample.parse([f"--workdir={run}", f"--guide={tmp_path / 'guide.png'}", "--guide-distance=lpips_alex",

@@ -7,7 +7,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -56,11 +56,10 @@ def images(
     decode = jax.jit(ldm.decode)
     judge = (classifier[1], args.classifier_scale) if classifier else None
 
-    @cache
-    def sampler(size: tuple[int, int]):
+    def sampler(size: tuple[int, int], indices: list[int]):
         sample = _sampler(args, ldm, classifier and classifier[0], build.latent_shape(config, size))
         began = time.perf_counter()
-        compiled = sample.lower(params, frozen, judge, *inputs([0] * batch_size)).compile()
+        compiled = sample.lower(params, frozen, judge, *inputs(indices)).compile()
         print(f"sampler for {size[0]}x{size[1]} compiled in {time.perf_counter() - began:.1f} s", flush=True)
         return compiled
 
@@ -69,7 +68,7 @@ def images(
         batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         return batch, args.seed, np.array(indices, np.int32), timetable, args.eta, args.guidance, args.guide_scale
 
-    batch_size, spent, done = min(args.batch, len(wanted)), 0.0, 0
+    batch_size, spent, done, samplers = min(args.batch, len(wanted)), 0.0, 0, {}
     while done < len(wanted):
         size = wanted[done].size
         indices = [done]
@@ -77,9 +76,10 @@ def images(
             indices.append(indices[-1] + 1)
         number = len(indices)
         indices += [done] * (batch_size - number)  # a full batch, so that nothing is compiled again
-        run = sampler(size)
+        if size not in samplers:
+            samplers[size] = sampler(size, indices)
         began = time.perf_counter()
-        z = run(params, frozen, judge, *inputs(indices))
+        z = samplers[size](params, frozen, judge, *inputs(indices))
         z.block_until_ready()
         spent += time.perf_counter() - began
         decoded = to_uint8(np.asarray(decode(frozen, z)))
