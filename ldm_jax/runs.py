@@ -26,8 +26,6 @@ Tree = Any
 STATE_OPTIONS = ("task", "first_stage.", "conditioner.", "unet.", "classifier.", "diffusion.", "latent_scale",
                  "loss.disc_layers", "loss.disc_ndf", "optim.name")  # fmt: skip
 NOT_STATE = ("drop_prob", "tokenizer", "conditioner.checkpoint")  # ends of names
-# Options that older runs do not have in their config.json, and what they did.
-ASSUMED = {"conditioner.trainable": True}
 ON_OFF_OPTIONS = ("ema.decay", "optim.clip_norm")
 _HOW_TO_GET_LATENTS = """the latents to classify. Give the run directory of the diffusion model to guide:
     --config.guides=runs/ldm
@@ -63,11 +61,7 @@ def _check_same_run(config: ConfigDict, workdir: str | Path) -> None:
     wrong = [
         f"    {name}: {before!r} there, {now!r} here"
         for name, (before, now) in checkpoint.changes(workdir, config.to_dict()).items()
-        if (
-            name.startswith(STATE_OPTIONS)
-            and not name.endswith(NOT_STATE)
-            and now != (ASSUMED.get(name) if before is None else before)
-        )
+        if (name.startswith(STATE_OPTIONS) and not name.endswith(NOT_STATE))
         or (name in ON_OFF_OPTIONS and bool(before) != bool(now))
     ]
     if wrong:

@@ -156,7 +156,7 @@ def changes(workdir: str | Path, config: dict) -> dict[str, tuple]:
     path = Path(workdir) / "config.json"
     if not path.exists():
         return {}
-    before, now = (dict(leaves(json.loads(t))) for t in (path.read_text(), json.dumps(config)))
+    before, now = dict(leaves(load_config(workdir))), dict(leaves(json.loads(json.dumps(config))))
     names = sorted(before.keys() | now.keys())
     return {n: (before.get(n), now.get(n)) for n in names if before.get(n) != now.get(n)}
 
@@ -180,6 +180,14 @@ def leaves(config: dict, prefix: str = ""):
             yield prefix + name, value
 
 
+# Options that runs of older versions do not have in their config.json, and what they did.
+YOUNGER = {
+    "optim": {"warmup_fraction": 0.0, "decay_steps": 0, "final_fraction": 0.0},
+    "conditioner": {"trainable": True, "checkpoint": ""},
+    "data": {"cache_latents": "", "classes": ""},
+}
+
+
 def load_config(workdir: str | Path) -> dict:
     """The configuration of a run. Raises FileNotFoundError that says what a run directory is."""
     path = Path(workdir) / "config.json"
@@ -188,4 +196,5 @@ def load_config(workdir: str | Path) -> dict:
             f"{workdir} is not a run directory: it has no config.json. Runs are made by "
             "`python train.py --config=... --workdir=DIR`."
         )
-    return json.loads(path.read_text())
+    config = json.loads(path.read_text())
+    return config | {name: options | config[name] for name, options in YOUNGER.items() if name in config}
