@@ -143,7 +143,6 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def main(args: argparse.Namespace) -> Path:
-    import jax
     from ml_collections import ConfigDict
 
     from ldm_jax import build, runs
@@ -160,14 +159,10 @@ def main(args: argparse.Namespace) -> Path:
     wanted = options.requests_of(args, config)
     frozen = runs.frozen(config, args.workdir, kept_only=True)
     averaged = bool(config.ema.decay) and not args.no_ema
-    part = "ema" if averaged else "params"
-    state = runs.restore_parts(config, args.workdir, ("step", part), args.checkpoint)
+    params, step = runs.weights(config, args.workdir, args.checkpoint, averaged)
     if args.lpips_net:
         without = "or compare pixels: --guide-distance=l2"
         frozen |= {"lpips": runs.lpips_params(args.lpips_net, args.lpips_weights, without)}
-    params = jax.device_put(getattr(state, part))
-    step = int(state.step)
-    del state
     classifier = runs.guide(args.classifier, config, frozen, args.workdir) if args.classifier else None
     out = Path(args.out or Path(args.workdir) / "samples")
     settings = dict(

@@ -149,12 +149,17 @@ def lpips_params(net: str, folder: str | Path, otherwise: str) -> Tree:
         raise Missing(f"LPIPS weights: {error}\n{otherwise}") from None
 
 
+def _config_of_run(run: str, what: str) -> ConfigDict:
+    """The configuration of the run that `what` is taken from. Missing where `run` is none."""
+    try:
+        return ConfigDict(checkpoint.load_config(run))
+    except FileNotFoundError as error:
+        raise Missing(f"{what}: {error}") from None
+
+
 def _first_stage_of_run(config: ConfigDict, run: str) -> Tree:
     """Variables of the first stage trained in the directory `run`."""
-    try:
-        theirs = ConfigDict(checkpoint.load_config(run))
-    except FileNotFoundError as error:
-        raise Missing(f"the first stage: {error}") from None
+    theirs = _config_of_run(run, "the first stage")
     if theirs.task != "first_stage":
         raise Missing(f"the first stage: {run} holds a run of task {theirs.task!r}, not of a first stage")
     skip = ("checkpoint", "recipe", "dropout") + (() if config.first_stage.kind == "vq" else build.VQ_ONLY)
@@ -173,10 +178,7 @@ def _first_stage_of_run(config: ConfigDict, run: str) -> Tree:
 
 def _latents_of_run(config: ConfigDict, run: str) -> Tree:
     """First stage and latent scale of the LDM in `run`, for the classifier that is to guide it."""
-    try:
-        theirs = ConfigDict(checkpoint.load_config(run))
-    except FileNotFoundError as error:
-        raise Missing(f"the diffusion model to guide: {error}") from None
+    theirs = _config_of_run(run, "the diffusion model to guide")
     if theirs.task != "ldm":
         raise Missing(f"the diffusion model to guide: {run} holds a run of task {theirs.task!r}")
     check_options(config, theirs, run)
@@ -193,10 +195,7 @@ def _conditioner_of_run(config: ConfigDict) -> Tree:
             "the conditioner, which config.conditioner.trainable=False leaves as it is. Give a run that has it:\n"
             "    --config.conditioner.checkpoint=runs/ldm"
         )
-    try:
-        theirs = ConfigDict(checkpoint.load_config(run))
-    except FileNotFoundError as error:
-        raise Missing(f"the conditioner: {error}") from None
+    theirs = _config_of_run(run, "the conditioner")
     skip = {"checkpoint", "trainable", "tokenizer", "drop_prob"}
     ours, found = ({k: v for k, v in checkpoint.leaves(json.loads(c.to_json())) if k.rpartition(".")[2] not in skip}
                    for c in (config.conditioner, theirs.get("conditioner", ConfigDict())))  # fmt: skip
@@ -261,6 +260,16 @@ def restore_parts(
     return empty.replace(**found)
 
 
+def weights(
+    config: ConfigDict, workdir: str | Path, step: int | None = None, averaged: bool = True
+) -> tuple[Tree, int]:
+    """(the averaged parameters, or the raw ones where there are no averages or `averaged` is False; their step), on
+    the device. Raises as `restore`."""
+    part = "ema" if averaged and config.ema.decay else "params"
+    state = restore_parts(config, workdir, ("step", part), step)
+    return jax.device_put(getattr(state, part)), int(state.step)
+
+
 def _checkpoint(workdir: str | Path, step: int | None) -> int:
     """The step to restore. Raises as `restore` says."""
     steps = checkpoint.steps(workdir)
@@ -278,9 +287,7 @@ def guide(run: str | Path, ldm_config: ConfigDict, ldm_frozen: Tree, ldm_run: st
     """
     config = guide_config(run, ldm_config, ldm_run)
     check_latents(frozen(config, run, kept_only=True), ldm_frozen, ldm_run)
-    part = "ema" if config.ema.decay else "params"
-    state = restore_parts(config, run, ("step", part))
-    return build.classifier(config), jax.device_put(getattr(state, part)), int(state.step)
+    return build.classifier(config), *weights(config, run)
 
 
 def guide_config(run: str | Path, ldm_config: ConfigDict, ldm_run: str | Path) -> ConfigDict:

@@ -145,7 +145,7 @@ def generate(args: argparse.Namespace, config, fields: list[dict], guidance: flo
     from ldm_jax.diffusion.timetable import make_timetable
 
     frozen = runs.frozen(config, args.workdir, kept_only=True)
-    params = runs.restore_parts(config, args.workdir, ("step", "ema")).ema
+    params, _ = runs.weights(config, args.workdir)
     ldm = build.ldm(config)
     timetable = make_timetable(ldm.schedule, args.steps)
 
