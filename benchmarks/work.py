@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax import build, tree
+from ldm_jax import build, runs, tree
 from ldm_jax.diffusion.timetable import make_timetable
 from ldm_jax.generate import image_keys, sample_latents
 from ldm_jax.training.state import TrainState
@@ -87,25 +87,25 @@ class Model:
         return np.asarray(codes)[rng.integers(0, len(codes), shape[:3])]
 
 
-def make_model(config) -> Model:
-    """Raises what build raises for a recipe that does not fit together."""
-    task, shapes = build.task(config), {}
-    network = build.first_stage(config)
-    if config.task == "ldm":
-        variables = build.first_stage_variables(network, config.data.image_size, config.data.channels)
-        shapes = {"first_stage": variables, "latent_scale": jax.ShapeDtypeStruct((), jnp.float32)}
-    elif task.lpips is not None:
+def abstract(config) -> tuple[Any, TrainState, Tree]:
+    """(task, TrainState, frozen) of shapes. Raises what build raises for a recipe that does not fit together."""
+    task, (state, frozen) = build.task(config), runs.abstract_run(config)
+    if config.task == "first_stage" and task.lpips is not None:
         image = jax.ShapeDtypeStruct((1, config.data.image_size, config.data.image_size, 3), jnp.float32)
-        shapes = {"lpips": jax.eval_shape(task.lpips.init, jax.random.key(0), image, image)["params"]}
-    key = jax.random.key_data(jax.random.key(0))
-    abstract = jax.eval_shape(task.init, key, shapes, build.batch_shapes(config, 1))
-    params = fill(abstract.params)
-    zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), (abstract.opt_state, abstract.step))
-    state = abstract.replace(
-        params=params, ema=params if abstract.ema else {}, opt_state=zeros[0], step=zeros[1],
-        variables=fill(abstract.variables), key=np.asarray(key),
+        frozen = {"lpips": jax.eval_shape(task.lpips.init, jax.random.key(0), image, image)["params"]}
+    return task, state, frozen
+
+
+def make_model(config) -> Model:
+    """Raises what `abstract` raises."""
+    task, shapes, frozen_shapes = abstract(config)
+    params = fill(shapes.params)
+    zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), (shapes.opt_state, shapes.step))
+    state = shapes.replace(
+        params=params, ema=params if shapes.ema else {}, opt_state=zeros[0], step=zeros[1],
+        variables=fill(shapes.variables), key=np.asarray(jax.random.key_data(jax.random.key(0))),
     )  # fmt: skip
-    frozen = fill(shapes, seed=1)
+    frozen = fill(frozen_shapes, seed=1)
     if config.task == "ldm":
         frozen["latent_scale"] = np.float32(config.latent_scale or 1.0)
     return Model(config, task, state, frozen, build.latent_shape(config))

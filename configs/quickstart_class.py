@@ -14,6 +14,6 @@ from configs import common, conditioners, small
 
 def get_config(variant: str = ""):
     config = small.quickstart(conditioners.class_label(64, dim=64, drop_prob=0.1))
-    config.steps = 4000
-    config.every.update(evaluate=1000, picture=1000, checkpoint=1000)
+    config.steps = 8000
+    config.every.update(evaluate=2000, picture=2000, checkpoint=1000)
     return common.finish(config, variant)

@@ -15,6 +15,6 @@ def get_config(variant: str = ""):
     conditioner = conditioners.text(dim=64, depth=2, tokenizer="captions")
     conditioner.update(vocab_size=256, max_length=24, null_tokens=(2, 3), use_mask=True)
     config = small.quickstart(conditioner)
-    config.steps = 4800
-    config.every.update(evaluate=1200, picture=1200, checkpoint=1200)
+    config.steps = 8000
+    config.every.update(evaluate=2000, picture=2000, checkpoint=1000)
     return common.finish(config, variant)

@@ -13,6 +13,7 @@ from benchmarks import (
     compression,
     first_stage,
     input_pipeline,
+    memory,
     plot,
     profile_step,
     roofline,
@@ -58,6 +59,21 @@ def test_input_pipeline(tmp_path):
     )
     assert row["images_s"] > 0 and row["batch"] == 4
     assert record(tmp_path)["settings"]["overrides"] == ["--config.data.image_size=32"]
+
+
+@pytest.mark.slow
+def test_memory_grows_with_the_batch(tmp_path):
+    rows = memory.main([TINY, "--batch=4,32", f"--out={tmp_path}"])
+    assert rows[0]["state_gib"] == pytest.approx(rows[1]["state_gib"], rel=0.1)
+    assert rows[1]["temporary_gib"] > 3 * rows[0]["temporary_gib"]
+    fits = record(tmp_path)["fits"][0]
+    assert 10 < fits["24 GiB"] < fits["80 GiB"] < fits["141 GiB"]
+
+
+def test_largest_batch():
+    rows = [{"batch": 2, "peak_gib": 5.0}, {"batch": 4, "peak_gib": 7.0}]  # 3 GiB, and 1 for every image
+    assert memory.largest(rows, (2, 10), reserve=0.0) == {"GiB per image": 1.0, "2 GiB": 0, "10 GiB": 7}
+    assert "note" in memory.largest([rows[1], {"batch": 8, "peak_gib": 7.0}], (10,), 0.0)
 
 
 def test_wrong_options_are_refused(capsys):
@@ -182,7 +198,7 @@ def test_best_of_each_side_and_its_picture(tmp_path):
     assert "x.py, f, D, 2 cores, torch 2, 2026-01-01" in text and (tmp_path / "p.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("script", [train_step, sampling, startup, compression, compare_torch, profile_step])
+@pytest.mark.parametrize("script", [train_step, sampling, startup, compression, compare_torch, profile_step, memory])
 def test_help(script, capsys):
     with pytest.raises(SystemExit, match="0"):
         script.main(["--help"])

@@ -1,13 +1,14 @@
 """Scenes of coloured shapes, drawn from (seed, index) with numpy alone: a data set that needs no download.
 
 One large MAIN shape and up to three smaller ones stand before a muted background; in `simple` scenes, made for
-models that learn in minutes, there are four kinds of shapes, they are larger, at most one other is there, and
-backgrounds have no pattern but shading. Every scene comes with what
+models that learn in minutes, there are four kinds of shapes, they are larger and stand upright, at most one
+other is there, and backgrounds have no pattern but shading. Every scene comes with what
 the conditional tasks need: label, caption, boxes, segmentation. Shapes are signed distance functions d(u, v)
 in their own units (circumscribed circle = 1, v points down), negative inside; coverage = clip(1/2 - d), with
 d in pixels, which gives soft edges without supersampling.
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -21,10 +22,6 @@ BACKGROUNDS = {
     "slate": (95, 110, 128), "mauve": (160, 135, 155), "dark": (62, 62, 68), "pale": (222, 222, 218),
 }
 PATTERNS = ("plain", "shaded", "striped", "checkered")
-SIMPLE_PATTERNS = PATTERNS[:2]
-# Probabilities of 1, 2, ... shapes, the main shape's radius, and that of the others.
-COUNTS, RADIUS, OTHERS = (0.25, 0.3, 0.25, 0.2), (0.2, 0.35), (0.08, 0.15)
-SIMPLE_COUNTS, SIMPLE_RADIUS, SIMPLE_OTHERS = (0.75, 0.25), (0.28, 0.4), (0.15, 0.2)
 SIMPLE_KINDS = ("circle", "square", "triangle", "cross")
 
 
@@ -75,6 +72,23 @@ def _moon(u, v):
 
 KINDS = {"circle": _circle, "square": _square, "triangle": _triangle, "star": _star, "ring": _ring,
          "cross": _cross, "heart": _heart, "moon": _moon}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which scenes there are. counts: probabilities of 1, 2, ... shapes; main, others: the ranges of their radii in
+    images; turn: the largest, in radians, to both sides."""
+
+    counts: tuple[float, ...]
+    main: tuple[float, float]
+    others: tuple[float, float]
+    kinds: tuple[str, ...]
+    turn: float
+    patterns: tuple[str, ...]
+
+
+RULES = Rules((0.25, 0.3, 0.25, 0.2), (0.2, 0.35), (0.08, 0.15), tuple(KINDS), 0.4, PATTERNS)
+SIMPLE_RULES = Rules((0.75, 0.25), (0.28, 0.4), (0.15, 0.2), SIMPLE_KINDS, 0.0, PATTERNS[:2])
 # A class is kind x colour; segmentation maps tell kinds apart, not colours: 0 = background, else 1 + kind.
 CLASS_NAMES = tuple(f"{colour} {kind}" for kind in KINDS for colour in COLOURS)
 SEGMENTATION_NAMES = ("background", *KINDS)
@@ -115,21 +129,20 @@ def _background(rng: np.random.Generator, size: int, patterns: tuple[str, ...]) 
     return first + mix[..., None] * (second - first), f"{pattern} {name}"
 
 
-def _place(rng: np.random.Generator, counts: tuple[float, ...], main: tuple[float, float], others: tuple[float, float],
-           kinds: tuple[str, ...]) -> list[dict]:
+def _place(rng: np.random.Generator, rules: Rules) -> list[dict]:
     """Kinds, colours, centres, radii and turns: the main shape first. All lie inside the image; two may
     overlap by a quarter of the sum of their radii, so that no shape hides another."""
-    wanted = 1 + int(rng.choice(len(counts), p=counts))
+    wanted = 1 + int(rng.choice(len(rules.counts), p=rules.counts))
     placed = []
     for k in range(wanted):
-        radius = rng.uniform(*(main if k == 0 else others))
+        radius = rng.uniform(*(rules.main if k == 0 else rules.others))
         for _ in range(20):
             centre = rng.uniform(radius, 1 - radius, 2)
             if all(np.hypot(*(centre - other["centre"])) > 0.75 * (radius + other["radius"])
                    for other in placed):
-                kind, colour = kinds[rng.integers(len(kinds))], int(rng.integers(len(COLOURS)))
+                kind, colour = rules.kinds[rng.integers(len(rules.kinds))], int(rng.integers(len(COLOURS)))
                 placed.append({"kind": list(KINDS).index(kind), "colour": colour, "centre": centre, "radius": radius,
-                               "turn": rng.uniform(-0.4, 0.4)})
+                               "turn": rng.uniform(-rules.turn, rules.turn)})
                 break
     return placed
 
@@ -175,10 +188,9 @@ def draw(seed: int, index: int, size: int, simple: bool = False) -> dict:
     if not 32 <= size <= 512:
         raise ValueError(f"shapes are drawn at 32 to 512 pixels, not {size}")
     rng = np.random.default_rng([seed, index])
-    image, background = _background(rng, size, SIMPLE_PATTERNS if simple else PATTERNS)
-    simple_rules = (SIMPLE_COUNTS, SIMPLE_RADIUS, SIMPLE_OTHERS, SIMPLE_KINDS)
-    rules = simple_rules if simple else (COUNTS, RADIUS, OTHERS, tuple(KINDS))
-    placed = _place(rng, *rules)
+    rules = SIMPLE_RULES if simple else RULES
+    image, background = _background(rng, size, rules.patterns)
+    placed = _place(rng, rules)
     tints = rng.uniform(-12, 12, (len(placed), 3)).astype(np.float32)
     segmentation = np.zeros((size, size), np.uint8)
     colours = np.asarray(list(COLOURS.values()), np.float32)

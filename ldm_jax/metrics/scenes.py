@@ -12,12 +12,12 @@ from functools import lru_cache
 import numpy as np
 from scipy import ndimage
 
-from ldm_jax.data.shapes import COLOURS, KINDS, SIMPLE_KINDS
+from ldm_jax.data.shapes import COLOURS, KINDS, RULES, SIMPLE_KINDS
 
 # Colourfulness (largest minus smallest channel): backgrounds reach 75 at most, shapes have 90 to 260.
 _SATURATED = 75
 _SMALLEST, _LARGEST = 0.01, 0.6  # of the image; smaller regions are specks, larger ones no shape
-_TURNS = np.linspace(-0.4, 0.4, 9)
+_TURNS = np.linspace(-RULES.turn, RULES.turn, 9)
 _CELLS = 64  # templates are drawn on so many cells a side, from -1.1 to 1.1 radii
 
 

@@ -1,4 +1,3 @@
-import time
 
 import numpy as np
 import pytest
@@ -79,14 +78,6 @@ def test_all_classes_and_counts_appear():
     assert {len(scene["objects"]) for scene in scenes} == {1, 2, 3, 4}
 
 
-def test_drawing_is_fast_enough_to_train_on():
-    shapes.draw(0, 0, 64)
-    start = time.process_time()
-    for index in range(100):
-        shapes.draw(0, index, 64)
-    assert time.process_time() - start < 1.0  # 0.03 s on one core
-
-
 def test_simple_scenes_are_simpler():
     for index in range(40):
         scene = shapes.draw(0, index, 64, simple=True)
@@ -94,3 +85,5 @@ def test_simple_scenes_are_simpler():
         assert 1 <= len(scene["objects"]) <= 2
         x0, y0, x1, y1 = scene["objects"][0]["box"]
         assert max(x1 - x0, y1 - y0) > 0.35
+        if len(scene["objects"]) == 1 and "square" in scene["text"]:  # upright: it fills its box but for the edges
+            assert abs((x1 - x0) * (y1 - y0) * 64**2 - (scene["segmentation"] == 2).sum()) <= 64

@@ -1,0 +1,103 @@
+"""Memory of a training step by batch size, with and without recomputed activations, as the compiler plans it.
+
+    python -m benchmarks.memory --config=configs/celeba_ldm4.py --batch=4,16
+    python -m benchmarks.memory --config=configs/text2img_ldm8.py --dtype=bfloat16 --topology=v5e:1x1
+
+Nothing is allocated and nothing runs: the step is compiled for shapes alone. The plan is made for JAX's own device or,
+with libtpu installed, for a TPU that is not there (--topology); other devices choose other temporaries, and on CPUs
+bfloat16 is widened and recomputation is undone. Memory grows by the same amount with every image, so the largest
+batch that --limits (GiB) allow is computed from the two largest of --batch; --reserve of each limit is left to driver
+and runtime.
+"""
+
+import numpy as np
+
+from benchmarks import common, work
+
+COLUMNS = {
+    "batch": "batch", "remat": "recompute", "state_gib": "state GiB", "temporary_gib": "temporary GiB",
+    "peak_gib": "peak GiB", "compile_s": "compile s", "note": "",
+}  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> list[common.Row]:
+    p = common.parser(__doc__, batch="1,4")
+    p.add_argument("--topology", default="", help="a TPU to plan for: v4:2x2x1, v5e:1x1, v6e:1x1 ... (needs libtpu)")
+    p.add_argument("--limits", type=common.numbers, default=(24, 80, 141), help="GiB, default 24,80,141")
+    p.add_argument("--reserve", type=float, default=0.06, help="share of a limit that is not ours, default 0.06")
+    args, config = common.load(p, argv)
+    if len(args.batch) < 2:
+        p.error(f"--batch={args.batch[0]}: two sizes at least, to tell what one more image costs")
+    env = common.environment()
+    device = topology_device(args.topology) if args.topology else None
+    env["planned_for"] = args.topology or env["device"]
+    rows, fits = [], []
+    choices = (False, True) if config.task != "first_stage" else (None,)
+    for remat in choices:
+        for size in args.batch:
+            rows.append(measure(config, size, remat, device))
+            print(common.table(rows[-1:], COLUMNS), flush=True)
+        some = [row for row in rows if row["remat"] == remat and "peak_gib" in row]
+        if len(some) > 1:
+            fits.append({"remat": remat} | largest(some[-2:], args.limits, args.reserve))
+    print(f"\n{common.table(rows, COLUMNS)}\n\nlargest batch:\n{common.table(fits)}")
+    common.save(args, f"memory{'_' + args.topology.replace(':', '-') if args.topology else ''}",
+                rows, env, config.dtype, fits=fits)  # fmt: skip
+    return rows
+
+
+def topology_device(name: str):
+    """A TPU to compile for. Raises SystemExit without libtpu."""
+    try:
+        from jax.experimental import topologies
+
+        return topologies.get_topology_desc(name, "tpu").devices[0]
+    except Exception as error:  # whatever the plugin raises, the remedy is the same
+        remedy = "It needs `pip install libtpu` and JAX_PLATFORMS=cpu."
+        raise SystemExit(f"--topology={name}: {error}\n\n{remedy}") from error
+
+
+def measure(config, size: int, remat: bool | None, device=None) -> common.Row:
+    """Plans one step of `size` images; donated arguments are counted once."""
+    import jax
+
+    if remat is not None:
+        config.unet.remat = remat
+    config.batch_size = size * config.optim.accumulate
+    task, state, frozen = work.abstract(config)
+    where = jax.sharding.SingleDeviceSharding(device or jax.devices()[0])
+    args = jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
+        (state, frozen, work.build.batch_shapes(config, config.batch_size)),
+    )
+    row = {"batch": size, "remat": remat}
+    lowered = jax.jit(task.step, donate_argnums=0).lower(*args)
+    try:
+        seconds, compiled = common.timed(lowered.compile)
+    except RuntimeError as error:
+        if not common.out_of_memory(error):
+            raise
+        return row | {"note": "more than this device has"}
+    plan = compiled.memory_analysis()
+    held = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+    return row | {
+        "state_gib": held / 2**30,
+        "temporary_gib": plan.temp_size_in_bytes / 2**30,
+        "peak_gib": (held + plan.temp_size_in_bytes) / 2**30,
+        "compile_s": seconds,
+    }
+
+
+def largest(rows: list[common.Row], limits: tuple[int, ...], reserve: float) -> common.Row:
+    """{"24 GiB": images, ...}; 0 where not even one fits. Without the images where batches are too small to tell."""
+    (b0, b1), (m0, m1) = ([row[key] for row in rows] for key in ("batch", "peak_gib"))
+    each = (m1 - m0) / (b1 - b0)
+    if each <= 0:
+        return {"GiB per image": each, "note": "choose larger batches"}
+    fixed = m0 - b0 * each
+    fit = {f"{limit} GiB": max(int(np.floor(((1 - reserve) * limit - fixed) / each)), 0) for limit in limits}
+    return {"GiB per image": each} | fit
+
+
+if __name__ == "__main__":
+    main()
