@@ -13,6 +13,7 @@ and runtime.
 import numpy as np
 
 from benchmarks import common, work
+from ldm_jax.models import cpu
 
 COLUMNS = {
     "batch": "batch", "remat": "recompute", "state_gib": "state GiB", "temporary_gib": "temporary GiB",
@@ -30,6 +31,8 @@ def main(argv: list[str] | None = None) -> list[common.Row]:
         p.error(f"--batch={args.batch[0]}: two sizes at least, to tell what one more image costs")
     env = common.environment()
     device = topology_device(args.topology) if args.topology else None
+    if device:
+        cpu.wanted = lambda *arrays: False  # the plan is not for the machine that makes it
     env["planned_for"] = args.topology or env["device"]
     rows, fits = [], []
     choices = (False, True) if config.task != "first_stage" else (None,)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ldm_jax.models import cpu, gpu
 from ldm_jax.models.layers import AE_EPS, UNET_EPS, Conv, Dense, GroupNorm32
 
 LAYER_NORM_EPS = 1e-5  # torch's default; flax's is 1e-6
@@ -22,6 +23,10 @@ def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
     attends to all) -> [B,H,T,D] of v's type.
     Heads stand before positions: that layout needs no transposed copies inside the products.
     """
+    if mask is None and cpu.attends(q, k):
+        return cpu.attend(q, k, v)
+    if mask is None and gpu.attends(q, k):
+        return gpu.attend(q, k, v)
     q = q * q.shape[-1] ** -0.5
     logits = jnp.einsum("bhtd,bhld->bhtl", q, k, preferred_element_type=jnp.float32)
     if mask is not None:

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from ldm_jax.models import cpu
+
 UNET_EPS = 1e-5  # the UNet's norms
 AE_EPS = 1e-6  # the first stages' norms, and the norm that opens a spatial transformer
 
@@ -68,6 +70,8 @@ class Conv(nn.Module):
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if math.prod(self.kernel_size) == 1 and self.stride == 1:
             y = x @ kernel.reshape(kernel.shape[-2:])
+        elif self.stride == 1 and self.padding is None and cpu.convolves(x, kernel):
+            y = cpu.conv(x, kernel)
         else:
             low, high = self.padding or (self.kernel_size[0] // 2,) * 2
             y = lax.conv_general_dilated(
@@ -105,6 +109,8 @@ class GroupNorm32(nn.Module):
         scale = self.param("scale", nn.initializers.ones_init(), (channels,))
         bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
         flat = x.reshape(x.shape[0], -1, channels).astype(jnp.float32)  # [B,N,C]
+        if self.dtype == jnp.float32 and cpu.normalises(flat):
+            return cpu.group_norm(flat, scale, bias, self.groups, self.eps).reshape(x.shape)
         centred = flat - self._group_mean(jnp.mean(flat, axis=1, keepdims=True))
         variance = self._group_mean(jnp.mean(centred * centred, axis=1, keepdims=True))
         y = centred * (lax.rsqrt(variance + self.eps) * scale) + bias

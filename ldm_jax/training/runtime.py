@@ -13,9 +13,11 @@ import jaxlib.version
 CPU_FLAGS = {"0.10.2": "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution,-individual_dot"}
 
 # glibc's mallopt: large arrays come from one heap that is kept. By default every array above 32 MiB is mapped anew and
-# each of its pages faults at first use, which took a quarter of the quickstarts' training time. (option, value)
+# each of its pages faults at first use, which took a quarter of the quickstarts' training time.
+# -1: nothing is given back, as a step's temporary arrays are one block of up to gigabytes, freed after each step: with
+# the largest threshold but that, 2 GiB, half of the time of a large net's step. (option, value)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
-KEEP_MEMORY = ((M_MMAP_MAX, 0), (M_ARENA_MAX, 1), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**28))
+KEEP_MEMORY = ((M_MMAP_MAX, 0), (M_ARENA_MAX, 1), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 2**28))
 
 
 def setup(require_accelerator: bool = False) -> None:

@@ -1,0 +1,196 @@
+"""Formulations for the CPU, where XLA's program for the plain ones is slow. Not needed to understand the networks:
+`layers` and `attention` say what is computed, here it is computed otherwise, to rounding
+(tests/models/test_cpu.py compares the two).
+
+Used in float32 when the CPU is JAX's default backend (`wanted`). Gradients are written by hand (custom_vjp): they can
+be differentiated again in reverse mode, but not in forward mode (jvp).
+
+Gains on one AVX-512 core, jaxlib 0.10.2, milliseconds of forward and gradient (PyTorch 2.13 beside it), and seconds
+of a training step of configs/celeba_ldm4.py at batch 1 as they were added, 8.1 before:
+
+    attend      1024 positions, 14 heads of 32      136 -> 57  (89)      7.5; batch 4: 557 -> 210 (354)
+    group_norm  64x64x224, with SiLU               15.6 -> 4.6 (1.9)     6.9
+    conv        64x64x224, gradient to the kernel  40.6 -> 26  (21)      6.4
+                8x8x896, to kernel and input       20.2 -> 12  (19)
+
+Tried and left out: nine products for the convolution's gradients at batch 4 (no gain) and with 64 channels at batch
+16 (half as fast); im2col and one product (a tenth faster at 16x16, slower above); sums over positions as ones @ x
+(5 % slower than halves at batch 1, a third slower than the plain norm at batch 4); one gradient for norm and SiLU
+together (none); gradients of biases as ones @ x (5 % of 0.4 ms); attention of 256 positions (3 ms of 10 at batch 1,
+but 1 to 4 % of a quickstart's step lost at 16) and of 64 (none); whole heads instead of blocks (the same at batch 1,
+half as fast at batch 4). Winograd convolutions: not needed, direct ones are as fast as PyTorch's.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+QUERIES, KEYS = 256, 64  # a block's logits of one head, 256 x 1024 or 64 x 1024 floats, stay in a core's cache
+LONG = 1024  # positions from which on attention goes block by block
+WIDE, FEW = 64, 64  # channels, positions of a convolution
+
+
+def wanted(*arrays: Array) -> bool:
+    """Whether this module's formulations are meant for these arrays. Decided when a function is traced."""
+    return jax.default_backend() == "cpu" and all(a.dtype == jnp.float32 for a in arrays)
+
+
+def attends(q: Array, k: Array) -> bool:
+    """Whether `attend` takes these and is faster than the plain form: many positions, a multiple of a block."""
+    lengths = q.shape[2], k.shape[2]
+    return wanted(q, k) and min(lengths) >= LONG and all(n % QUERIES == 0 for n in lengths)
+
+
+def _swap(x: Array) -> Array:
+    return jnp.swapaxes(x, -1, -2)
+
+
+def _over_heads(f, *arrays: Array):
+    """f on each head's slices, one head after the other: [B,H,...] -> [B,H,...]."""
+    heads_first = tuple(jnp.swapaxes(a, 0, 1) for a in arrays)
+    return tuple(jnp.swapaxes(a, 0, 1) for a in lax.map(lambda slices: f(*slices), heads_first))
+
+
+def _blocks(x: Array, size: int) -> Array:
+    """[B,T,D] -> [T/size,B,size,D]."""
+    batch, length, dim = x.shape
+    return x.reshape(batch, length // size, size, dim).swapaxes(0, 1)
+
+
+def _join(x: Array) -> Array:
+    """[n,B,size,D] -> [B,n*size,D]."""
+    blocks, batch, size, dim = x.shape
+    return x.swapaxes(0, 1).reshape(batch, blocks * size, dim)
+
+
+@jax.custom_vjp
+def attend(q: Array, k: Array, v: Array) -> Array:
+    """softmax(q k^T / sqrt(D)) v: q [B,H,T,D], k and v [B,H,L,D] -> [B,H,T,D].
+
+    Block by block, and the backward pass makes the weights again from the logarithms of their sums, as in
+    FlashAttention-2 (arXiv 2307.08691, algorithms 1 and 2); with the logits transposed there, [L,T], no product
+    contracts the first axis of a large matrix, which XLA does at a tenth of the speed.
+    """
+    return _attend(q, k, v)[0]
+
+
+def _attend(q: Array, k: Array, v: Array):
+    def head(q: Array, k: Array, v: Array):
+        def block(q: Array):
+            logits = q @ _swap(k)  # [B,t,L]
+            largest = jnp.max(logits, axis=-1, keepdims=True)
+            weights = jnp.exp(logits - largest)
+            total = jnp.sum(weights, axis=-1, keepdims=True)
+            return weights @ v / total, largest + jnp.log(total)
+
+        out, log_total = lax.map(block, _blocks(q * q.shape[-1] ** -0.5, QUERIES))
+        return _join(out), _join(log_total)
+
+    out, log_total = _over_heads(head, q, k, v)
+    return out, (q, k, v, out, log_total)
+
+
+def _attend_backward(saved, grad: Array):
+    q, k, v, out, log_total = saved
+    scale = q.shape[-1] ** -0.5
+    pull = jnp.sum(out * grad, axis=-1, keepdims=True)  # [B,H,T,1]: the softmax's part of the gradient
+
+    def head(q, k, v, grad, log_total, pull):  # [B,T,D], [B,T,1]
+        q_t, grad_t, log_total_t, pull_t = (_swap(a) for a in (q * scale, grad, log_total, pull))
+
+        def block(dq_t, keys):
+            k, v = keys  # [B,l,D]
+            weights = jnp.exp(k @ q_t - log_total_t)  # [B,l,T]
+            dlogits = weights * (v @ grad_t - pull_t)
+            return dq_t + _swap(k) @ dlogits, (dlogits @ q * scale, weights @ grad)
+
+        dq_t, (dk, dv) = lax.scan(block, jnp.zeros_like(q_t), (_blocks(k, KEYS), _blocks(v, KEYS)))
+        return _swap(dq_t) * scale, _join(dk), _join(dv)
+
+    return _over_heads(head, q, k, v, grad, log_total, pull)
+
+
+attend.defvjp(_attend, _attend_backward)
+
+
+def normalises(x: Array) -> bool:
+    """Whether `group_norm` takes x [B,N,C] and is faster: a single sample of an even number of positions."""
+    return wanted(x) and x.shape[0] == 1 and x.shape[1] % 2 == 0
+
+
+def _sums(x: Array) -> Array:
+    """[1,N,C] -> [1,1,C], sums over positions, as if the halves were two samples."""
+    return jnp.sum(jnp.sum(x.reshape(2, -1, x.shape[-1]), axis=1), axis=0)[None, None]
+
+
+def _group_means(x: Array, groups: int) -> Array:
+    """[B,1,C] -> [B,1,C], every channel holding its group's mean."""
+    batch, one, channels = x.shape
+    means = jnp.mean(x.reshape(batch, one, groups, channels // groups), axis=-1)
+    return jnp.repeat(means, channels // groups, axis=-1)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def group_norm(x: Array, scale: Array, bias: Array, groups: int, eps: float) -> Array:
+    """Group normalisation of [1,N,C], as GroupNorm32: only the gradient's sums are made in another way."""
+    return _group_norm(x, scale, bias, groups, eps)[0]
+
+
+def _group_norm(x: Array, scale: Array, bias: Array, groups: int, eps: float):
+    mean = _group_means(jnp.mean(x, axis=1, keepdims=True), groups)
+    centred = x - mean
+    variance = _group_means(jnp.mean(centred * centred, axis=1, keepdims=True), groups)
+    rate = lax.rsqrt(variance + eps)  # 1 / standard deviation
+    return centred * (rate * scale) + bias, (x, scale, mean, rate)
+
+
+def _group_norm_backward(groups: int, eps: float, saved, grad: Array):
+    x, scale, mean, rate = saved
+    length = x.shape[1]
+    normal = (x - mean) * rate
+    dscale, dbias = _sums(grad * normal), _sums(grad)  # [1,1,C]
+    to_mean, to_rate = (_group_means(s * scale, groups) / length for s in (dbias, dscale))
+    dx = (grad * scale - to_mean - normal * to_rate) * rate
+    return dx, dscale.sum((0, 1)), dbias.sum((0, 1))
+
+
+group_norm.defvjp(_group_norm, _group_norm_backward)
+
+
+def convolves(x: Array, kernel: Array) -> bool:
+    """Whether `conv` takes x [B,H,W,in] and kernel [3,3,in,out] and is faster: a single sample, wide on both sides."""
+    return wanted(x, kernel) and x.shape[0] == 1 and kernel.shape[:2] == (3, 3) and min(kernel.shape[2:]) >= WIDE
+
+
+@jax.custom_vjp
+def conv(x: Array, kernel: Array) -> Array:
+    """3x3 convolution, stride 1, padded by 1: [1,H,W,in], [3,3,in,out] -> [1,H,W,out].
+
+    The gradient to the kernel is nine products, one for each of its positions; where there are few pixels the
+    gradient to x is nine products too, as XLA would turn the whole kernel in memory first.
+    """
+    return lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _conv_backward(saved, grad: Array):
+    x, kernel = saved
+    _, height, width, channels = x.shape
+    taps = [(i, j) for i in range(3) for j in range(3)]
+
+    def padded(a: Array) -> Array:
+        return jnp.pad(a, ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+    rows, around = grad.reshape(-1, grad.shape[-1]), padded(x)  # [N,out], [1,H+2,W+2,in]
+    dkernel = [around[:, i : i + height, j : j + width].reshape(-1, channels).T @ rows for i, j in taps]
+    if height * width > FEW:
+        dx = conv(grad, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+    else:
+        parts = jnp.einsum("no,tco->tnc", rows, kernel.reshape(9, channels, -1))
+        parts = [padded(part.reshape(x.shape)) for part in parts]
+        dx = sum(part[:, 2 - i :, 2 - j :][:, :height, :width] for part, (i, j) in zip(parts, taps))
+    return dx, jnp.stack(dkernel).reshape(kernel.shape)
+
+
+conv.defvjp(lambda x, kernel: (conv(x, kernel), (x, kernel)), _conv_backward)

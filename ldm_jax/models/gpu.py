@@ -1,0 +1,59 @@
+"""Attention on NVIDIA GPUs by cuDNN's fused kernel, which never writes the [B,H,T,L] weights to memory. Not needed to
+understand the networks: `attention.attend` says what is computed.
+
+Half precision only. Which head widths the kernel takes depends on the GPU, cuDNN and JAX, so each is tried once,
+forward and backward, and compared with the plain form; the choice is logged.
+"""
+
+import logging
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+_log = logging.getLogger(__name__)
+LONG = 64  # keys from which on the weights are large enough to matter
+LARGEST_ERROR = 0.05  # of the gradients, relative; bfloat16 has 8 bits
+
+
+def attends(q: Array, k: Array) -> bool:
+    """Whether `attend` takes q [B,H,T,D] and k [B,H,L,D]. Decided when a function is traced."""
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    return half and jax.default_backend() == "gpu" and k.shape[2] >= LONG and _works(q.shape[-1], q.dtype.name)
+
+
+def attend(q: Array, k: Array, v: Array, implementation: str = "cudnn") -> Array:
+    """softmax(q k^T / sqrt(D)) v: q [B,H,T,D], k and v [B,H,L,D] -> [B,H,T,D]."""
+    positions_first = (a.transpose(0, 2, 1, 3) for a in (q, k, v))
+    return jax.nn.dot_product_attention(*positions_first, implementation=implementation).transpose(0, 2, 1, 3)
+
+
+@lru_cache(maxsize=64)
+def _works(head_dim: int, dtype: str) -> bool:
+    """Tries the kernel on random arrays."""
+    try:
+        found, expected = (_gradients(implementation, head_dim, dtype) for implementation in ("cudnn", "xla"))
+    except Exception as error:  # whatever cuDNN, XLA or JAX raise for what they do not support
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        _log.warning("attention, heads of %d, %s: not fused (%s)", head_dim, dtype, reason)
+        return False
+    error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+    good = error <= LARGEST_ERROR
+    choice = "cuDNN's fused kernel" if good else "not fused"
+    _log.warning("attention, heads of %d, %s: %s (relative error of gradients %.2g)", head_dim, dtype, choice, error)
+    return good
+
+
+def _gradients(implementation: str, head_dim: int, dtype: str) -> np.ndarray:
+    """Of a function of the attention of 128 positions to q, k and v, in one row."""
+    rng = np.random.default_rng(0)
+    arrays = [jnp.dtype(dtype).type(rng.standard_normal((1, 2, 128, head_dim))) for _ in range(3)]
+
+    def loss(q, k, v):
+        return jnp.sum(jnp.sin(attend(q, k, v, implementation).astype(jnp.float32)))
+
+    # Compiled apart and called with arrays: this runs in the middle of another function's trace.
+    compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*arrays).compile()
+    return np.concatenate([np.asarray(g, np.float32).ravel() for g in compiled(*arrays)])

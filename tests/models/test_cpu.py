@@ -1,0 +1,166 @@
+"""ldm_jax/models/cpu.py against the plain forms: values, gradients, and what transformations make of them.
+
+Errors are the largest difference over the plain result's standard deviation; float32 rounds at 6e-8, and sums of a
+few thousand terms in another order differ by some 1e-6 of it.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax.models import cpu
+from ldm_jax.models.attention import AttentionBlock, attend
+from ldm_jax.models.layers import Conv, GroupNorm32, ResBlock
+
+TOLERANCE = 2e-5
+pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="formulations for the CPU")
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """Attention goes block by block from one block of queries on, so that tests are quick."""
+    monkeypatch.setattr(cpu, "LONG", 256)
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
+
+
+def results(f, *args, transform=lambda f: f):
+    """Compiled anew: [f(args), the gradients to all args for a random gradient of f]."""
+
+    def run(*args):
+        out, pull_back = jax.vjp(transform(f), *args)
+        return out, *pull_back(jnp.asarray(normal(*out.shape, seed=1)))
+
+    return jax.tree.leaves(jax.jit(run)(*args))
+
+
+def plain(monkeypatch, f, *args):
+    """`results` without cpu.py."""
+    with monkeypatch.context() as patch:
+        patch.setattr(cpu, "wanted", lambda *arrays: False)
+        return results(f, *args)
+
+
+def assert_same(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        assert np.abs(a - b).max() <= TOLERANCE * b.std()
+
+
+def layer(module: nn.Module, *shapes: tuple[int, ...]):
+    """(function of parameters and inputs, parameters, inputs) of a module whose parameters are all random."""
+    inputs = [normal(*shape) for shape in shapes]
+    abstract = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+    params = jax.tree.map(lambda s: 0.2 * normal(*s.shape, seed=2), abstract)
+    return lambda params, *inputs: module.apply({"params": params}, *inputs), params, *inputs
+
+
+def count(monkeypatch, name: str) -> list:
+    """A list that grows by one whenever cpu.`name` is traced."""
+    calls, original = [], getattr(cpu, name)
+    monkeypatch.setattr(cpu, name, lambda *args: (calls.append(name), original(*args))[1])
+    return calls
+
+
+@pytest.mark.parametrize("queries, keys, used", [(256, 256, True), (512, 256, True), (256, 512, True), (64, 64, False),
+                                                 (300, 256, False), (256, 77, False)])  # fmt: skip
+def test_attention(monkeypatch, queries, keys, used):
+    calls = count(monkeypatch, "attend")
+    args = (3 * normal(2, 3, queries, 8), 3 * normal(2, 3, keys, 8, seed=1), normal(2, 3, keys, 8, seed=2))
+    found = results(attend, *args)
+    assert bool(calls) == used
+    assert_same(found, plain(monkeypatch, attend, *args))
+
+
+def test_short_attention_stays(monkeypatch):
+    monkeypatch.undo()
+    assert not cpu.attends(np.zeros((16, 4, 256, 8), np.float32), np.zeros((16, 4, 256, 8), np.float32))
+    assert cpu.attends(np.zeros((1, 4, 1024, 8), np.float32), np.zeros((1, 4, 1024, 8), np.float32))
+
+
+def test_attention_with_large_logits(monkeypatch):
+    args = (60 * normal(1, 1, 256, 16), 60 * normal(1, 1, 256, 16, seed=1), normal(1, 1, 256, 16, seed=2))
+    expected = plain(monkeypatch, attend, *args)
+    assert all(np.isfinite(a).all() for a in expected)
+    # The logits reach thousands, whose last digit is 2e-4: that error is the plain form's as well.
+    for a, b in zip(results(attend, *args), expected, strict=True):
+        assert np.abs(a - b).max() <= 5e-3 * b.std()
+
+
+@pytest.mark.parametrize("shape, used", [((1, 64, 64, 32), True), ((1, 6, 5, 96), True), ((1, 3, 3, 32), False),
+                                         ((2, 16, 16, 64), False)])  # fmt: skip
+def test_group_norm(monkeypatch, shape, used):
+    calls = count(monkeypatch, "group_norm")
+    f, params, x = layer(GroupNorm32(1e-5), shape)
+    args = (params, 3 * x + 5)
+    found = results(f, *args)
+    assert bool(calls) == used
+    assert_same(found, plain(monkeypatch, f, *args))
+
+
+@pytest.mark.parametrize("shape, features, used", [((1, 8, 8, 64), 96, True), ((1, 5, 7, 72), 64, True),
+                                                   ((1, 9, 12, 64), 64, True), ((1, 1, 1, 64), 64, True),
+                                                   ((1, 8, 8, 64), 3, False), ((2, 8, 8, 64), 64, False)])  # fmt: skip
+def test_convolution(monkeypatch, shape, features, used):
+    calls = count(monkeypatch, "conv")
+    args = layer(Conv(features), shape)
+    found = results(*args)
+    assert bool(calls) == used
+    assert_same(found, plain(monkeypatch, *args))
+
+
+@pytest.mark.parametrize("module", [Conv(64, stride=2), Conv(64, padding=(0, 1), stride=2), Conv(64, (1, 1))])
+def test_other_convolutions_stay(monkeypatch, module):
+    calls = count(monkeypatch, "conv")
+    results(*layer(module, (1, 8, 8, 64)))
+    assert not calls
+
+
+def test_bfloat16_stays(monkeypatch):
+    calls = [count(monkeypatch, name) for name in ("attend", "group_norm", "conv")]
+    jax.eval_shape(*layer(ResBlock(64, dtype=jnp.bfloat16), (1, 16, 16, 64), (1, 8)))
+    jax.eval_shape(*layer(AttentionBlock(2, dtype=jnp.bfloat16), (1, 16, 16, 64)))
+    assert not any(calls)
+
+
+def blocks():
+    """A residual block and an attention block in which all three formulations are used."""
+    block, block_params, x, emb = layer(ResBlock(64), (1, 16, 16, 64), (1, 8))
+    attention, attention_params, _ = layer(AttentionBlock(2), (1, 16, 16, 64))
+
+    def f(params, x, emb):
+        return attention(params[1], block(params[0], x, emb))
+
+    return f, (block_params, attention_params), x, emb
+
+
+def test_blocks_use_all_of_it(monkeypatch):
+    calls = [count(monkeypatch, name) for name in ("attend", "group_norm", "conv")]
+    f, *args = blocks()
+    found = results(f, *args)
+    assert all(calls)
+    assert_same(found, plain(monkeypatch, f, *args))
+
+
+def test_remat(monkeypatch):
+    f, *args = blocks()
+    assert_same(results(f, *args, transform=jax.checkpoint), plain(monkeypatch, f, *args))
+
+
+def test_vmap(monkeypatch):
+    f, params, x, emb = blocks()
+    many = jax.vmap(f, in_axes=(None, 0, 0))
+    args = (params, np.stack([x, -x]), np.stack([emb, 2 * emb]))
+    assert_same(results(many, *args), plain(monkeypatch, many, *args))
+
+
+def test_gradient_of_a_gradient(monkeypatch):
+    f, params, x, emb = blocks()
+
+    def penalty(x):
+        return jax.grad(lambda x: jnp.sum(jnp.sin(f(params, x, emb))))(x)
+
+    assert_same(results(penalty, x), plain(monkeypatch, penalty, x))

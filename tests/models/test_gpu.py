@@ -1,0 +1,57 @@
+"""The choice of the GPU's fused attention, without a GPU: cuDNN is refused here and JAX's own form stands in for it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax.models import attention, gpu
+
+
+@pytest.fixture(autouse=True)
+def pretend(monkeypatch):
+    gpu._works.cache_clear()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    yield
+    gpu._works.cache_clear()
+
+
+def arrays(dtype=jnp.bfloat16, length=128):
+    rng = np.random.default_rng(1)
+    return [jnp.asarray(rng.standard_normal((2, 3, length, 16)), dtype) for _ in range(3)]
+
+
+def test_falls_back_and_says_so_where_the_kernel_does_not_work(caplog):
+    q, k, v = arrays()
+    assert not gpu.attends(q, k)
+    assert "heads of 16, bfloat16: not fused" in caplog.text
+    gpu.attends(q, k)
+    assert len(caplog.records) == 1  # tried once
+    assert attention.attend(q, k, v).shape == q.shape
+
+
+def test_taken_where_it_works_in_the_middle_of_a_trace(monkeypatch, caplog):
+    q, k, v = arrays()
+    plain = np.asarray(attention.attend(q, k, v), np.float32)
+    gpu._works.cache_clear()
+    used, real = [], gpu.attend
+
+    def stand_in(q, k, v, implementation="cudnn"):
+        used.append(q.shape)
+        return real(q, k, v, implementation="xla")
+
+    monkeypatch.setattr(gpu, "attend", stand_in)
+    fused = np.asarray(jax.jit(attention.attend)(q, k, v), np.float32)
+    assert q.shape in used and "cuDNN's fused kernel (relative error of gradients 0)" in caplog.text
+    np.testing.assert_allclose(fused, plain, atol=0.03)
+
+
+def test_refused_when_the_numbers_differ(monkeypatch, caplog):
+    real = gpu.attend
+    monkeypatch.setattr(gpu, "attend", lambda q, k, v, how: real(q, k, v, "xla") * (1.2 if how == "cudnn" else 1))
+    q, k, _ = arrays()
+    assert not gpu.attends(q, k) and "not fused (relative error" in caplog.text
+
+
+def test_only_half_precision_and_many_keys():
+    assert not gpu.attends(*arrays(jnp.float32)[:2]) and not gpu.attends(*arrays(length=8)[:2])
