@@ -17,6 +17,6 @@ def get_config(variant: str = ""):
     # Three objects of a class and two corners, on a grid of 16 x 16.
     conditioner.update(max_objects=3, min_objects=1, max_length=9, vocab_size=256, flags=(), crop_tokens=False)
     config = small.quickstart(conditioner)
-    config.steps = 4800
-    config.every.update(evaluate=1200, picture=1200, checkpoint=1200)
+    config.steps = 3200
+    config.every.update(evaluate=800, picture=800, checkpoint=800)
     return common.finish(config, variant)

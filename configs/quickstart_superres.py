@@ -12,6 +12,6 @@ from configs import common, conditioners, small
 
 def get_config(variant: str = ""):
     config = small.quickstart(conditioners.low_res(), small.quickstart_superres_first_stage())
-    config.steps = 6000
-    config.every.update(evaluate=1500, picture=1500, checkpoint=1500)
+    config.steps = 4000
+    config.every.update(evaluate=1000, picture=1000, checkpoint=1000)
     return common.finish(config, variant)

@@ -10,7 +10,7 @@ from configs import common, small
 
 def get_config(variant: str = ""):
     config = common.autoencoder(small.quickstart_superres_first_stage(), image_size=32)
-    config.steps = 4000
+    config.steps = 3000
     config.batch_size = 8
     config.optim.update(learning_rate=1e-3, schedule="cosine", warmup_steps=50)
     config.loss.update(perceptual_weight=0.0, disc_start=1_000_000, disc_layers=2, disc_ndf=16)

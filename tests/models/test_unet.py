@@ -7,6 +7,7 @@ import pytest
 
 from ldm_jax import tree
 from ldm_jax.convert.names import torch_key
+from ldm_jax.models import cpu
 from ldm_jax.models.unet import UNet
 from tests.golden import weights
 from tests.golden_tools import load, nchw, nhwc, rel, strided, to_flax, torch_state
@@ -156,11 +157,12 @@ def transposed(jaxpr) -> list[tuple]:
     return found
 
 
-def test_no_feature_map_is_transposed():
+def test_no_feature_map_is_transposed(monkeypatch):
     """NHWC throughout: the only permutations are those that split tokens [B,T,H*D] into heads [B,H,T,D] and back.
 
     At the full CelebA size.
     """
+    monkeypatch.setattr(cpu, "wanted", lambda *arrays: False)  # which takes attention apart on purpose
     z, t = jax.ShapeDtypeStruct((3, 64, 64, 3), jnp.float32), jax.ShapeDtypeStruct((3,), jnp.int32)
     params = shapes_of(CELEBA, jnp.zeros(z.shape))
     found = transposed(jax.make_jaxpr(CELEBA.apply)({"params": params}, z, t).jaxpr)
