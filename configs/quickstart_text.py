@@ -3,7 +3,7 @@
     python train.py --config=configs/quickstart_first_stage.py --workdir=runs/quickstart/first_stage
     python train.py --config=configs/quickstart_text.py --workdir=runs/quickstart/text \\
         --config.first_stage.checkpoint=runs/quickstart/first_stage
-    python sample.py --workdir=runs/quickstart/text --num=16 --steps=100 --eta=1 --guidance=2 \\
+    python sample.py --workdir=runs/quickstart/text --num=16 --steps=100 --eta=1 --guidance=6 \\
         --prompt "a large red circle on a plain grey background"
     python scripts/check_quickstart.py runs/quickstart/text
 """

@@ -79,7 +79,7 @@ CHECKS = {
         "every shape of the caption is there in its colour (share)",
         lambda scene, fields, image: scenes.all_there(image, names_of(scene)),
         lambda ceiling, plain: 0.5,
-        guidance=2.0,
+        guidance=6.0,
     ),
     "layout": Check(
         "boxes with a shape of their colour, centres within 1/8 of the image (mean share)",
