@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ldm_jax import recipe
+from ldm_jax.training import runtime
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -30,7 +31,9 @@ Row = dict[str, Any]
 
 
 def parser(doc: str, config: bool = True, batch: str = "1", repeats: int = 10) -> argparse.ArgumentParser:
-    """The options that all scripts have; `load` reads them."""
+    """The options that all scripts have; `load` reads them. Also makes train.py's settings for CPUs, which serve
+    whatever else runs in this process (PyTorch) as well: memory that is freed is kept."""
+    runtime.faster_cpu()
     p = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

@@ -27,16 +27,21 @@ def setup(require_accelerator: bool = False) -> None:
     The cache is ~/.cache/ldm_jax/xla, or JAX_COMPILATION_CACHE_DIR. Raises RuntimeError without an accelerator
     if one is required (a broken CUDA plugin makes JAX fall back to the CPU with a warning that is easily missed).
     """
+    faster_cpu()
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "ldm_jax" / "xla"))
+    if require_accelerator and jax.default_backend() == "cpu":
+        raise RuntimeError("JAX finds only the CPU. Is the jax[cuda12] or jax[tpu] plugin installed and working?")
+
+
+def faster_cpu() -> None:
+    """The part of `setup` that makes CPUs faster. Before the first computation, better before other libraries' too."""
     if _cpu_alone():
         _keep_memory()
     flag = CPU_FLAGS.get(jaxlib.version.__version__, "")
     given = os.environ.get("XLA_FLAGS", "")
     if flag and flag.split("=")[0] not in given:
         os.environ["XLA_FLAGS"] = f"{given} {flag}".strip()
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "ldm_jax" / "xla"))
-    if require_accelerator and jax.default_backend() == "cpu":
-        raise RuntimeError("JAX finds only the CPU. Is the jax[cuda12] or jax[tpu] plugin installed and working?")
 
 
 def _cpu_alone() -> bool:
