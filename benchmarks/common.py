@@ -155,7 +155,7 @@ def save(args: argparse.Namespace, benchmark: str, rows: list[Row], env: Row, dt
     recipe_name = getattr(args, "config", "").removesuffix(".py").replace(".py:", "-").split("/")[-1]
     parts = (benchmark, recipe_name, env["backend"], dtype)
     path = args.out / ("_".join(part for part in parts if part) + ".json")
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()} | {"dtype": dtype}
+    settings = {k: v for k, v in vars(args).items() if not isinstance(v, Path)} | {"dtype": dtype}
     env = env | {"load_average_after": round(os.getloadavg()[0], 2)}
     record = {"benchmark": benchmark, "settings": settings, "environment": env, "rows": rows, **more}
     path.parent.mkdir(parents=True, exist_ok=True)
