@@ -133,8 +133,12 @@ def environment() -> Row:
         "load_average": round(load, 2),
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in PACKAGES if name in installed},
-        "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(VARIABLES)},
+        "variables": {k: v for k, v in sorted(os.environ.items()) if _changes_speed(k)},
     }
+
+
+def _changes_speed(variable: str) -> bool:
+    return variable.startswith(VARIABLES) and not variable.endswith("_DIR")  # folders of this machine say nothing
 
 
 def _cpu() -> str:

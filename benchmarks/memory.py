@@ -10,9 +10,11 @@ batch that --limits (GiB) allow is computed from the two largest of --batch; --r
 and runtime.
 """
 
+import jax
 import numpy as np
 
 from benchmarks import common, work
+from ldm_jax import build
 from ldm_jax.models import cpu
 
 COLUMNS = {
@@ -62,8 +64,6 @@ def topology_device(name: str):
 
 def measure(config, size: int, remat: bool | None, device=None) -> common.Row:
     """Plans one step of `size` images; donated arguments are counted once."""
-    import jax
-
     if remat is not None:
         config.unet.remat = remat
     config.batch_size = size * config.optim.accumulate
@@ -71,7 +71,7 @@ def measure(config, size: int, remat: bool | None, device=None) -> common.Row:
     where = jax.sharding.SingleDeviceSharding(device or jax.devices()[0])
     args = jax.tree.map(
         lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
-        (state, frozen, work.build.batch_shapes(config, config.batch_size)),
+        (state, frozen, build.batch_shapes(config, config.batch_size)),
     )
     row = {"batch": size, "remat": remat}
     lowered = jax.jit(task.step, donate_argnums=0).lower(*args)
