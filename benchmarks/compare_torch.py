@@ -86,11 +86,15 @@ def measure(args, model: work.Model, folder: Path, what: str, size: int) -> list
     expected = _outputs(what, job.compile("highest" if exact else None)()) if exact else None
     try:
         ours = job.compile()
-        first = _outputs(what, ours())
+        too_large = no_room(ours)
+        first = None if too_large else _outputs(what, ours())
     except RuntimeError as error:
         if not common.out_of_memory(error):
             raise
         return [{"what": what, "batch": size, "mode": "JAX is out of memory"}]
+    if too_large:
+        print(f"{what}, batch {size}: {too_large}", flush=True)
+        return [{"what": what, "batch": size, "mode": too_large}]
     expected = first if expected is None else expected
     compile_s = ours.trace_s + ours.compile_s
     for name in args.modes:
@@ -111,6 +115,19 @@ def measure(args, model: work.Model, folder: Path, what: str, size: int) -> list
     return rows
 
 
+def no_room(compiled: work.Compiled) -> str:
+    """Why both sides cannot run in this machine's memory, "" if they can. On CPUs, where the system would kill the
+    whole process; GPUs raise."""
+    import jax
+
+    plan, free = compiled.executable.memory_analysis(), common.free_gib()
+    if plan is None or free is None or jax.default_backend() != "cpu":
+        return ""
+    # JAX's arguments are there already; PyTorch's are as large, and so are its temporaries, roughly.
+    needs = (plan.argument_size_in_bytes + 2 * plan.temp_size_in_bytes) / 2**30
+    return f"left out: it needs about {needs:.3g} GiB, {free:.3g} are free" if needs > free else ""
+
+
 def _pair(args, model, folder, what, size, name, ours, expected, exact) -> common.Row:
     from benchmarks import torch_side, torch_train
 
@@ -129,7 +146,7 @@ def _pair(args, model, folder, what, size, name, ours, expected, exact) -> commo
         sys.exit(f"{what}, batch {size}, {name}: outputs differ by {error:.2g} (relative): not the same work. "
                  f"JAX {expected.ravel()[:4]}, PyTorch {found.ravel()[:4]}")
     torch_side.set_exact(False)
-    times = common.alternate({"jax": ours, "torch": theirs}, args.repeats, warmup=1)
+    times = common.alternate({"jax": ours, "torch": theirs}, args.repeats)
     calls = args.steps if what == "sample" else 1
     jax_ms, torch_ms = (common.spread(times[s])["ms"] / calls for s in ("jax", "torch"))
     return {

@@ -100,7 +100,8 @@ def make_model(config) -> Model:
     """Raises what `abstract` raises."""
     task, shapes, frozen_shapes = abstract(config)
     params = fill(shapes.params)
-    zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), (shapes.opt_state, shapes.step))
+    # Views of one zero: the host's copy of the optimiser takes no memory.
+    zeros = jax.tree.map(lambda s: np.broadcast_to(np.zeros((), s.dtype), s.shape), (shapes.opt_state, shapes.step))
     state = shapes.replace(
         params=params, ema=params if shapes.ema else {}, opt_state=zeros[0], step=zeros[1],
         variables=fill(shapes.variables), key=np.asarray(jax.random.key_data(jax.random.key(0))),

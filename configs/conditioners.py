@@ -4,6 +4,7 @@ drop_prob = share of training samples that are told nothing; guidance needs it. 
 dropped; 0.1 is the custom since.
 """
 
+EMBEDDING_STD = 0.02  # of new token and position embeddings, as the original's; small models learn sooner from 1
 WITH_CONTEXT = {"class", "text", "layout", "vectors"}  # kinds that give the UNet a context
 
 
@@ -21,6 +22,7 @@ def text(dim: int, depth: int, drop_prob: float = 0.1, tokenizer: str = "bert-ba
         max_length=77,
         dim=dim,
         depth=depth,
+        embedding_std=EMBEDDING_STD,
         use_mask=False,  # True: padding is not attended to; the released models attend to it
         null_tokens=(101, 102),  # the tokens of the empty caption; padded with 0
         drop_prob=drop_prob,
@@ -41,6 +43,7 @@ def layout(n_classes: int, dim: int, depth: int, drop_prob: float = 0.0) -> dict
         max_length=92,  # 3 max_objects + 2 for the crop
         dim=dim,
         depth=depth,
+        embedding_std=EMBEDDING_STD,
         drop_prob=drop_prob,
     )
 

@@ -9,4 +9,7 @@ from configs import common, conditioners, small
 
 
 def get_config(variant: str = ""):
-    return common.finish(small.emoji(conditioners.class_label(9, dim=128, drop_prob=0.1)), variant)
+    config = small.emoji(conditioners.class_label(9, dim=128, drop_prob=0.1), num_res_blocks=1)
+    config.steps = 3000
+    config.every.update(evaluate=1000, picture=1000, checkpoint=1000)
+    return common.finish(config, variant)

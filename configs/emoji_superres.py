@@ -9,4 +9,7 @@ from configs import common, conditioners, small
 
 
 def get_config(variant: str = ""):
-    return common.finish(small.emoji(conditioners.low_res()), variant)
+    config = small.emoji(conditioners.low_res(), num_res_blocks=1)
+    config.steps = 2000
+    config.every.update(evaluate=500, picture=500, checkpoint=500)
+    return common.finish(config, variant)

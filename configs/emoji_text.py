@@ -11,4 +11,7 @@ from configs import common, conditioners, small
 def get_config(variant: str = ""):
     conditioner = conditioners.text(dim=128, depth=4, tokenizer="captions")
     conditioner.update(vocab_size=2048, max_length=16, null_tokens=(2, 3), use_mask=True)
-    return common.finish(small.emoji(conditioner), variant)
+    config = small.emoji(conditioner)
+    config.steps = 5000
+    config.every.update(evaluate=1000, picture=1000, checkpoint=1000)
+    return common.finish(config, variant)

@@ -13,8 +13,8 @@ from configs import common, conditioners, small
 
 def get_config(variant: str = ""):
     conditioner = conditioners.text(dim=64, depth=2, tokenizer="captions")
-    conditioner.update(vocab_size=256, max_length=24, null_tokens=(2, 3), use_mask=True)
+    conditioner.update(vocab_size=256, max_length=24, null_tokens=(2, 3), use_mask=True, embedding_std=1.0)
     config = small.quickstart(conditioner)
-    config.steps = 8000
+    config.steps = 6000
     config.every.update(evaluate=2000, picture=2000, checkpoint=1000)
     return common.finish(config, variant)

@@ -52,9 +52,9 @@ def emoji_first_stage() -> dict:
     return common.small_first_stage("emoji_first_stage", "kl", 4, ch=32, z_channels=4, resolution=64, num_res_blocks=1)
 
 
-def emoji(conditioner: dict | None = None) -> ConfigDict:
+def emoji(conditioner: dict | None = None, num_res_blocks: int = 2) -> ConfigDict:
     """A UNet of 64, 128, 256 channels on the latents of 3,391 rendered emoji."""
-    config = _ldm(emoji_first_stage(), conditioner, 64, channel_mult=(1, 2, 4), num_res_blocks=2)
+    config = _ldm(emoji_first_stage(), conditioner, 64, channel_mult=(1, 2, 4), num_res_blocks=num_res_blocks)
     config.steps = 8_000
     config.optim.update(learning_rate=3e-4, warmup_steps=200)
     config.ema.decay = 0.999

@@ -67,7 +67,7 @@ class TextConditioner(nn.Module):
     """batch["tokens"] [B,L] int -> [B,L,dim], for captions and layouts. `null_tokens` [L] stand for "nothing said".
 
     use_mask: batch["token_mask"] [B,L] keeps padding from being attended to and its rows of the context are 0;
-    the released models have no mask.
+    the released models have no mask. embedding_std: see TextEncoder.
     """
 
     vocab_size: int
@@ -77,12 +77,13 @@ class TextConditioner(nn.Module):
     null_tokens: tuple[int, ...] = ()
     null_mask: tuple[int, ...] = ()
     use_mask: bool = False
+    embedding_std: float = 0.02
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, batch: Batch, encode: Encode) -> Cond:
         encoder = TextEncoder(
-            self.vocab_size, self.max_length, self.dim, self.depth, dtype=self.dtype, name="transformer"
+            self.vocab_size, self.max_length, self.dim, self.depth, self.embedding_std, self.dtype, name="transformer"
         )
         if not self.use_mask:
             return Cond(context=encoder(batch["tokens"]))

@@ -103,13 +103,16 @@ def crop_coder(c: ConfigDict) -> LayoutCoder | None:
 def _text_network(c: ConfigDict, dtype: jnp.dtype) -> nn.Module:
     return conditioners.TextConditioner(
         c.vocab_size, c.max_length, c.dim, c.depth, null_tokens=_padded(c.null_tokens, c.max_length),
-        null_mask=_padded((1,) * len(c.null_tokens), c.max_length), use_mask=c.use_mask, dtype=dtype,
+        null_mask=_padded((1,) * len(c.null_tokens), c.max_length), use_mask=c.use_mask,
+        embedding_std=c.embedding_std, dtype=dtype,
     )  # fmt: skip
 
 
 def _layout_network(c: ConfigDict, dtype: jnp.dtype) -> nn.Module:
     null = tuple(layout_coder(c).encode([]).tolist())
-    return conditioners.TextConditioner(c.vocab_size, c.max_length, c.dim, c.depth, null_tokens=null, dtype=dtype)
+    return conditioners.TextConditioner(
+        c.vocab_size, c.max_length, c.dim, c.depth, null_tokens=null, embedding_std=c.embedding_std, dtype=dtype
+    )
 
 
 def _class_network(c: ConfigDict, dtype: jnp.dtype) -> nn.Module:

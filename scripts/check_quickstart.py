@@ -1,12 +1,14 @@
 """Does a conditional model do as it is told? Measured on unseen scenes of the built-in shapes, by reading the pixels.
 
     python scripts/check_quickstart.py runs/quickstart/class
+    python scripts/check_quickstart.py runs/emoji/superres --num=64 --batch=16
 
-Takes any conditional model trained with data.source=shapes and data.simple_scenes=True. The conditions of --num
-scenes that training never drew are given to the model; what it draws is read by ldm_jax/metrics/scenes.py. Beside it
-stand the same score of the first stage's reconstructions of the true scenes, which no model in its latents can beat,
-and that of a method without a network where there is one. Writes check.json and check.png (true scene, its
-reconstruction, sample; super-resolution and inpainting: the input first) into the run directory.
+Takes any conditional model trained with data.source=shapes and data.simple_scenes=True, and super-resolution and
+inpainting of any pictures, whose score is PSNR. The conditions of --num scenes (pictures) of the validation set are
+given to the model; what it draws is read by ldm_jax/metrics/scenes.py. Beside it stand the same score of the first
+stage's reconstructions of the true scenes, which no model in its latents can beat, and that of a method without a
+network where there is one. Writes check.json and check.png (true scene, its reconstruction, sample; super-resolution
+and inpainting: the input first) into the run directory.
 """
 
 import argparse
@@ -30,6 +32,11 @@ def psnr(image: np.ndarray, truth: np.ndarray, where: np.ndarray | None = None) 
     """dB of uint8 images, over the pixels `where` bool [H,W]."""
     error = np.square(image.astype(np.float64) - truth)
     return float(10 * np.log10(255**2 / max(error[where].mean() if where is not None else error.mean(), 1e-9)))
+
+
+def true(fields: dict) -> np.ndarray:
+    """The validation picture as the model would have seen it, uint8 [H,W,3]."""
+    return to_uint8(fields["image"])
 
 
 def names_of(scene: dict) -> list[str]:
@@ -85,7 +92,7 @@ CHECKS = {
         "boxes with a shape of their colour, centres within 1/8 of the image (mean share)",
         lambda scene, fields, image: np.mean(scenes.in_place(image, scene["objects"], shapes.CLASS_NAMES)),
         lambda ceiling, plain: 0.6,
-        guidance=2.0,
+        guidance=4.0,
     ),
     "semantic": Check(
         "pixels of the map's class, read by colour and outline (share)",
@@ -96,7 +103,7 @@ CHECKS = {
     ),
     "superres": Check(
         "PSNR (dB)",
-        lambda scene, fields, image: psnr(image, scene["image"]),
+        lambda scene, fields, image: psnr(image, true(fields)),
         lambda ceiling, plain: plain + 1,
         plain=bicubic,
         plain_name="bicubic",
@@ -104,7 +111,7 @@ CHECKS = {
     ),
     "inpaint": Check(
         "PSNR in the hole (dB)",
-        lambda scene, fields, image: psnr(image, scene["image"], hole(fields)),
+        lambda scene, fields, image: psnr(image, true(fields), hole(fields)),
         lambda ceiling, plain: plain + 3,
         plain=mean_colour,
         plain_name="mean colour of the rest",
@@ -114,14 +121,17 @@ CHECKS = {
 }
 
 
+ANY_PICTURES = ("superres", "inpaint")  # conditions whose score needs no shapes
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workdir", help="the run directory of a conditional model on shapes")
+    parser.add_argument("workdir", help="the run directory of a conditional model")
     parser.add_argument("--num", type=int, default=128, help="scenes (default 128)")
     parser.add_argument("--batch", type=int, default=64, help="samples at a time (default 64)")
     parser.add_argument("--steps", type=int, default=100, help="DDIM steps (default 100)")
     parser.add_argument("--eta", type=float, default=1.0, help="DDIM's noise (default 1)")
-    parser.add_argument("--guidance", type=float, help="scale (default: 2 for class, text and layout, else none)")
+    parser.add_argument("--guidance", type=float, help="scale (default: class 2, layout 4, text 6, else none)")
     parser.add_argument("--seed", type=int, default=0, help="of the samples (default 0)")
     return parser.parse_args()
 
@@ -131,6 +141,8 @@ def unseen(config, workdir: str, number: int) -> tuple[list[dict], list[dict]]:
     from ldm_jax import build
 
     source = build.source(config, train=False)
+    if number > len(source):
+        sys.exit(f"--num={number}: there are {len(source)} validation images")
     transform = build.transform(config, False, Path(workdir) / "tokenizer")
     found = [source[i] for i in range(number)]
     return found, [transform(scene, np.random.default_rng([7, i])) for i, scene in enumerate(found)]
@@ -177,10 +189,12 @@ def main() -> None:
     runtime.setup()
     config = ConfigDict(checkpoint.load_config(args.workdir))
     kind = config.conditioner.kind if config.task == "ldm" else "none"
-    if kind not in CHECKS or config.data.source != "shapes" or not config.data.simple_scenes:
+    simple = config.data.source == "shapes" and config.data.simple_scenes
+    if kind not in (CHECKS if simple else ANY_PICTURES):
         sys.exit(
             f"{args.workdir} is a run of task {config.task!r}, condition {kind!r}, on {config.data.source!r}; this "
-            f"check needs simple scenes of shapes and one of the conditions {', '.join(CHECKS)}"
+            f"check needs one of the conditions {', '.join(CHECKS)} and, but for {' and '.join(ANY_PICTURES)}, simple "
+            "scenes of shapes"
         )
     check = CHECKS[kind]
     guidance = args.guidance if args.guidance is not None else check.guidance
@@ -188,7 +202,7 @@ def main() -> None:
     began = time.perf_counter()
     samples, reconstructions = generate(args, config, fields, guidance)
     seconds = time.perf_counter() - began
-    images = [scene["image"] for scene in found]
+    images = [true(f) for f in fields]
     samples = [check.finish(f, made, image) for f, made, image in zip(fields, samples, images)]
 
     def mean(drawn: list[np.ndarray]) -> float:
@@ -201,7 +215,7 @@ def main() -> None:
     if check.shown:
         rows.insert(0, [check.shown(f, image) for f, image in zip(fields, images)])
     goal = check.goal(scores["reconstructions"], scores.get(check.plain_name, 0.0))
-    print(f"\n{check.what}, {args.num} unseen scenes, {args.steps} steps, eta {args.eta:g}, guidance {guidance}:")
+    print(f"\n{check.what}, {args.num} unseen pictures, {args.steps} steps, eta {args.eta:g}, guidance {guidance}:")
     for name, value in scores.items():
         print(f"  {name:24} {value:.3f}")
     print(f"  {'wanted of samples':24} {goal:.3f}   {'reached' if scores['samples'] >= goal else 'NOT REACHED'}")

@@ -1,6 +1,7 @@
 """The benchmarks run on tiny recipes, count work rightly and read traces; nothing here is timed."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -134,6 +135,18 @@ def test_flops_of_products_convolutions_and_loops():
 def test_utilisation():
     row = roofline.against(CEILINGS, seconds=4.0, flops=1e9, moved=2e9)
     assert row["utilisation"] == 0.25 and row["roofline"] == 0.5 and row["gflop_s"] == 0.25
+
+
+@pytest.mark.parametrize("free, expected", [(0.0, r"left out: .* GiB, 0 are free"), (1.0, ""), (None, "")])
+def test_what_does_not_fit_is_left_out(monkeypatch, free, expected):
+    compiled = work.Program(lambda x: (x @ x.T).sum(), (np.ones((512, 512), np.float32),)).compile()
+    monkeypatch.setattr(common, "free_gib", lambda: free)
+    assert re.fullmatch(expected, compare_torch.no_room(compiled))
+
+
+def test_free_memory():
+    free = common.free_gib()
+    assert free is None or 0 < free < 1e6
 
 
 def test_calls_alternate():

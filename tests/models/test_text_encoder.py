@@ -41,3 +41,11 @@ def test_epsilon_of_the_norms():
 def test_too_many_tokens():
     with pytest.raises(ValueError, match=r"9 tokens.*8 positions"):
         jax.eval_shape(TextEncoder(5, 8, 16, 1).init, jax.random.key(0), np.zeros((1, 9), np.int32))
+
+
+@pytest.mark.parametrize("std", [0.02, 1.0])
+def test_spread_of_new_embeddings(std):
+    model = TextEncoder(500, 200, 32, 1, embedding_std=std)
+    params = model.init(jax.random.key(0), np.zeros((1, 9), np.int32))["params"]
+    for table in (params["token_emb"]["embedding"], params["pos_emb"]["emb"]["embedding"]):
+        assert np.std(table) == pytest.approx(std, rel=0.03)
