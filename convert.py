@@ -35,7 +35,6 @@ SAMPLE_OPTIONS = {
     "superres": "--image=SMALL.png",
     "inpaint": "--image=PICTURE.png --mask=MASK.png",
     "vectors": "--vectors=VECTORS.npy",
-    "hybrid": "--help",
 }
 Tree = Any
 
@@ -163,7 +162,7 @@ def _move(partial: Path, target: Path) -> None:
 
 
 def _tell(args, config, source, weights: Tree, beside: dict, step: int) -> None:
-    from ldm_jax import tree
+    from ldm_jax import conditions, tree
 
     print(f"{args.source}: {len(source.state)} tensors, {len(source.state) - len(beside)} of them used")
     for name, part in weights.items():
@@ -181,7 +180,7 @@ def _tell(args, config, source, weights: Tree, beside: dict, step: int) -> None:
         print(f"  {note}")
     print(f"{args.target} is ready:")
     if config.task == "ldm":
-        condition = SAMPLE_OPTIONS[config.conditioner.kind]
+        condition = " ".join(SAMPLE_OPTIONS[kind] for kind in conditions.parts(config.conditioner))
         print(f"    python sample.py --workdir={args.target} --steps=50 {condition}")
     options = " ".join(o for o in args.overrides if not o.startswith("--config.steps"))
     print(

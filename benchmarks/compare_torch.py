@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import common, work
+from ldm_jax.training import runtime
 
 WHAT = ("forward", "train", "sample", "decode")
 LIMITS = {"float32": 1e-3, "bfloat16": 0.1}
@@ -120,11 +121,11 @@ def no_room(compiled: work.Compiled) -> str:
     whole process; GPUs raise."""
     import jax
 
-    plan, free = compiled.executable.memory_analysis(), common.free_gib()
-    if plan is None or free is None or jax.default_backend() != "cpu":
+    planned, free = runtime.planned_gib(compiled.executable), common.free_gib()
+    if planned is None or free is None or jax.default_backend() != "cpu":
         return ""
-    # JAX's arguments are there already; PyTorch's are as large, and so are its temporaries, roughly.
-    needs = (plan.argument_size_in_bytes + 2 * plan.temp_size_in_bytes) / 2**30
+    held, temporary = planned  # JAX's arguments are there already; PyTorch's sizes are roughly the same
+    needs = held + 2 * temporary
     return f"left out: it needs about {needs:.3g} GiB, {free:.3g} are free" if needs > free else ""
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from benchmarks import common, work
 from ldm_jax import build
 from ldm_jax.models import cpu
+from ldm_jax.training import runtime
 
 COLUMNS = {
     "batch": "batch", "remat": "recompute", "state_gib": "state GiB", "temporary_gib": "temporary GiB",
@@ -81,14 +82,9 @@ def measure(config, size: int, remat: bool | None, device=None) -> common.Row:
         if not common.out_of_memory(error):
             raise
         return row | {"note": "more than this device has"}
-    plan = compiled.memory_analysis()
-    held = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
-    return row | {
-        "state_gib": held / 2**30,
-        "temporary_gib": plan.temp_size_in_bytes / 2**30,
-        "peak_gib": (held + plan.temp_size_in_bytes) / 2**30,
-        "compile_s": seconds,
-    }
+    held, temporary = runtime.planned_gib(compiled)
+    sizes = {"state_gib": held, "temporary_gib": temporary, "peak_gib": held + temporary}
+    return row | sizes | {"compile_s": seconds}
 
 
 def largest(rows: list[common.Row], limits: tuple[int, ...], reserve: float) -> common.Row:

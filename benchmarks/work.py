@@ -20,6 +20,7 @@ import numpy as np
 from ldm_jax import build, runs, tree
 from ldm_jax.diffusion.timetable import make_timetable
 from ldm_jax.generate import image_keys, sample_latents
+from ldm_jax.training import runtime
 from ldm_jax.training.state import TrainState
 
 Tree = Any
@@ -155,9 +156,9 @@ class Compiled:
 
     @property
     def memory_gib(self) -> float | None:
-        """Arguments and temporaries on one device, as planned by the compiler."""
-        plan = self.executable.memory_analysis()
-        return None if plan is None else (plan.argument_size_in_bytes + plan.temp_size_in_bytes) / 2**30
+        """Arguments, results and temporaries on one device, as planned by the compiler."""
+        planned = runtime.planned_gib(self.executable)
+        return None if planned is None else sum(planned)
 
 
 def train(model: Model, size: int) -> Program:

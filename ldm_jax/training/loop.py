@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ldm_jax import tree
-from ldm_jax.training import checkpoint, logging, sharding
+from ldm_jax.training import checkpoint, logging, runtime, sharding
 
 Tree = Any
 
@@ -133,11 +133,8 @@ def _compile(task, state: Tree, frozen: Tree, batch: Tree, shardings: Tree, mesh
     began = time.perf_counter()
     jitted = jax.jit(task.step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
     compiled = jitted.lower(state, frozen, batch).compile()
-    memory = compiled.memory_analysis()
-    size = ""
-    if memory is not None:
-        peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-        size = f", about {peak / 2**30:.2f} GiB a device"
+    planned = runtime.planned_gib(compiled)
+    size = "" if planned is None else f", about {sum(planned):.2f} GiB a device"
     say(f"train step compiled in {time.perf_counter() - began:.1f} s{size}", flush=True)
     return compiled
 

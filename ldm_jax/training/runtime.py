@@ -1,4 +1,4 @@
-"""Process-wide JAX settings that a script makes once, before the first computation."""
+"""Process-wide JAX settings that a script makes once, before the first computation; a program's planned memory."""
 
 import ctypes
 import os
@@ -42,6 +42,16 @@ def faster_cpu() -> None:
     given = os.environ.get("XLA_FLAGS", "")
     if flag and flag.split("=")[0] not in given:
         os.environ["XLA_FLAGS"] = f"{given} {flag}".strip()
+
+
+def planned_gib(compiled: jax.stages.Compiled) -> tuple[float, float] | None:
+    """(arguments and results, donated ones once; temporaries) on one device, as the compiler plans them. None where
+    the backend does not say."""
+    plan = compiled.memory_analysis()
+    if plan is None:
+        return None
+    held = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+    return held / 2**30, plan.temp_size_in_bytes / 2**30
 
 
 def _cpu_alone() -> bool:
