@@ -42,7 +42,12 @@ class TrainStep:
         )
         self.ema, self.steps = [p.detach().clone() for p in self.params], 0
 
-    def __call__(self, t=None, noise=None, posterior=None) -> torch.Tensor:
+    def __call__(self) -> torch.Tensor:
+        loss = self._gradient()
+        self._update()
+        return wait(loss)
+
+    def _gradient(self, t=None, noise=None, posterior=None) -> torch.Tensor:
         side, shape = self.side, (self.size, self.side.model.latent[2], *self.side.model.latent[:2])
         with side.cast():
             with torch.no_grad():
@@ -57,14 +62,17 @@ class TrainStep:
             context = self.table(self.labels)[:, None] if self.table else self.context
             output = side.run_unet(z_t, t, context)
         loss = F.mse_loss(output.float(), noise)
-        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        return loss
+
+    def _update(self) -> None:
+        """Gradients are given back at once: kept until the next step they would lie in the way of the other side."""
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
         decay = self.task.averaging.decay
         decay = min(decay, (1 + self.steps) / (10 + self.steps)) if self.task.averaging.warmup else decay
         torch._foreach_lerp_(self.ema, self.params, 1 - decay)
-        return wait(loss)
 
     def check(self) -> np.ndarray:
         """[loss, gradient's norm] of the first step with the noise of our first step."""
@@ -73,6 +81,7 @@ class TrainStep:
         timesteps = model.config.diffusion.timesteps
         t = jax.vmap(lambda k: jax.random.randint(k, (), 0, timesteps))(stream(keys, T_STREAM))
         noise, posterior = (tensor(normal(stream(keys, s), model.latent)) for s in (NOISE_STREAM, POSTERIOR_STREAM))
-        loss = self(tensor(t).long(), noise, posterior)
+        loss = self._gradient(tensor(t).long(), noise, posterior)
         norms = torch._foreach_norm([p.grad for p in self.params])
+        self._update()
         return np.array([loss.item(), float(torch.linalg.vector_norm(torch.stack(norms)))])
