@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax.models.layers import Conv
-from ldm_jax.models.text_encoder import TextEncoder
+from ldm_jax.models.text_encoder import EMBEDDING_STD, TextEncoder
 
 Batch = dict[str, jax.Array]
 Encode = Callable[[jax.Array], jax.Array]
@@ -77,7 +77,7 @@ class TextConditioner(nn.Module):
     null_tokens: tuple[int, ...] = ()
     null_mask: tuple[int, ...] = ()
     use_mask: bool = False
-    embedding_std: float = 0.02
+    embedding_std: float = EMBEDDING_STD
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
