@@ -21,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ldm_jax.training.hugepages import restart_with_hugepages
+
 # --guide-distance: the backbone of LPIPS, whose weights --lpips-weights holds.
 DISTANCES = {"l2": None, "lpips": "vgg16", "lpips_alex": "alex"}
 
@@ -203,6 +205,7 @@ def _slug(name: str) -> str:
 
 
 if __name__ == "__main__":
+    restart_with_hugepages()
     arguments = parse()
     try:
         main(arguments)

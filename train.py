@@ -15,6 +15,8 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from ldm_jax.training.hugepages import restart_with_hugepages
+
 CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: configs/NAME.py[:tiny].")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives (default runs/NAME); resumed if it exists.")
 REQUIRE_ACCELERATOR = flags.DEFINE_bool("require_accelerator", False, "Stop when JAX finds only the CPU.")
@@ -45,5 +47,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    restart_with_hugepages()
     flags.mark_flags_as_required(["config"])
     app.run(main)

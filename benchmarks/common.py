@@ -20,19 +20,28 @@ import numpy as np
 
 from ldm_jax import recipe
 from ldm_jax.training import runtime
+from ldm_jax.training.hugepages import restart_with_hugepages
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "diffusers")
 # Variables that change speed.
-VARIABLES = ("XLA_FLAGS", "OMP_", "KMP_", "MALLOC_", "LD_PRELOAD", "JAX_", "XLA_PYTHON", "CUDA_VISIBLE", "TORCH")
+VARIABLES = (
+    *("XLA_FLAGS", "OMP_", "KMP_", "MALLOC_", "GLIBC_", "LD_PRELOAD"),
+    *("JAX_", "XLA_PYTHON", "CUDA_VISIBLE", "TORCH"),
+)
 PAUSE = 0.02  # seconds between calls: the other side's threads spin for some milliseconds after their last work
 Row = dict[str, Any]
 
 
+def run(main: Callable[[], None]) -> None:
+    """A script's `__main__`: in large pages as train.py, which serve whatever else runs in this process (PyTorch)."""
+    restart_with_hugepages()
+    main()
+
+
 def parser(doc: str, config: bool = True, batch: str = "1", repeats: int = 10) -> argparse.ArgumentParser:
-    """The options that all scripts have; `load` reads them. Also makes train.py's settings for CPUs, which serve
-    whatever else runs in this process (PyTorch) as well: memory that is freed is kept."""
+    """The options that all scripts have; `load` reads them. Also makes train.py's settings for CPUs."""
     runtime.faster_cpu()
     p = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False

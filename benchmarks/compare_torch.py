@@ -192,4 +192,4 @@ def best(rows: list[common.Row]) -> list[common.Row]:
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

@@ -61,4 +61,4 @@ def measure(variant: str, size: int, args, ceilings: roofline.Ceilings) -> commo
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

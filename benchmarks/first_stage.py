@@ -26,4 +26,4 @@ def main(argv: list[str] | None = None) -> list[common.Row]:
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

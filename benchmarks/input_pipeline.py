@@ -57,4 +57,4 @@ def measure(config, size: int, workers: int, batches: int) -> common.Row:
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

@@ -66,4 +66,4 @@ def measure(config, cache: str, steps: int) -> common.Row:
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

@@ -99,4 +99,4 @@ def largest(rows: list[common.Row], limits: tuple[int, ...], reserve: float) -> 
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

@@ -100,4 +100,4 @@ def by_kind(rows: Iterable[common.Row]) -> list[common.Row]:
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

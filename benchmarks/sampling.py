@@ -53,4 +53,4 @@ def measure(
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

@@ -55,4 +55,4 @@ def _python(code: str) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ldm_jax.data import shapes
 from ldm_jax.data.transforms import resize, to_uint8
 from ldm_jax.metrics import scenes
+from ldm_jax.training.hugepages import restart_with_hugepages
 
 
 def psnr(image: np.ndarray, truth: np.ndarray, where: np.ndarray | None = None) -> float:
@@ -229,4 +230,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    restart_with_hugepages()
     main()

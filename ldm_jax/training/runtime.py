@@ -1,8 +1,6 @@
 """Process-wide JAX settings that a script makes once, before the first computation; a program's planned memory."""
 
-import ctypes
 import os
-from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -12,17 +10,10 @@ import jaxlib.version
 # one. Only for versions where that was seen: XLA refuses to start with a flag that it does not know.
 CPU_FLAGS = {"0.10.2": "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution,-individual_dot"}
 
-# glibc's mallopt: large arrays come from one heap that is kept. By default every array above 32 MiB is mapped anew and
-# each of its pages faults at first use, which took a quarter of the quickstarts' training time.
-# -1: nothing is given back, as a step's temporary arrays are one block of up to gigabytes, freed after each step: with
-# the largest threshold but that, 2 GiB, half of the time of a large net's step. (option, value)
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
-KEEP_MEMORY = ((M_MMAP_MAX, 0), (M_ARENA_MAX, 1), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 2**28))
-
 
 def setup(require_accelerator: bool = False) -> None:
-    """Persistent compilation cache; on CPUs also the faster of XLA's two ways to convolve, and memory that is kept.
-    Call it before the first computation.
+    """Persistent compilation cache; on CPUs also the faster of XLA's two ways to convolve. Call it before the first
+    computation.
 
     The cache is ~/.cache/ldm_jax/xla, or JAX_COMPILATION_CACHE_DIR. Raises RuntimeError without an accelerator
     if one is required (a broken CUDA plugin makes JAX fall back to the CPU with a warning that is easily missed).
@@ -35,9 +26,7 @@ def setup(require_accelerator: bool = False) -> None:
 
 
 def faster_cpu() -> None:
-    """The part of `setup` that makes CPUs faster. Before the first computation, better before other libraries' too."""
-    if _cpu_alone():
-        _keep_memory()
+    """The part of `setup` that makes CPUs faster."""
     flag = CPU_FLAGS.get(jaxlib.version.__version__, "")
     given = os.environ.get("XLA_FLAGS", "")
     if flag and flag.split("=")[0] not in given:
@@ -52,15 +41,3 @@ def planned_gib(compiled: jax.stages.Compiled) -> tuple[float, float] | None:
         return None
     held = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
     return held / 2**30, plan.temp_size_in_bytes / 2**30
-
-
-def _cpu_alone() -> bool:
-    """Whether JAX has the CPU alone, said without starting a backend: threads take their arenas when they begin."""
-    accelerators = any(find_spec(name) for name in ("jax_plugins", "libtpu"))
-    return os.environ.get("JAX_PLATFORMS") == "cpu" or not accelerators
-
-
-def _keep_memory() -> None:
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it
-    for option, value in KEEP_MEMORY if mallopt else ():
-        mallopt(option, value)
