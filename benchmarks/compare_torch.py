@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> list[common.Row]:
                 rows += measure(args, model, Path(folder.name), what, size)
     summary = best(rows)
     print(f"\n{common.table(rows, COLUMNS)}\n\nbest of each side:\n{common.table(summary)}")
-    common.save(args, "compare_torch", rows, env, config.dtype, best=summary)
+    common.save(args, "-".join(("compare_torch", *(args.what if args.what != WHAT else ()))), rows, env, config.dtype, best=summary)
     return rows
 
 

@@ -1,6 +1,8 @@
-"""LDM-1 to LDM-32 (tables 13 and 14, figures 6 and 7): what compression buys in training and sampling speed.
+"""LDM-1 to LDM-32 (tables 13 and 14, figures 6 and 7) and the inpainting models of table 6: what compression buys in
+training and sampling speed.
 
     python -m benchmarks.compression --recipe=imagenet_compression --variants=f1,f2,f4,f8,f16,f32 --batch=1
+    python -m benchmarks.compression --recipe=places_inpainting_compression --batch=1
     python -m benchmarks.compression --recipe=celeba_compression --tiny        # seconds
 
 Ratios are to the first variant, at the same batch. Sampling is of --report DDIM steps with decoding, computed from
@@ -8,7 +10,14 @@ Ratios are to the first variant, at the same batch. Sampling is of --report DDIM
 """
 
 from benchmarks import common, roofline, sampling, work
+from configs import celeba_compression, imagenet_compression, places_inpainting_compression
 from ldm_jax import recipe
+
+RECIPES = {
+    "imagenet_compression": imagenet_compression,
+    "celeba_compression": celeba_compression,
+    "places_inpainting_compression": places_inpainting_compression,
+}
 
 COLUMNS = {
     "variant": "LDM", "latent": "latent", "batch": "batch", "train_ms": "train ms", "train_images_s": "train images/s",
@@ -19,13 +28,14 @@ COLUMNS = {
 
 def main(argv: list[str] | None = None) -> list[common.Row]:
     p = common.parser(__doc__, config=False, repeats=5)
-    p.add_argument("--recipe", choices=("imagenet_compression", "celeba_compression"), default="imagenet_compression")
-    p.add_argument("--variants", type=common.words, default=("f1", "f2", "f4", "f8", "f16", "f32"))
+    p.add_argument("--recipe", choices=tuple(RECIPES), default="imagenet_compression")
+    p.add_argument("--variants", type=common.words, help="default: all of the recipe")
     p.add_argument("--tiny", action="store_true", help="the shrunk variants: shows that it works, not how fast")
     p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     p.add_argument("--steps", type=int, default=5, help="DDIM steps measured, default 5")
     p.add_argument("--report", type=int, default=100, help="DDIM steps reported, default 100")
     args = p.parse_args(argv)
+    args.variants = args.variants or RECIPES[args.recipe].VARIANTS
     args.config = args.recipe + "-tiny" * args.tiny
     env, ceilings = common.environment(), roofline.measure_ceilings(args.dtype)
     print(ceilings)

@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> str:
     records = [json.loads(path.read_text()) for path in sorted(args.results.glob("*.json"))]
     text = "\n\n".join(filter(None, (sections(r) for r in records)))
     print(text or f"no results in {args.results}")
-    compared = [record for record in records if record["benchmark"] == "compare_torch" and record["best"]]
+    compared = [record for record in records if record["benchmark"].startswith("compare_torch") and record["best"]]
     if compared:
         draw(compared, args.image)
         print(f"\n{args.image}")
@@ -39,7 +39,7 @@ def heading(record: dict) -> str:
 def sections(record: dict) -> str:
     """A heading and a markdown table; "" for records that have none."""
     rows = record["rows"]
-    if record["benchmark"] == "compare_torch":
+    if record["benchmark"].startswith("compare_torch"):
         title, body = "against PyTorch, best mode and batch of each", common.table(record["best"])
     elif record["benchmark"].startswith("profile"):
         title, body = record["benchmark"].replace("_", " of "), common.table(record.get("kinds", [])[:10])

@@ -287,6 +287,18 @@ def landscapes(image_size: int, batch_size: int, learning_rate: float) -> Config
     return config
 
 
+def places_inpainting(first_stage: dict, channel_mult: tuple[int, ...] = (1, 4, 8)) -> ConfigDict:
+    """The inpainting models of tables 6 and 15: attention in the middle alone."""
+    unet = dict(model_channels=128, channel_mult=channel_mult, attention_downsamples=(), num_heads=1)
+    config = ldm(first_stage, unet, conditioners.masked())
+    config.steps = 360_000
+    config.batch_size = 128
+    config.optim.learning_rate = 1.28e-4
+    config.latent_scale = 1.0
+    config.data.update(source="tfds", name="places365_small", crop="random", resize="none", masks="train_256")
+    return config
+
+
 def imagenet(config: ConfigDict) -> None:
     """Data of the class-conditional models: TFDS imagenet2012, shorter side to 256, random crops, no flips."""
     config.data.update(source="tfds", name="imagenet2012", crop="random", interpolation="bilinear")
@@ -313,7 +325,7 @@ def _shrink(config: ConfigDict) -> None:
     f = 2 ** (len(config.first_stage.ch_mult) - 1)
     network = config.get("unet") or config.get("classifier")
     levels = len(network.channel_mult) if network else 1
-    size = min(max(16, 2 ** (levels - 1)) * f, config.data.image_size)
+    size = min(max(16, 2 ** (levels - 1), 32 // f) * f, config.data.image_size)
     config.update(batch_size=8, steps=4)
     config.data.update(source="shapes", image_size=size, resize="shorter", resize_to=0, smallest_square=0.0, workers=0)
     config.data.update(validation_images=8, scenes=64)

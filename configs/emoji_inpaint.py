@@ -10,7 +10,7 @@ from configs import common, conditioners, small
 
 def get_config(variant: str = ""):
     config = small.emoji(conditioners.masked(), num_res_blocks=1)
-    config.steps = 8000
+    config.steps = 6000
     config.optim.learning_rate = 6e-4
     config.every.update(evaluate=1000, picture=1000, checkpoint=1000)
     return common.finish(config, variant)

@@ -10,18 +10,8 @@ rate 1e-6 is taken as the base rate of one sample: 128 x 1e-6. Attention stands 
 The images: TFDS places365_small, or any folder (--config.data.source=folder --config.data.path=IMAGES).
 """
 
-from configs import common, conditioners
+from configs import common
 
 
 def get_config(variant: str = ""):
-    config = common.ldm(
-        common.vq_f4_noattn(),
-        dict(model_channels=128, channel_mult=(1, 4, 8), attention_downsamples=(), num_heads=1),
-        conditioners.masked(),
-    )
-    config.steps = 360_000
-    config.batch_size = 128
-    config.optim.learning_rate = 1.28e-4
-    config.latent_scale = 1.0
-    config.data.update(source="tfds", name="places365_small", crop="random", resize="none", masks="train_256")
-    return common.finish(config, variant)
+    return common.finish(common.places_inpainting(common.vq_f4_noattn()), variant)

@@ -203,7 +203,7 @@ def test_best_of_each_side_and_its_picture(tmp_path):
     (summary,) = compare_torch.best(rows)
     assert summary["JAX / PyTorch"] == 0.5 and (summary["mode"], summary["its batch"]) == ("compile", 4)
     found = {
-        "benchmark": "compare_torch", "rows": rows, "best": [summary], "settings": {"config": "x.py", "dtype": "f"},
+        "benchmark": "compare_torch-decode", "rows": rows, "best": [summary], "settings": {"config": "x.py", "dtype": "f"},
         "environment": {"backend": "cpu", "device": "D", "cores": 2, "versions": {"torch": "2"}, "date": "2026-01-01"},
     }  # fmt: skip
     (tmp_path / "a.json").write_text(json.dumps(found))
