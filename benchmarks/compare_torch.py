@@ -1,7 +1,7 @@
 """Side by side with PyTorch: the same networks, the same weights, the same machine, in turns.
 
     pip install -r requirements-bench.txt
-    python -m benchmarks.compare_torch --config=configs/celeba_ldm4.py --what=forward,train,sample,decode --batch=1,4
+    python benchmarks/compare_torch.py --config=configs/celeba_ldm4.py --what=forward,train,sample,decode --batch=1,4
 
 Outputs are compared first (float32: relative error at most 1e-3, else it stops). Then both sides are called in turns,
 in every mode that a PyTorch user would try (--modes). What is compared:
@@ -20,6 +20,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+
+if __name__ == "__main__":  # the root, instead of this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import common, work
 from ldm_jax.training import runtime
@@ -67,7 +70,8 @@ def main(argv: list[str] | None = None) -> list[common.Row]:
                 rows += measure(args, model, Path(folder.name), what, size)
     summary = best(rows)
     print(f"\n{common.table(rows, COLUMNS)}\n\nbest of each side:\n{common.table(summary)}")
-    common.save(args, "-".join(("compare_torch", *(args.what if args.what != WHAT else ()))), rows, env, config.dtype, best=summary)
+    name = "-".join(("compare_torch", *(args.what if args.what != WHAT else ())))
+    common.save(args, name, rows, env, config.dtype, best=summary)
     return rows
 
 

@@ -1,13 +1,19 @@
 """LDM-1 to LDM-32 (tables 13 and 14, figures 6 and 7) and the inpainting models of table 6: what compression buys in
 training and sampling speed.
 
-    python -m benchmarks.compression --recipe=imagenet_compression --variants=f1,f2,f4,f8,f16,f32 --batch=1
-    python -m benchmarks.compression --recipe=places_inpainting_compression --batch=1
-    python -m benchmarks.compression --recipe=celeba_compression --tiny        # seconds
+    python benchmarks/compression.py --recipe=imagenet_compression --variants=f1,f2,f4,f8,f16,f32 --batch=1
+    python benchmarks/compression.py --recipe=places_inpainting_compression --batch=1
+    python benchmarks/compression.py --recipe=celeba_compression --tiny        # seconds
 
 Ratios are to the first variant, at the same batch. Sampling is of --report DDIM steps with decoding, computed from
 --steps measured ones as in benchmarks.sampling.
 """
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # the root, instead of this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import common, roofline, sampling, work
 from configs import celeba_compression, imagenet_compression, places_inpainting_compression

@@ -1,7 +1,13 @@
 """Time of a first stage's encoder and decoder, by batch size. Takes recipes of first stages and of diffusion models.
 
-    python -m benchmarks.first_stage --config=configs/first_stage_vq_f4.py --batch=1,4
+    python benchmarks/first_stage.py --config=configs/first_stage_vq_f4.py --batch=1,4
 """
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # the root, instead of this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import common, roofline, work
 

@@ -1,15 +1,20 @@
 """Images per second that the input pipeline of a recipe delivers, without any model.
 
-    python -m benchmarks.input_pipeline --config=configs/celeba_ldm4.py --batch=48 --workers=0,2 \\
+    python benchmarks/input_pipeline.py --config=configs/celeba_ldm4.py --batch=48 --workers=0,2 \\
         --config.data.source=folder --config.data.path=DIR
 
 Compare with images/s of benchmarks.train_step on the same machine: the pipeline should give several times that.
 Worker processes share the processor with the training step on a machine without an accelerator.
 """
 
+import sys
 import time
+from pathlib import Path
 
 from absl import flags
+
+if __name__ == "__main__":  # the root, instead of this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import common
 

@@ -1,7 +1,7 @@
 """Images per second of training from images and from cached latents (config.data.cache_latents), with all that it
 needs: reading, decoding, copying to the device, the step.
 
-    python -m benchmarks.latent_cache --config=configs/celeba_ldm4.py --batch=48 --dtype=bfloat16 \\
+    python benchmarks/latent_cache.py --config=configs/celeba_ldm4.py --batch=48 --dtype=bfloat16 \\
         --config.data.source=folder --config.data.path=DIR --config.data.workers=4
 
 Weights are made up. The cache is written into a temporary folder (TMPDIR says where) before it is read, so that the
@@ -9,8 +9,13 @@ measurement finds it in the memory of the system; `cache_s` is the time that mak
 compilation.
 """
 
+import sys
 import tempfile
 import time
+from pathlib import Path
+
+if __name__ == "__main__":  # the root, instead of this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import common, work
 

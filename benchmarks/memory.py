@@ -1,7 +1,7 @@
 """Memory of a training step by batch size, with and without recomputed activations, as the compiler plans it.
 
-    python -m benchmarks.memory --config=configs/celeba_ldm4.py --batch=4,16
-    python -m benchmarks.memory --config=configs/text2img_ldm8.py --dtype=bfloat16 --topology=v5e:1x1
+    python benchmarks/memory.py --config=configs/celeba_ldm4.py --batch=4,16
+    python benchmarks/memory.py --config=configs/text2img_ldm8.py --dtype=bfloat16 --topology=v5e:1x1
 
 Nothing is allocated and nothing runs: the step is compiled for shapes alone. The plan is made for JAX's own device or,
 with libtpu installed, for a TPU that is not there (--topology); other devices choose other temporaries, and on CPUs
@@ -10,8 +10,14 @@ batch that --limits (GiB) allow is computed from the two largest of --batch; --r
 and runtime.
 """
 
+import sys
+from pathlib import Path
+
 import jax
 import numpy as np
+
+if __name__ == "__main__":  # the root, instead of this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import common, work
 from ldm_jax import build

@@ -1,12 +1,16 @@
 """Draws the results against PyTorch and prints them as a markdown table, for the README.
 
-    python -m benchmarks.plot                       # benchmarks/results/*.json -> docs/benchmarks.png
-    python -m benchmarks.plot --results=DIR --image=FILE.png
+    python benchmarks/plot.py                       # benchmarks/results/*.json -> docs/benchmarks.png
+    python benchmarks/plot.py --results=DIR --image=FILE.png
 """
 
 import argparse
 import json
+import sys
 from pathlib import Path
+
+if __name__ == "__main__":  # the root, instead of this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import common
 

@@ -1,6 +1,6 @@
 """Where the time of one program goes: the slowest operations, with the place in the network that they come from.
 
-    python -m benchmarks.profile_step --config=configs/celeba_ldm4.py --what=train --batch=1 --top=20
+    python benchmarks/profile_step.py --config=configs/celeba_ldm4.py --what=train --batch=1 --top=20
 
 Reads the trace of jax.profiler; --keep=DIR keeps it (perfetto_trace.json.gz opens at ui.perfetto.dev). Shares are of
 the time that operations took on all threads or streams, without what runs inside them.
@@ -9,10 +9,14 @@ the time that operations took on all threads or streams, without what runs insid
 import gzip
 import json
 import re
+import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+if __name__ == "__main__":  # the root, instead of this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import common, work
 

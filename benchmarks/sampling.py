@@ -1,12 +1,17 @@
 """Time of sampling by batch size: the UNet's steps, and decoding.
 
-    python -m benchmarks.sampling --config=configs/celeba_ldm4.py --batch=1,4,16 --steps=10
+    python benchmarks/sampling.py --config=configs/celeba_ldm4.py --batch=1,4,16 --steps=10
 
 Every step costs the same, so few are measured (--steps); the columns "images/s at N" are computed for --report steps
 as 1 / (N x time of a step + time of decoding one image). "10" and "90 %" are of all --steps steps together.
 """
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":  # the root, instead of this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import common, roofline, work
 

@@ -1,12 +1,15 @@
 """Where the time goes before the first training step: imports, tracing, compiling (cold, and from the cache), one step.
 
-    python -m benchmarks.startup --config=configs/celeba_ldm4.py --batch=1
+    python benchmarks/startup.py --config=configs/celeba_ldm4.py --batch=1
 """
 
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+if __name__ == "__main__":  # the root, instead of this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import common, work
 

@@ -1,10 +1,16 @@
 """Time of a training step of any recipe, first stage or diffusion model, by batch size; and what limits it.
 
-    python -m benchmarks.train_step --config=configs/celeba_ldm4.py --batch=1,4
-    python -m benchmarks.train_step --config=configs/first_stage_vq_f4.py --batch=1 --dtype=bfloat16
+    python benchmarks/train_step.py --config=configs/celeba_ldm4.py --batch=1,4
+    python benchmarks/train_step.py --config=configs/first_stage_vq_f4.py --batch=1 --dtype=bfloat16
 
 The step is that of train.py with all it does: encode, noise, loss, gradient, optimiser, EMA, metrics.
 """
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # the root, instead of this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import common, roofline, work
 

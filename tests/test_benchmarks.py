@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -203,7 +206,8 @@ def test_best_of_each_side_and_its_picture(tmp_path):
     (summary,) = compare_torch.best(rows)
     assert summary["JAX / PyTorch"] == 0.5 and (summary["mode"], summary["its batch"]) == ("compile", 4)
     found = {
-        "benchmark": "compare_torch-decode", "rows": rows, "best": [summary], "settings": {"config": "x.py", "dtype": "f"},
+        "benchmark": "compare_torch-decode", "rows": rows, "best": [summary],
+        "settings": {"config": "x.py", "dtype": "f"},
         "environment": {"backend": "cpu", "device": "D", "cores": 2, "versions": {"torch": "2"}, "date": "2026-01-01"},
     }  # fmt: skip
     (tmp_path / "a.json").write_text(json.dumps(found))
@@ -216,3 +220,10 @@ def test_help(script, capsys):
     with pytest.raises(SystemExit, match="0"):
         script.main(["--help"])
     assert "--repeats" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["benchmarks/compression.py"], ["-m", "benchmarks.compression"]])
+def test_scripts_start_as_files_and_as_modules(command):
+    root = Path(__file__).resolve().parents[1]
+    result = subprocess.run([sys.executable, *command, "--help"], cwd=root, capture_output=True, text=True)
+    assert result.returncode == 0 and "--variants" in result.stdout, result.stderr
