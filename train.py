@@ -19,6 +19,11 @@ from ldm_jax.training.hugepages import restart_with_hugepages
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: configs/NAME.py[:tiny].")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives (default runs/NAME); resumed if it exists.")
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False,
+    "Several hosts or processes, the same command on each: TPU pods, Slurm and Open MPI are recognised; elsewhere set "
+    "JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID. --workdir is a folder that all share.",
+)  # fmt: skip
 REQUIRE_ACCELERATOR = flags.DEFINE_bool("require_accelerator", False, "Stop when JAX finds only the CPU.")
 
 
@@ -31,9 +36,11 @@ def main(argv: list[str]) -> None:
 
     recipe = flags.FLAGS["config"].config_filename
     workdir = Path(WORKDIR.value or Path("runs") / Path(recipe.split(":")[0]).stem)
-    runtime.setup(REQUIRE_ACCELERATOR.value)
     config = CONFIG.value
     try:
+        if DISTRIBUTED.value:
+            runtime.join_hosts()
+        runtime.setup(REQUIRE_ACCELERATOR.value)
         mesh = build.mesh(config)
         task, loaders, frozen = runs.training_run(config, workdir)
     except build.Missing as error:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from ldm_jax import tree
@@ -76,7 +77,7 @@ def run(task, loaders: Loaders, frozen: Tree, config, mesh: Mesh, workdir: str |
         for step in range(start + 1, config.steps + 1):
             state, metrics = step_fn(state, frozen, batch)
             pending.append((step, metrics))
-            stopping, end = stop.requested, step == config.steps
+            stopping, end = stop.requested_at(step), step == config.steps
             due = {name: n > 0 and (step % n == 0 or end) for name, n in config.every.items()}
             if not (stopping or end):
                 batch = sharding.put(next(batches), mesh)
@@ -119,12 +120,16 @@ def _first_state(task, seed: int, frozen: Tree, batch: Tree, mesh: Mesh, checkpo
 def _prepare_frozen(task, frozen: Tree, loaders: Loaders, mesh, workdir: Path, say) -> Tree:
     """Frozen arrays on the mesh; the run keeps its own copy so that its directory is complete."""
     frozen = jax.device_put(frozen, sharding.replicated(mesh))
-    if not task.keeps_frozen or (workdir / "frozen").exists():
+    kept = (workdir / "frozen").exists()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("looked for frozen")  # before anyone writes it
+    if not task.keeps_frozen or kept:
         return frozen
     batches = loaders.train(0)
     frozen = task.prepare(frozen, (sharding.put(b, mesh) for b in batches), say)
     batches.close()
-    frozen = jax.device_put(frozen, sharding.replicated(mesh))
+    # Not device_put, which of several hosts' arrays makes ones that cannot be saved.
+    frozen = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))(frozen)
     checkpoint.save_tree(workdir / "frozen", frozen)
     return frozen
 
@@ -167,7 +172,8 @@ class _Evaluator:
 
     def __init__(self, task, loaders: Loaders, mesh, writer: logging.Writer, say):
         self.task, self.loaders, self.mesh, self.writer, self.say = task, loaders, mesh, writer, say
-        self.metrics_fn, self.pictures_fn = jax.jit(task.evaluate), jax.jit(task.pictures)
+        self.metrics_fn = jax.jit(task.evaluate)
+        self.pictures_fn = jax.jit(task.pictures, out_shardings=sharding.replicated(mesh))
         self.picture_batch = None
 
     def metrics(self, step: int, state: Tree, frozen: Tree) -> None:
@@ -212,14 +218,20 @@ class _Clock:
 
 
 class _StopSignal:
-    """SIGTERM (preemption) asks for a checkpoint and a clean end at the next step."""
+    """SIGTERM (preemption) asks for a checkpoint and a clean end at the next step, of several hosts at a later one that
+    they agree on: JAX waits for the signal then."""
 
     def __init__(self):
-        self.requested = False
-        self.previous = signal.signal(signal.SIGTERM, self._request)
+        self.several, self.asked = jax.process_count() > 1, False
+        self.previous = None if self.several else signal.signal(signal.SIGTERM, self._ask)
 
-    def _request(self, *_):
-        self.requested = True
+    def requested_at(self, step: int) -> bool:
+        """Asked after every step, by every host."""
+        return multihost_utils.reached_preemption_sync_point(step) if self.several else self.asked
+
+    def _ask(self, *_):
+        self.asked = True
 
     def restore(self) -> None:
-        signal.signal(signal.SIGTERM, self.previous)
+        if not self.several:
+            signal.signal(signal.SIGTERM, self.previous)

@@ -25,6 +25,24 @@ def setup(require_accelerator: bool = False) -> None:
         raise RuntimeError("JAX finds only the CPU. Is the jax[cuda12] or jax[tpu] plugin installed and working?")
 
 
+def join_hosts() -> None:
+    """Makes this process one of several: afterwards `jax.devices()` are those of all. Before the first computation.
+
+    TPU pods, Slurm and Open MPI are recognised; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID say who takes part. Raises ValueError when that cannot be told.
+    """
+    number, own = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    try:
+        jax.distributed.initialize(
+            num_processes=int(number) if number else None, process_id=int(own) if own else None
+        )
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"--distributed: {error} Neither a TPU pod nor Slurm nor Open MPI was found; set "
+            "JAX_COORDINATOR_ADDRESS=HOST:PORT (of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID (0, 1, ...)"
+        ) from error
+
+
 def faster_cpu() -> None:
     """The part of `setup` that makes CPUs faster."""
     flag = CPU_FLAGS.get(jaxlib.version.__version__, "")

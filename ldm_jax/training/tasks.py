@@ -16,6 +16,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ldm_jax import losses
@@ -112,7 +113,7 @@ class LDMTask:
             some = (b for _, b in zip(range(self.scale_batches), batches))
             scale = measure_latent_scale(self.ldm, frozen, some, purpose_key(0, "latent_scale"))
             say(f"latent scale {scale:.5f}, measured over {self.scale_batches} batches")
-        return frozen | {"latent_scale": jnp.float32(scale)}
+        return frozen | {"latent_scale": np.float32(scale)}
 
     def init(self, key_data: jax.Array, frozen: Tree, batch: Batch) -> TrainState:
         params = self.ldm.init(purpose_of(jax.random.wrap_key_data(key_data), "init"), frozen, batch)

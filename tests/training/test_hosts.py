@@ -1,0 +1,79 @@
+"""Two processes train together as one does: the loop over `--distributed`."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.training.test_loop import ROOT, metrics, parameters, train
+
+RUN = ["train.py", "--config=configs/quickstart_ldm.py:tiny"]
+OPTIONS = ["--config.steps=4", "--config.mesh.fsdp=2"]
+
+
+def start(workdir, *options):
+    """Two processes of one device each, and the files that they print into."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    started, files = [], []
+    for host in range(2):
+        files.append(workdir.with_name(f"{workdir.name}_{host}_{port}.log"))
+        env = os.environ | {
+            "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+            "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(host),
+        }  # fmt: skip
+        started.append(subprocess.Popen(
+            [sys.executable, *RUN, f"--workdir={workdir}", "--distributed", *options],
+            cwd=ROOT, env=env, stdout=files[-1].open("w"), stderr=subprocess.STDOUT,
+        ))  # fmt: skip
+    return started, files
+
+
+def finish(processes, files):
+    """What each printed."""
+    try:
+        codes = [p.wait(timeout=600) for p in processes]
+    finally:
+        for p in processes:
+            p.kill()
+    texts = [file.read_text() for file in files]
+    assert codes == [0, 0], "\n\n".join(texts)
+    return texts
+
+
+@pytest.mark.slow
+def test_two_hosts_do_what_one_does_and_stop_together(tmp_path):
+    texts = finish(*start(tmp_path / "two", *OPTIONS))
+    train(tmp_path / "one", *OPTIONS, devices=2)
+    one, two = (metrics(tmp_path / name) for name in ("one", "two"))
+    assert one.keys() == two.keys() == {1, 2, 3, 4}
+    np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=1e-5)
+    np.testing.assert_allclose(metrics(tmp_path / "two", "val_loss")[4], metrics(tmp_path / "one", "val_loss")[4], 1e-4)
+    a, b = parameters(tmp_path / "one"), parameters(tmp_path / "two")
+    for name in a:
+        np.testing.assert_allclose(b[name], a[name], rtol=1e-3, atol=1e-4, err_msg=name)
+    assert list((tmp_path / "two" / "pictures").iterdir())
+    assert "step 4/4" in texts[0] and "step 4/4" not in texts[1]  # the first host alone reports
+
+    more = ["--config.steps=100000", "--config.mesh.fsdp=2", "--config.every.evaluate=0", "--config.every.picture=0"]
+    processes, files = start(tmp_path / "two", *more)
+    while "step 6/" not in files[0].read_text() and not any(p.poll() for p in processes):
+        time.sleep(0.2)
+    for p in processes:
+        p.send_signal(signal.SIGTERM)
+    assert "is saved; the same command goes on from there" in finish(processes, files)[0]
+
+
+def test_who_takes_part_must_be_told(tmp_path):
+    result = subprocess.run(
+        [sys.executable, *RUN, f"--workdir={tmp_path}", "--distributed"], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert result.returncode == 1 and "JAX_COORDINATOR_ADDRESS=HOST:PORT" in result.stderr
+    assert "Traceback" not in result.stderr
