@@ -30,7 +30,7 @@ VARIABLES = (
     *("XLA_FLAGS", "OMP_", "KMP_", "MALLOC_", "GLIBC_", "LD_PRELOAD"),
     *("JAX_", "XLA_PYTHON", "CUDA_VISIBLE", "TORCH"),
 )
-PAUSE = 0.02  # seconds between calls: the other side's threads spin for some milliseconds after their last work
+PAUSE = 0.02  # seconds between turns: the other side's threads spin for some milliseconds after their last work
 Row = dict[str, Any]
 
 
@@ -83,24 +83,24 @@ def load(p: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> tuple
     return args, config
 
 
-def alternate(runs: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 4) -> dict[str, list[float]]:
+def alternate(runs: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 2) -> dict[str, list[float]]:
     """Seconds of each run, called in turns: what disturbs the machine disturbs all of them alike.
 
-    Every run must wait until its work is done. Each turn begins with another run. `warmup` turns are not timed: on a
-    CPU all runs take their memory from one heap, and it takes some turns until each finds its pages already there
-    (a training step of 3.3 s began with 6.5, 5.0 and 3.6).
+    Every run must wait until its work is done. Each turn begins with another run. `warmup` turns are not timed, nor is
+    the first of each run's two calls in a turn: steps follow steps in real work, and memory that was given back while
+    the other side had its turn may be slow to come again (3 s for the 2 GB of a training step where a virtual machine
+    returns free memory to its host).
     """
-    for _ in range(warmup):
-        for run in runs.values():
-            run()
     times: dict[str, list[float]] = {name: [] for name in runs}
     order = list(runs)
-    for i in range(repeats):
+    for i in range(-warmup, repeats):
         for name in order[i % len(order) :] + order[: i % len(order)]:
             time.sleep(PAUSE)
-            began = time.perf_counter()
-            runs[name]()
-            times[name].append(time.perf_counter() - began)
+            if len(order) > 1:
+                runs[name]()
+            seconds, _ = timed(runs[name])
+            if i >= 0:
+                times[name].append(seconds)
     return times
 
 

@@ -155,8 +155,10 @@ def test_free_memory():
 def test_calls_alternate():
     calls = []
     times = common.alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3, warmup=1)
-    assert "".join(calls) == "ab" + "ab" + "ba" + "ab"
+    assert "".join(calls) == "bbaa" + "aabb" + "bbaa" + "aabb"
     assert [len(t) for t in times.values()] == [3, 3]
+    alone = []
+    assert len(common.alternate({"a": lambda: alone.append("a")}, repeats=3, warmup=1)["a"]) == 3 and len(alone) == 4
 
 
 def test_table():
