@@ -287,9 +287,9 @@ def landscapes(image_size: int, batch_size: int, learning_rate: float) -> Config
     return config
 
 
-def places_inpainting(first_stage: dict, channel_mult: tuple[int, ...] = (1, 4, 8)) -> ConfigDict:
+def places_inpainting(first_stage: dict, model_channels: int = 128, channel_mult=(1, 4, 8)) -> ConfigDict:
     """The inpainting models of tables 6 and 15: attention in the middle alone."""
-    unet = dict(model_channels=128, channel_mult=channel_mult, attention_downsamples=(), num_heads=1)
+    unet = dict(model_channels=model_channels, channel_mult=channel_mult, attention_downsamples=(), num_heads=1)
     config = ldm(first_stage, unet, conditioners.masked())
     config.steps = 360_000
     config.batch_size = 128

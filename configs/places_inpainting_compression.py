@@ -1,8 +1,9 @@
-"""Places, inpainting on pixels against latents: the four models of table 6, of the same number of parameters.
+"""Places, inpainting on pixels against latents: the models of table 6, of the same number of parameters.
 
-Variants f1 (pixels), kl_f4, vq_f4, vq_f4_noattn (default; "attn" is the first stage's). The paper does not give the
-network of its LDM-1: here it is LDM-4's (table 15) with two more levels of its first width in front, the least work
-that a UNet on pixels can do. 220.52M parameters, the others 215.23M to 215.24M.
+Variants f1 (pixels), f1_narrow, kl_f4, vq_f4, vq_f4_noattn (default; "attn" is the first stage's). The paper does not
+give the network of its LDM-1: f1 has the width of LDM-1 in tables 13 and 14 (192) and levels that come near 215M;
+f1_narrow is LDM-4's network (table 15) with two more levels of its first width in front, the least work that a UNet on
+pixels can do. 221.58M and 220.52M parameters, the others 215.23M to 215.24M.
 
     python train.py --config=configs/places_inpainting_compression.py:vq_f4 \\
         --workdir=runs/inpainting_vq_f4 --config.first_stage.checkpoint=runs/vq_f4 --config.data.path=TFDS_DIR
@@ -11,19 +12,20 @@ that a UNet on pixels can do. 220.52M parameters, the others 215.23M to 215.24M.
 
 from configs import common
 
-# first stage, UNet levels, factor of the latents (0: measured)
+# first stage, UNet width and levels, factor of the latents (0: measured)
 ROWS = {
-    "f1": (common.pixels(), (1, 1, 1, 4, 8), 1.0),
-    "kl_f4": (common.kl_f4(), (1, 4, 8), 0.0),
-    "vq_f4": (common.vq_f4(), (1, 4, 8), 1.0),
-    "vq_f4_noattn": (common.vq_f4_noattn(), (1, 4, 8), 1.0),
+    "f1": (common.pixels(), 192, (1, 1, 2, 4, 4), 1.0),
+    "f1_narrow": (common.pixels(), 128, (1, 1, 1, 4, 8), 1.0),
+    "kl_f4": (common.kl_f4(), 128, (1, 4, 8), 0.0),
+    "vq_f4": (common.vq_f4(), 128, (1, 4, 8), 1.0),
+    "vq_f4_noattn": (common.vq_f4_noattn(), 128, (1, 4, 8), 1.0),
 }
 VARIANTS = tuple(ROWS)
 
 
 def get_config(variant: str = "vq_f4_noattn"):
     name, variant = common.split_variant(variant, VARIANTS)
-    first_stage, levels, scale = ROWS[name]
-    config = common.places_inpainting(first_stage, levels)
+    first_stage, width, levels, scale = ROWS[name]
+    config = common.places_inpainting(first_stage, width, levels)
     config.latent_scale = scale
     return common.finish(config, variant)
