@@ -121,8 +121,7 @@ def _prepare_frozen(task, frozen: Tree, loaders: Loaders, mesh, workdir: Path, s
     """Frozen arrays on the mesh; the run keeps its own copy so that its directory is complete."""
     frozen = jax.device_put(frozen, sharding.replicated(mesh))
     kept = (workdir / "frozen").exists()
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("looked for frozen")  # before anyone writes it
+    multihost_utils.sync_global_devices("looked for frozen")  # before another host writes it
     if not task.keeps_frozen or kept:
         return frozen
     batches = loaders.train(0)

@@ -16,11 +16,14 @@ def setup(require_accelerator: bool = False) -> None:
     computation.
 
     The cache is ~/.cache/ldm_jax/xla, or JAX_COMPILATION_CACHE_DIR. Raises RuntimeError without an accelerator
-    if one is required (a broken CUDA plugin makes JAX fall back to the CPU with a warning that is easily missed).
+    if one is required (a broken CUDA plugin makes JAX fall back to the CPU with a warning that is easily missed),
+    ValueError on one of several hosts that do not know of each other.
     """
     faster_cpu()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "ldm_jax" / "xla"))
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise ValueError(f"this is one of {jax.process_count()} hosts: give train.py --distributed on each")
     if require_accelerator and jax.default_backend() == "cpu":
         raise RuntimeError("JAX finds only the CPU. Is the jax[cuda12] or jax[tpu] plugin installed and working?")
 
