@@ -70,7 +70,8 @@ def draw(records: list[dict], path: Path) -> None:
         axis.set_xlabel("throughput of JAX / PyTorch (best mode and batch of each)")
         s, env = record["settings"], record["environment"]
         name = Path(s["config"]).name.replace(".py", "")
-        axis.set_title(f"{name}, {s['dtype']}\n{env['device']}, {env['cores']} cores", fontsize=9)
+        against = ", ".join(s.get("modes", ()))
+        axis.set_title(f"{name}, {s['dtype']}; PyTorch: {against}\n{env['device']}, {env['cores']} cores", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
