@@ -13,6 +13,11 @@ of a training step of configs/celeba_ldm4.py at batch 1 as they were added, 8.1 
     conv        64x64x224, gradient to the kernel  40.6 -> 26  (21)      6.4
                 8x8x896, to kernel and input       20.2 -> 12  (19)
 
+On two cores, later:
+
+    up_conv     448 channels, 32x32 to 64x64          80 -> 44 (130)   forward alone 35 -> 18 (32)
+                256 channels, 128x128 to 256x256     493 -> 224 (686)  forward alone 201 -> 96 (190)
+
 Tried and left out: nine products for the convolution's gradients at batch 4 (no gain) and with 64 channels at batch
 16 (half as fast); im2col and one product (a tenth faster at 16x16, slower above); sums over positions as ones @ x
 (5 % slower than halves at batch 1, a third slower than the plain norm at batch 4); one gradient for norm and SiLU
@@ -164,33 +169,62 @@ def convolves(x: Array, kernel: Array) -> bool:
     return wanted(x, kernel) and x.shape[0] == 1 and kernel.shape[:2] == (3, 3) and min(kernel.shape[2:]) >= WIDE
 
 
-@jax.custom_vjp
-def conv(x: Array, kernel: Array) -> Array:
-    """3x3 convolution, stride 1, padded by 1: [1,H,W,in], [3,3,in,out] -> [1,H,W,out].
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def conv(x: Array, kernel: Array, pad: int = 1) -> Array:
+    """3x3 or 2x2 convolution, stride 1: [B,H,W,in], [k,k,in,out] -> [B,H+2*pad-k+1,W+2*pad-k+1,out].
 
-    The gradient to the kernel is nine products, one for each of its positions; where there are few pixels the
-    gradient to x is nine products too, as XLA would turn the whole kernel in memory first.
+    The gradient to the kernel is one product for each of its positions; where there are few pixels the gradient of
+    a 3x3 kernel to x is nine products too, as XLA would turn the whole kernel in memory first.
     """
-    return lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    layout = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (1, 1), ((pad, pad), (pad, pad)), dimension_numbers=layout)
 
 
-def _conv_backward(saved, grad: Array):
+def _conv_backward(pad: int, saved, grad: Array):
     x, kernel = saved
-    _, height, width, channels = x.shape
-    taps = [(i, j) for i in range(3) for j in range(3)]
+    channels, size = x.shape[-1], kernel.shape[0]
+    _, height, width, features = grad.shape
+    taps = [(i, j) for i in range(size) for j in range(size)]
 
-    def padded(a: Array) -> Array:
-        return jnp.pad(a, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    def padded(a: Array, by: int) -> Array:
+        return jnp.pad(a, ((0, 0), (by, by), (by, by), (0, 0)))
 
-    rows, around = grad.reshape(-1, grad.shape[-1]), padded(x)  # [N,out], [1,H+2,W+2,in]
+    rows, around = grad.reshape(-1, features), padded(x, pad)  # [N,out], [B,H+2*pad,W+2*pad,in]
     dkernel = [around[:, i : i + height, j : j + width].reshape(-1, channels).T @ rows for i, j in taps]
-    if height * width > FEW:
-        dx = conv(grad, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
-    else:
+    if size == 3 and height * width <= FEW:  # pad is 1, and there is one sample: `convolves`
         parts = jnp.einsum("no,tco->tnc", rows, kernel.reshape(9, channels, -1))
-        parts = [padded(part.reshape(x.shape)) for part in parts]
+        parts = [padded(part.reshape(x.shape), 1) for part in parts]
         dx = sum(part[:, 2 - i :, 2 - j :][:, :height, :width] for part, (i, j) in zip(parts, taps))
+    else:
+        dx = conv(grad, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), size - 1 - pad)
     return dx, jnp.stack(dkernel).reshape(kernel.shape)
 
 
-conv.defvjp(lambda x, kernel: (conv(x, kernel), (x, kernel)), _conv_backward)
+conv.defvjp(lambda x, kernel, pad: (conv(x, kernel, pad), (x, kernel)), _conv_backward)
+
+
+def upsamples(x: Array, kernel: Array) -> bool:
+    """Whether `up_conv` takes x [B,H,W,in] and kernel [3,3,in,out] and is faster: enough positions for its kernel."""
+    return wanted(x, kernel) and kernel.shape[:2] == (3, 3) and x.shape[0] * x.shape[1] * x.shape[2] > FEW
+
+
+def up_conv(x: Array, kernel: Array) -> Array:
+    """Nearest neighbour times 2, then a 3x3 convolution padded by 1: [B,H,W,in], [3,3,in,out] -> [B,2H,2W,out].
+
+    Of the nine pixels that make one of the result at most four differ. So each of a result's 2x2 kinds of pixel is a
+    2x2 convolution of x with sums of the kernel's rows and columns: 16 products for every pixel of x instead of 36.
+    """
+    batch, height, width, _ = x.shape
+    features = kernel.shape[-1]
+    kinds = jnp.concatenate([half for rows in _halves(kernel, 0) for half in _halves(rows, 1)], axis=-1)
+    windows = conv(x, kinds)  # [B,H+1,W+1,4*out]
+    windows = windows.reshape(batch, height + 1, width + 1, 2, 2, features)
+    rows = [jnp.stack([windows[:, i : i + height, j : j + width, i, j] for j in (0, 1)], 3) for i in (0, 1)]
+    return jnp.stack(rows, 2).reshape(batch, 2 * height, 2 * width, features)
+
+
+def _halves(kernel: Array, axis: int) -> tuple[Array, Array]:
+    """The kernel's three slices along an axis, added up to the two that even, that odd pixels of the result see."""
+    before, middle, after = jnp.split(kernel, 3, axis)
+    even, odd = (before, middle + after), (before + middle, after)
+    return jnp.concatenate(even, axis), jnp.concatenate(odd, axis)

@@ -52,6 +52,7 @@ class Conv(nn.Module):
     `padding` is (low, high), the same on both axes; None pads by kernel//2 on every side, as torch's
     padding=1 does for 3x3. (XLA's "SAME" differs from that when stride is 2.)
     kernel_size=(1,) is torch's conv1d of width 1: a map of the last axis of [B,T,in], kernel [1,in,features].
+    With `up` the image is doubled by nearest neighbour first.
     """
 
     features: int
@@ -60,6 +61,7 @@ class Conv(nn.Module):
     padding: tuple[int, int] | None = None
     use_bias: bool = True
     zero_init: bool = False
+    up: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -68,7 +70,12 @@ class Conv(nn.Module):
         init = nn.initializers.zeros_init() if self.zero_init else _uniform(fan_in)
         kernel = self.param("kernel", init, (*self.kernel_size, x.shape[-1], self.features))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        if math.prod(self.kernel_size) == 1 and self.stride == 1:
+        split = self.up and cpu.upsamples(x, kernel)
+        if self.up and not split:
+            x = nearest_up(x)
+        if split:
+            y = cpu.up_conv(x, kernel)
+        elif math.prod(self.kernel_size) == 1 and self.stride == 1:
             y = x @ kernel.reshape(kernel.shape[-2:])
         elif self.stride == 1 and self.padding is None and cpu.convolves(x, kernel):
             y = cpu.conv(x, kernel)
@@ -170,8 +177,9 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = nearest_up(x)
-        return Conv(x.shape[-1], dtype=self.dtype, name="conv")(x) if self.use_conv else x
+        if not self.use_conv:
+            return nearest_up(x)
+        return Conv(x.shape[-1], up=True, dtype=self.dtype, name="conv")(x)
 
 
 class ResBlock(nn.Module):
