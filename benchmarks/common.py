@@ -120,7 +120,8 @@ def spread(times: Sequence[float]) -> Row:
 def out_of_memory(error: BaseException) -> bool:
     """Whether either side says that its device's memory is full."""
     text = f"{type(error).__name__} {error}".lower()
-    return any(word in text for word in ("out of memory", "outofmemory", "resource_exhausted", "can't allocate memory"))
+    signs = "out of memory", "outofmemory", "resource_exhausted", "allocate memory", "to allocate", "alloc_failed"
+    return any(sign in text for sign in signs)
 
 
 def free_gib() -> float | None:

@@ -1,7 +1,8 @@
 """Side by side with PyTorch: the same networks, the same weights, the same machine, in turns.
 
     pip install -r requirements-bench.txt
-    python benchmarks/compare_torch.py --config=configs/celeba_ldm4.py --what=forward,train,sample,decode --batch=1,4
+    python benchmarks/compare_torch.py --config=configs/celeba_ldm4.py
+    python benchmarks/compare_torch.py --config=configs/celeba_ldm4.py --what=train --dtype=bfloat16 --batch=16,64
 
 Outputs are compared first (float32: relative error at most 1e-3, else it stops). Then both sides are called in turns,
 in every mode that a PyTorch user would try (--modes). What is compared:
@@ -11,12 +12,14 @@ in every mode that a PyTorch user would try (--modes). What is compared:
     sample    DDIM, --steps steps, per step
     decode    latents to images
 
-Last, each side's best batch and mode against the other's. Above 1 in "torch / jax": JAX is faster.
+Last, each side's best batch and mode against the other's. Above 1 in "torch / jax": JAX is faster. Where the memory
+is enough for one side only, that one is measured alone. Without --dtype and --batch: float32 and 1,4 on a CPU,
+bfloat16 and 8,32,64,128 on a GPU.
 """
 
-import gc
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +32,7 @@ from ldm_jax.training import runtime
 
 WHAT = ("forward", "train", "sample", "decode")
 LIMITS = {"float32": 1e-3, "bfloat16": 0.1}
+USUAL = {"cpu": ("float32", (1, 4)), "cuda": ("bfloat16", (8, 32, 64, 128))}
 COLUMNS = {
     "what": "what", "batch": "batch", "mode": "PyTorch mode", "error": "rel. error", "jax_ms": "JAX ms",
     "torch_ms": "PyTorch ms", "ratio": "torch / jax", "jax_rate": "JAX images/s", "torch_rate": "PyTorch images/s",
@@ -41,8 +45,13 @@ def main(argv: list[str] | None = None) -> list[common.Row]:
     p.add_argument("--what", type=common.words, default=WHAT, help=f"default {','.join(WHAT)}")
     p.add_argument("--steps", type=int, default=5, help="DDIM steps measured, default 5")
     p.add_argument("--modes", type=common.words, help="default: all that make sense on this device")
+    p.set_defaults(batch=None)
     args, config = common.load(p, argv)
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU's memory is for both
+    # A GPU's memory is for both, and each side may have nearly all of it.
+    os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.95")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    compiled = tempfile.TemporaryDirectory(prefix="ldm_jax_torch_")  # so that first calls compile
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", compiled.name)
     try:
         import torch
 
@@ -50,6 +59,9 @@ def main(argv: list[str] | None = None) -> list[common.Row]:
     except ImportError as error:
         sys.exit(f"{error}\n\nPyTorch's side: pip install -r requirements-bench.txt")
     args.modes = args.modes or torch_side.USUAL[torch_side.DEVICE]
+    args.batch = args.batch or USUAL[torch_side.DEVICE][1]
+    if not args.dtype and not any(option.startswith("--config.dtype=") for option in args.overrides):
+        config.dtype = USUAL[torch_side.DEVICE][0]
     unknown = [m for m in args.modes if m not in torch_side.MODES] + [w for w in args.what if w not in WHAT]
     if unknown:
         p.error(f"{unknown[0]!r} is none of {', '.join((*torch_side.MODES, *WHAT))}")
@@ -64,14 +76,13 @@ def main(argv: list[str] | None = None) -> list[common.Row]:
         folder = torch_side.temporary_folder(model, unet=args.what != ("decode",))
     except ValueError as error:
         sys.exit(f"{args.config} has no counterpart in PyTorch: {error}")
-    with folder:
+    name = "-".join(("compare_torch", *(args.what if args.what != WHAT else ())))
+    with folder, compiled:
         for what in args.what:
             for size in args.batch:
                 rows += measure(args, model, Path(folder.name), what, size)
-    summary = best(rows)
-    print(f"\n{common.table(rows, COLUMNS)}\n\nbest of each side:\n{common.table(summary)}")
-    name = "-".join(("compare_torch", *(args.what if args.what != WHAT else ())))
-    common.save(args, name, rows, env, config.dtype, best=summary)
+                common.save(args, name, rows, env, config.dtype, best=best(rows))  # what there is so far
+    print(f"\n{common.table(rows, COLUMNS)}\n\nbest of each side:\n{common.table(best(rows))}")
     return rows
 
 
@@ -82,41 +93,51 @@ def program(model: work.Model, what: str, size: int, steps: int) -> work.Program
 
 
 def measure(args, model: work.Model, folder: Path, what: str, size: int) -> list[common.Row]:
-    """One row a mode; JAX is measured again beside each."""
+    """One row a mode; JAX is measured again beside each. A side that has not enough memory has no time in its row."""
     from benchmarks import torch_side
 
     dtype, rows = model.config.dtype, []
     exact = dtype == "float32" and torch_side.DEVICE == "cuda"  # TF32 is for the timing, not for the check
     job = program(model, what, size, args.steps)
-    expected = _outputs(what, job.compile("highest" if exact else None)()) if exact else None
+    ours = expected = None
     try:
+        expected = _outputs(what, job.compile("highest")()) if exact else None
         ours = job.compile()
         too_large = no_room(ours)
-        first = None if too_large else _outputs(what, ours())
+        if too_large:
+            print(f"{what}, batch {size}: {too_large}", flush=True)
+            return [{"what": what, "batch": size, "mode": too_large}]
+        first = _outputs(what, ours())
+        expected = first if expected is None else expected
     except RuntimeError as error:
         if not common.out_of_memory(error):
             raise
-        return [{"what": what, "batch": size, "mode": "JAX is out of memory"}]
-    if too_large:
-        print(f"{what}, batch {size}: {too_large}", flush=True)
-        return [{"what": what, "batch": size, "mode": too_large}]
-    expected = first if expected is None else expected
-    compile_s = ours.trace_s + ours.compile_s
+        ours = expected = None
     for name in args.modes:
-        row = {"what": what, "batch": size, "mode": name, "jax_compile_s": compile_s}
+        row, lacking = {"what": what, "batch": size, "mode": name}, ""
+        if ours:
+            row["jax_compile_s"] = ours.trace_s + ours.compile_s
         try:
             row |= _pair(args, model, folder, what, size, name, ours, expected, exact)
+        except torch_side.NotComparable as error:
+            print(f"{what}: {error}")
+            return rows
+        except torch_side.COMPILE_ERRORS as error:
+            row |= {"mode": f"{name} does not compile", "reason": str(error)[:300]}
         except RuntimeError as error:
             if not common.out_of_memory(error):
                 raise
+            lacking = "JAX" if "jax" in type(error).__module__ else "PyTorch"
+        torch_side.forget()  # the error, which held PyTorch's arrays, is gone
+        if lacking == "JAX":  # beside what PyTorch held
+            row["mode"] += ": JAX is out of memory"
+            ours = job.compile()  # its arguments may be lost
+        elif lacking:
             row["mode"] += " is out of memory"
-        except ValueError as error:
-            print(f"{what}: {error}")
-            return rows
+            row |= _timed(args, what, size, {"jax": ours} if ours else {})
         rows.append(row)
         told = {COLUMNS[k]: common.shown(row.get(k)) for k in ("error", "jax_ms", "torch_ms", "ratio")}
         print(f"{what}, batch {size}, {row['mode']}: " + ", ".join(f"{k} {v}" for k, v in told.items()), flush=True)
-        gc.collect()
     return rows
 
 
@@ -134,6 +155,7 @@ def no_room(compiled: work.Compiled) -> str:
 
 
 def _pair(args, model, folder, what, size, name, ours, expected, exact) -> common.Row:
+    """One mode's row; without our program PyTorch alone, unchecked."""
     from benchmarks import torch_side, torch_train
 
     mode, bfloat16 = torch_side.MODES[name], model.config.dtype == "bfloat16"
@@ -146,19 +168,23 @@ def _pair(args, model, folder, what, size, name, ours, expected, exact) -> commo
         theirs = side.ddim(size, args.steps, _start(model, size)) if what == "sample" else getattr(side, what)(size)
         seconds, found = common.timed(theirs)
         found = side.array(found)
-    error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
-    if not error <= LIMITS[model.config.dtype]:
-        sys.exit(f"{what}, batch {size}, {name}: outputs differ by {error:.2g} (relative): not the same work. "
-                 f"JAX {expected.ravel()[:4]}, PyTorch {found.ravel()[:4]}")
+    row = {"torch_first_s": seconds}
+    if expected is not None:
+        row["error"] = error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+        if not error <= LIMITS[model.config.dtype]:
+            sys.exit(f"{what}, batch {size}, {name}: outputs differ by {error:.2g} (relative): not the same work. "
+                     f"JAX {expected.ravel()[:4]}, PyTorch {found.ravel()[:4]}")
     torch_side.set_exact(False)
-    times = common.alternate({"jax": ours, "torch": theirs}, args.repeats)
-    calls = args.steps if what == "sample" else 1
-    jax_ms, torch_ms = (common.spread(times[s])["ms"] / calls for s in ("jax", "torch"))
-    return {
-        "error": error, "jax_ms": jax_ms, "torch_ms": torch_ms, "ratio": torch_ms / jax_ms,
-        "jax_rate": size / jax_ms * 1e3, "torch_rate": size / torch_ms * 1e3, "torch_first_s": seconds,
-        "jax_times": [t / calls for t in times["jax"]], "torch_times": [t / calls for t in times["torch"]],
-    }  # fmt: skip
+    return row | _timed(args, what, size, ({"jax": ours} if ours else {}) | {"torch": theirs})
+
+
+def _timed(args, what: str, size: int, sides: dict) -> common.Row:
+    """The sides' columns, and the ratio where there are both."""
+    row, calls = {}, args.steps if what == "sample" else 1
+    for name, times in (common.alternate(sides, args.repeats) if sides else {}).items():
+        row[f"{name}_ms"] = ms = common.spread(times)["ms"] / calls
+        row |= {f"{name}_rate": size / ms * 1e3, f"{name}_times": [t / calls for t in times]}
+    return row | ({"ratio": row["torch_ms"] / row["jax_ms"]} if len(sides) == 2 else {})
 
 
 def _outputs(what: str, out) -> np.ndarray:
@@ -182,15 +208,15 @@ def best(rows: list[common.Row]) -> list[common.Row]:
     """
     out = []
     for what in dict.fromkeys(row["what"] for row in rows):
-        some = [row for row in rows if row["what"] == what and "ratio" in row]
-        if some:
-            sizes = {row["batch"] for row in some}
-            rates = {size: float(np.median([r["jax_rate"] for r in some if r["batch"] == size])) for size in sizes}
-            size, theirs = max(rates, key=rates.get), max(some, key=lambda r: r["torch_rate"])
+        ours, theirs = ([r for r in rows if r["what"] == what and f"{side}_rate" in r] for side in ("jax", "torch"))
+        if ours and theirs:
+            sizes = {row["batch"] for row in ours}
+            rates = {size: float(np.median([r["jax_rate"] for r in ours if r["batch"] == size])) for size in sizes}
+            size, winner = max(rates, key=rates.get), max(theirs, key=lambda r: r["torch_rate"])
             out.append({
                 "what": what, "JAX images/s": rates[size], "at batch": size,
-                "PyTorch images/s": theirs["torch_rate"], "mode": theirs["mode"], "its batch": theirs["batch"],
-                "JAX / PyTorch": rates[size] / theirs["torch_rate"],
+                "PyTorch images/s": winner["torch_rate"], "mode": winner["mode"], "its batch": winner["batch"],
+                "JAX / PyTorch": rates[size] / winner["torch_rate"],
             })  # fmt: skip
     return out
 

@@ -67,7 +67,7 @@ def measure(variant: str, size: int, args, ceilings: roofline.Ceilings) -> commo
     model = work.make_model(config)
     row = {"variant": variant, "latent": "x".join(map(str, model.latent)), "batch": size}
     sampled = sampling.measure(model, size, args.steps, args.repeats, (args.report,), ceilings)
-    trained = roofline.measure(work.train(model, size), size, args.repeats, ceilings)
+    trained = roofline.measure(work.train, model, size, repeats=args.repeats, ceilings=ceilings)
     if "note" not in trained:
         row |= {"train_ms": trained["ms"], "train_images_s": trained["images_s"], "train_gib": trained["memory_gib"]}
     if "note" not in sampled:

@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> list[common.Row]:
     rows = []
     for size in args.batch:
         for make in (work.encode, work.decode):
-            row = roofline.measure(make(model, size), size, args.repeats, ceilings)
+            row = roofline.measure(make, model, size, repeats=args.repeats, ceilings=ceilings)
             rows.append({"what": make.__name__} | row)
             print(common.table([rows[-1]], roofline.COLUMNS), flush=True)
     print(f"\n{common.table(rows, roofline.COLUMNS)}")

@@ -7,6 +7,7 @@ Compare with images/s of benchmarks.train_step on the same machine: the pipeline
 Worker processes share the processor with the training step on a machine without an accelerator.
 """
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -54,10 +55,10 @@ def measure(config, size: int, workers: int, batches: int) -> common.Row:
         seconds = time.perf_counter() - began
     finally:
         iterator.close()
-    megabytes = sum(array.nbytes for array in batch.values()) / 1e6
+    megabytes, rate = sum(array.nbytes for array in batch.values()) / 1e6, size * batches / seconds
     return {
-        "source": source.describe(), "batch": size, "workers": workers, "first_s": first,
-        "images_s": size * batches / seconds, "mb_s": megabytes * batches / seconds,
+        "source": source.describe(), "batch": size, "workers": workers, "first_s": first, "images_s": rate,
+        "images_s_core": rate / len(os.sched_getaffinity(0)), "mb_s": megabytes * batches / seconds,
     }  # fmt: skip
 
 

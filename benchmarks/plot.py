@@ -9,6 +9,8 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
+
 if __name__ == "__main__":  # the root, instead of this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -44,12 +46,26 @@ def sections(record: dict) -> str:
     """A heading and a markdown table; "" for records that have none."""
     rows = record["rows"]
     if record["benchmark"].startswith("compare_torch"):
-        title, body = "against PyTorch, best mode and batch of each", common.table(record["best"])
+        title, body = "against PyTorch", common.table(against_torch(rows))
     elif record["benchmark"].startswith("profile"):
         title, body = record["benchmark"].replace("_", " of "), common.table(record.get("kinds", [])[:10])
     else:
         title, body = record["benchmark"].replace("_", " "), common.table(rows)
     return f"**{title}**: {heading(record)}\n\n{body}" if rows else ""
+
+
+def against_torch(rows: list[common.Row]) -> list[common.Row]:
+    """For every kind of work and batch: JAX (the middle of the medians, one beside each mode), PyTorch's best mode."""
+    out = []
+    for what, size in dict.fromkeys((row["what"], row["batch"]) for row in rows):
+        some = [row for row in rows if (row["what"], row["batch"]) == (what, size)]
+        ours = [row["jax_ms"] for row in some if "jax_ms" in row]
+        theirs = min((row for row in some if "torch_ms" in row), key=lambda row: row["torch_ms"], default={})
+        line = {"": TITLES[what], "batch": size, "JAX ms": float(np.median(ours)) if ours else None}
+        line |= {"PyTorch ms": theirs.get("torch_ms"), "its mode": theirs.get("mode", some[0]["mode"])}
+        line["JAX / PyTorch throughput"] = theirs["torch_ms"] / line["JAX ms"] if ours and theirs else None
+        out.append(line)
+    return out
 
 
 def draw(records: list[dict], path: Path) -> None:

@@ -1,10 +1,15 @@
 """How near a program comes to what the machine can do: its work, and the machine's measured ceilings.
 
     utilisation = floating point operations / time / fastest matrix product measured in the same run
-    bound       = max(operations / that product's rate, bytes / fastest copy): no program with this work is faster
+    bound       = max(operations / that product's rate, bytes / fastest copy)
+
+Operations are those of the networks as written (work.formula), whatever formulation a backend has for them. Bytes, and
+a second count of operations, are what the compiler says of its program; of a loop's body it counts one turn, of the
+calls of libraries (on CPUs and GPUs most products) perhaps nothing.
 """
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -47,10 +52,7 @@ def _is_jaxpr(x: Any) -> bool:
 
 
 def compiled_cost(executable: Any) -> tuple[float | None, float | None]:
-    """(operations, bytes moved) as the compiler counts them; None where it does not.
-
-    Calls of libraries (on CPUs and GPUs most matrix products) may be missing from its count.
-    """
+    """(operations, bytes moved) as the compiler counts them; None where it does not."""
     cost = executable.cost_analysis()
     cost = cost[0] if isinstance(cost, list) else cost or {}
     return cost.get("flops"), cost.get("bytes accessed")
@@ -77,24 +79,38 @@ def measure_ceilings(dtype: str, small: bool = False) -> Ceilings:
     n = 256 if small else 8192 if accelerator else 2048
     count = 2**20 if small else 2**28 if accelerator else 2**26
     a = jax.random.normal(jax.random.key(0), (n, n), dtype)
-    product, copy = _fastest(lambda a: (a @ a) / n**0.5, a), _fastest(lambda x: x + 1, jnp.zeros(count))
+    # An accelerator's clock needs a second of work to rise, and a call there is shorter than starting one by one.
+    once, warm_s = (50, 1.0) if accelerator and not small else (1, 0.0)
+    product = _fastest(lambda a: (a @ a) / n**0.5, a, once, warm_s)
+    copy = _fastest(lambda x: x + 1, jnp.zeros(count), once, warm_s)
     return Ceilings(2 * n**3 / product, 2 * 4 * count / copy, dtype)
 
 
-def _fastest(fn: Callable, x: jax.Array, calls: int = 7) -> float:
-    """Seconds; each call's result, in the same memory, is the next one's argument."""
+def _fastest(fn: Callable, x: jax.Array, once: int, warm_s: float, groups: int = 7) -> float:
+    """Seconds of a call, the best of groups of `once` calls that are waited for together. Each call's result, in the
+    same memory, is the next one's argument."""
     run, seconds = jax.jit(fn, donate_argnums=0).lower(x).compile(), []
-    for _ in range(calls + 1):
-        spent, x = timed(lambda x=x: jax.block_until_ready(run(x)))
-        seconds.append(spent)
-    return float(np.min(seconds[1:]))
+
+    def group(x):
+        for _ in range(once):
+            x = run(x)
+        return jax.block_until_ready(x)
+
+    x, began = group(x), time.perf_counter()
+    while time.perf_counter() - began < warm_s:
+        x = group(x)
+    for _ in range(groups):
+        spent, x = timed(lambda x=x: group(x))
+        seconds.append(spent / once)
+    return float(np.min(seconds))
 
 
-def measure(program: work.Program, images: int, repeats: int, ceilings: Ceilings) -> Row:
-    """Compiles and times a program that handles `images` images a call."""
-    row: Row = {"batch": images}
+def measure(make: Callable[..., work.Program], model: work.Model, size: int, *args, repeats: int,
+            ceilings: Ceilings) -> Row:  # fmt: skip
+    """Compiles and times make(model, size, *args), a program that handles `size` images a call."""
+    row: Row = {"batch": size}
     try:
-        compiled = program.compile()
+        compiled = make(model, size, *args).compile()
         times = alternate({"": compiled}, repeats)[""]
     except RuntimeError as error:
         if not out_of_memory(error):
@@ -102,16 +118,18 @@ def measure(program: work.Program, images: int, repeats: int, ceilings: Ceilings
         return row | {"note": "out of memory"}
     row |= spread(times)
     seconds = row["ms"] / 1e3
-    row |= {"images_s": images / seconds, "trace_s": compiled.trace_s, "compile_s": compiled.compile_s}
+    row |= {"images_s": size / seconds, "trace_s": compiled.trace_s, "compile_s": compiled.compile_s}
     row |= {"memory_gib": compiled.memory_gib}
-    _, moved = compiled_cost(compiled.executable)
-    return row | against(ceilings, seconds, count_flops(compiled.jaxpr), moved)
+    counted, moved = compiled_cost(compiled.executable)
+    row["gflop_compiled"] = None if counted is None else counted / 1e9
+    return row | against(ceilings, seconds, count_flops(work.formula(make, model, size, *args)), moved)
 
 
 COLUMNS = {
     "what": "what", "batch": "batch", "ms": "ms", "ms_10": "10 %", "ms_90": "90 %", "images_s": "images/s",
-    "gflop": "GFLOP", "gflop_s": "GFLOP/s", "utilisation": "of product", "roofline": "of roofline",
-    "memory_gib": "GiB", "trace_s": "trace s", "compile_s": "compile s", "note": "",
+    "gflop": "GFLOP", "gflop_compiled": "compiler's GFLOP", "gflop_s": "GFLOP/s", "utilisation": "of product",
+    "roofline": "of roofline", "memory_gib": "GiB", "trace_s": "trace s", "compile_s": "compile s",
+    "note": "",
 }  # fmt: skip
 
 

@@ -3,7 +3,8 @@
     python benchmarks/sampling.py --config=configs/celeba_ldm4.py --batch=1,4,16 --steps=10
 
 Every step costs the same, so few are measured (--steps); the columns "images/s at N" are computed for --report steps
-as 1 / (N x time of a step + time of decoding one image). "10" and "90 %" are of all --steps steps together.
+as batch / (N x time of a step + time of decoding the batch), "latents/s" without decoding. "10" and "90 %" are of
+all --steps steps together.
 """
 
 import sys
@@ -36,9 +37,11 @@ def main(argv: list[str] | None = None) -> list[common.Row]:
             measure(model, size, args.steps, args.repeats, args.report, ceilings, args.sampler, args.guidance)
         )
         print(common.table(rows[-1:]), flush=True)
-    extra = {f"images_s_{n}": f"images/s at {n}" for n in args.report}
+    extra = {"ms_step": "ms/step", "steps_s": "steps/s", "ms_decode": "ms decode"}
+    for n in args.report:
+        extra |= {f"images_s_{n}": f"images/s at {n}", f"latents_s_{n}": f"latents/s at {n}"}
     columns = {k: v for k, v in roofline.COLUMNS.items() if k not in ("what", "images_s")}
-    print(f"\n{common.table(rows, columns | {'ms_step': 'ms/step', 'ms_decode': 'ms decode'} | extra)}")
+    print(f"\n{common.table(rows, columns | extra)}")
     common.save(args, "sampling", rows, env, config.dtype, ceilings=ceilings.row())
     return rows
 
@@ -47,14 +50,18 @@ def measure(
     model: work.Model, size: int, steps: int, repeats: int, report: Sequence[int], ceilings: roofline.Ceilings,
     sampler: str = "ddim", guidance: float | None = None,
 ) -> common.Row:  # fmt: skip
-    program = work.sample(model, size, steps, sampler, guidance)
-    row = {"what": sampler} | roofline.measure(program, size, repeats, ceilings)
-    decode = roofline.measure(work.decode(model, size), size, repeats, ceilings)
+    how = dict(repeats=repeats, ceilings=ceilings)
+    row = {"what": sampler} | roofline.measure(work.sample, model, size, steps, sampler, guidance, **how)
+    decode = roofline.measure(work.decode, model, size, **how)
     if "note" in row or "note" in decode:
         return row | {"note": "out of memory"}
-    row |= {"ms_step": row["ms"] / steps, "ms_decode": decode["ms"]}
+    ms_step = row["ms"] / steps
+    row |= {"ms_step": ms_step, "steps_s": 1e3 / ms_step, "ms_decode": decode["ms"]}
     row.pop("images_s")
-    return row | {f"images_s_{n}": size * 1e3 / (n * row["ms_step"] + row["ms_decode"]) for n in report}
+    for n in report:
+        row[f"images_s_{n}"] = size * 1e3 / (n * ms_step + decode["ms"])
+        row[f"latents_s_{n}"] = size * 1e3 / (n * ms_step)
+    return row
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Where the time goes before the first training step: imports, tracing, compiling (cold, and from the cache), one step.
+"""Where the time goes before the first training step and the first image: imports, tracing, compiling (cold, and from
+the cache), one step; sampling with decoding.
 
-    python benchmarks/startup.py --config=configs/celeba_ldm4.py --batch=1
+    python benchmarks/startup.py --config=configs/celeba_ldm4.py --batch=1 --steps=50
 """
 
 import subprocess
@@ -16,6 +17,7 @@ from benchmarks import common, work
 
 def main(argv: list[str] | None = None) -> list[common.Row]:
     p = common.parser(__doc__, repeats=1)
+    p.add_argument("--steps", type=int, default=50, help="DDIM steps of the first image, default 50")
     args, config = common.load(p, argv)
     env, rows = common.environment(), []
     imports = "from ldm_jax import runs; from ldm_jax.training import loop"
@@ -25,31 +27,35 @@ def main(argv: list[str] | None = None) -> list[common.Row]:
     rows.append({"part": "made-up weights", "seconds": seconds})
     size = args.batch[0]
     with tempfile.TemporaryDirectory() as cache:
-        rows += measure(work.train(model, size), Path(cache))
+        rows += measure("training step", [work.train(model, size)], Path(cache) / "train")
+        if model.is_ldm:
+            programs = [work.sample(model, size, args.steps), work.decode(model, size)]
+            rows += measure(f"image of {args.steps} steps", programs, Path(cache) / "sample")
     print(common.table(rows))
     common.save(args, "startup", rows, env, config.dtype)
     return rows
 
 
-def measure(program: work.Program, cache: Path) -> list[common.Row]:
-    """Compiles twice: into an empty cache, then from it."""
+def measure(name: str, programs: list[work.Program], cache: Path) -> list[common.Row]:
+    """Compiles programs that run one after the other twice, into an empty cache, then from it; calls them twice."""
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
     rows, before = [], jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", str(cache))
     try:
-        for name in ("cold", "from the cache"):
+        for how in ("cold", "from the cache"):
             compilation_cache.reset_cache()
             jax.clear_caches()
-            compiled = program.compile()
-            rows.append({"part": f"trace, {name}", "seconds": compiled.trace_s})
-            rows.append({"part": f"compile, {name}", "seconds": compiled.compile_s})
+            compiled = [program.compile() for program in programs]
+            rows.append({"part": f"{name}: trace, {how}", "seconds": sum(c.trace_s for c in compiled)})
+            rows.append({"part": f"{name}: compile, {how}", "seconds": sum(c.compile_s for c in compiled)})
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
         compilation_cache.reset_cache()
-    rows.append({"part": "first step", "seconds": common.timed(compiled)[0]})
-    rows.append({"part": "second step", "seconds": common.timed(compiled)[0]})
+    for which in ("first", "second"):
+        seconds = common.timed(lambda: [run() for run in compiled])[0]
+        rows.append({"part": f"{which} {name}", "seconds": seconds})
     return rows
 
 

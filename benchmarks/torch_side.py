@@ -4,6 +4,7 @@ The networks come through ldm_jax.convert, so a wrong name or layout shows in th
 latents are [B,C,H,W] there; numpy arrays at this file's borders are [B,H,W,C].
 """
 
+import gc
 import tempfile
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,13 @@ from ldm_jax.convert import diffusers as folders
 from ldm_jax.diffusion.timetable import make_timetable
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+torch.backends.cudnn.benchmark = True  # the fastest convolution for these sizes, as XLA's autotuning
+torch._dynamo.config.fail_on_recompile_limit_hit = True  # not silently eager
+COMPILE_ERRORS = (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit)
+
+
+class NotComparable(Exception):
+    """What this side has no counterpart for."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,14 @@ def set_exact(exact: bool) -> None:
     torch.backends.cudnn.allow_tf32 = not exact
 
 
+def forget() -> None:
+    """Gives back what earlier modes compiled and kept in memory. Their objects must be gone."""
+    torch._dynamo.reset()
+    gc.collect()
+    if DEVICE == "cuda":
+        torch.cuda.empty_cache()
+
+
 def write_folder(model: work.Model, path: Path, unet: bool) -> None:
     """vqvae/ and, if asked for, unet/ of diffusers in `path`. Raises ValueError for what its classes cannot express."""
     weights = {"first_stage": model.first_stage.get("params", {})} if model.first_stage else {}
@@ -76,19 +92,22 @@ def write_folder(model: work.Model, path: Path, unet: bool) -> None:
 class Side:
     """One mode of PyTorch on one model: forward, ddim, decode. `folder` is from `write_folder`.
 
-    bfloat16: the UNet's weights are bfloat16, except for training; there, and in the first stage, autocast.
+    bfloat16: for training autocast; else UNet and decoder have bfloat16 weights, the codebook stays float32.
     """
 
     def __init__(self, model: work.Model, folder: Path, mode: Mode, bfloat16: bool, training: bool = False):
-        self.model, self.mode = model, mode
+        self.model, self.mode, self.half = model, mode, bfloat16 and not training
         self.cast = partial(torch.autocast, DEVICE, torch.bfloat16, enabled=bfloat16)
         self.layout = torch.channels_last if mode.channels_last else torch.contiguous_format
         self.unet = self._load(folder / "unet")
         self.vae = self._load(folder / "vqvae")
-        if bfloat16 and not training and self.unet is not None:
+        if self.half and self.unet is not None:
             self.unet.to(torch.bfloat16)
         if self.vae is not None:
             self.vae.requires_grad_(False)
+            if self.half:
+                self.vae.decoder.to(torch.bfloat16)
+                self.vae.post_quant_conv.to(torch.bfloat16)
             self.decoder, self.encoder = self._compiled(self._decode), self._compiled(self._latents)
         self.run_unet = self._compiled(self._unet) if self.unet is not None else None
 
@@ -106,7 +125,9 @@ class Side:
         return self.unet(z.to(kind), t, *([] if context is None else [context.to(kind)]), return_dict=False)[0]
 
     def _decode(self, z):
-        return self.vae.decode(z, return_dict=False)[0]
+        z = self.vae.quantize(z)[0] if hasattr(self.vae, "quantize") else z
+        conv = self.vae.post_quant_conv
+        return self.vae.decoder(conv(z.to(conv.weight.dtype)))
 
     def _latents(self, image, noise):
         """noise: for the sample of a KL posterior."""
@@ -160,7 +181,7 @@ class Side:
         z = self.tensor(self.model.latents(size))
 
         def run():
-            with torch.inference_mode(), self.cast():
+            with torch.inference_mode():
                 return wait(self.decoder(z))
 
         return run

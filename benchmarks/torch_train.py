@@ -5,9 +5,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.torch_side import DEVICE, Side, wait
+from benchmarks.torch_side import DEVICE, NotComparable, Side, wait
 from ldm_jax.keys import normal, sample_keys, stream
-from ldm_jax.ldm import NOISE_STREAM, POSTERIOR_STREAM, T_STREAM
+from ldm_jax.ldm import CONDITION_STREAM, NOISE_STREAM, POSTERIOR_STREAM, T_STREAM
 
 
 class TrainStep:
@@ -19,10 +19,9 @@ class TrainStep:
     def __init__(self, side: Side, size: int):
         config, task = side.model.config, side.model.task
         c = config.conditioner
-        if c.drop_prob or (c.kind != "class" and jax.tree.leaves(side.model.state.params["conditioner"])):
-            raise ValueError(
-                "the training step is compared for models without a learned condition, or of classes, and without "
-                "dropping (--config.conditioner.drop_prob=0)"
+        if c.kind != "class" and (c.drop_prob or jax.tree.leaves(side.model.state.params["conditioner"])):
+            raise NotComparable(
+                f"the training step is compared for models without a learned condition or of classes, not for {c.kind}"
             )
         self.side, self.size, self.task = side, size, task
         self.image = side.tensor(side.model.batch(size)["image"])
@@ -32,6 +31,7 @@ class TrainStep:
             rows = side.model.state.params["conditioner"]["embedding"]["embedding"]
             self.table = torch.nn.Embedding.from_pretrained(side.tensor(rows), freeze=False)
             self.labels = side.tensor(side.model.batch(size)["label"]).long()
+            self.drop_prob, self.null = c.drop_prob, len(rows) - 1
         self.scale = float(side.model.frozen["latent_scale"])
         self.alpha_bar = torch.tensor(task.ldm.schedule.alpha_bar, dtype=torch.float32, device=DEVICE)
         side.unet.train()
@@ -47,7 +47,7 @@ class TrainStep:
         self._update()
         return wait(loss)
 
-    def _gradient(self, t=None, noise=None, posterior=None) -> torch.Tensor:
+    def _gradient(self, t=None, noise=None, posterior=None, dropped=None) -> torch.Tensor:
         side, shape = self.side, (self.size, self.side.model.latent[2], *self.side.model.latent[:2])
         with side.cast():
             with torch.no_grad():
@@ -59,11 +59,18 @@ class TrainStep:
                 a = self.alpha_bar[t][:, None, None, None]
                 z_t = a.sqrt() * z + (1 - a).sqrt() * noise
                 z_t = z_t if self.concat is None else torch.cat([z_t, self.concat], 1)
-            context = self.table(self.labels)[:, None] if self.table else self.context
+            context = self._classes(dropped) if self.table else self.context
             output = side.run_unet(z_t, t, context)
         loss = F.mse_loss(output.float(), noise)
         loss.backward()
         return loss
+
+    def _classes(self, dropped) -> torch.Tensor:
+        """Embedded labels; of the dropped ones the last row, which means "any"."""
+        if not self.drop_prob:
+            return self.table(self.labels)[:, None]
+        dropped = torch.rand(self.size, device=DEVICE) < self.drop_prob if dropped is None else dropped
+        return self.table(torch.where(dropped, self.null, self.labels))[:, None]
 
     def _update(self) -> None:
         """Gradients are given back at once: kept until the next step they would lie in the way of the other side."""
@@ -81,7 +88,9 @@ class TrainStep:
         timesteps = model.config.diffusion.timesteps
         t = jax.vmap(lambda k: jax.random.randint(k, (), 0, timesteps))(stream(keys, T_STREAM))
         noise, posterior = (tensor(normal(stream(keys, s), model.latent)) for s in (NOISE_STREAM, POSTERIOR_STREAM))
-        loss = self._gradient(tensor(t).long(), noise, posterior)
+        drop_prob = model.config.conditioner.drop_prob
+        dropped = jax.vmap(lambda k: jax.random.bernoulli(k, drop_prob))(stream(keys, CONDITION_STREAM))
+        loss = self._gradient(tensor(t).long(), noise, posterior, tensor(dropped))
         norms = torch._foreach_norm([p.grad for p in self.params])
         self._update()
         return np.array([loss.item(), float(torch.linalg.vector_norm(torch.stack(norms)))])

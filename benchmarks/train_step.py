@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> list[common.Row]:
     model = work.make_model(config)
     rows = []
     for size in args.batch:
-        row = roofline.measure(work.train(model, size), size, args.repeats, ceilings)
+        row = roofline.measure(work.train, model, size, repeats=args.repeats, ceilings=ceilings)
         rows.append({"what": "train"} | row)
         print(common.table([rows[-1]], roofline.COLUMNS), flush=True)
     print(f"\n{common.table(rows, roofline.COLUMNS)}")

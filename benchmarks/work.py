@@ -3,15 +3,18 @@
     model = make_model(config)
     compiled = train(model, batch_size).compile()     # knows the seconds that took
     compiled()                                        # one call, waits until it is done
+    formula(train, model, batch_size)                 # what the networks say, whatever a backend makes of it
 
 Weights are random but not zero anywhere, so that outputs depend on all of them and can be compared.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +23,7 @@ import numpy as np
 from ldm_jax import build, runs, tree
 from ldm_jax.diffusion.timetable import make_timetable
 from ldm_jax.generate import image_keys, sample_latents
+from ldm_jax.models import cpu, gpu
 from ldm_jax.training import runtime
 from ldm_jax.training.state import TrainState
 
@@ -126,25 +130,24 @@ class Program:
 
         options: of the compiler.
         """
+        # Copies: donation must not take the host's arrays.
+        args = jax.block_until_ready(jax.tree.map(jnp.array, self.args))
         began = time.perf_counter()
-        args = jax.tree.map(jnp.array, self.args)  # copies: donation must not take the host's arrays
         with jax.default_matmul_precision(precision):
-            traced = jax.jit(self.fn, donate_argnums=0 if self.carries else ()).trace(*args)
-            lowered = traced.lower()
+            lowered = jax.jit(self.fn, donate_argnums=0 if self.carries else ()).lower(*args)
         middle = time.perf_counter()
         compiled = lowered.compile(options)
         done = time.perf_counter()
-        return Compiled(compiled, args, self.carries, traced.jaxpr, middle - began, done - middle)
+        return Compiled(compiled, args, self.carries, middle - began, done - middle)
 
 
 @dataclass
 class Compiled:
-    """A compiled program; calling it runs it once and waits. trace_s includes copying the arguments there."""
+    """A compiled program; calling it runs it once and waits."""
 
     executable: Any
     args: tuple = field(repr=False)
     carries: bool
-    jaxpr: Any = field(repr=False)
     trace_s: float
     compile_s: float
 
@@ -202,3 +205,20 @@ def encode(model: Model, size: int) -> Program:
     """(variables, images) -> z [B,h,w,c]; KL: the mode."""
     image = model.batch(size)["image"]
     return Program(partial(model.network.apply, method="latents"), (model.first_stage, image))
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """What is traced within has the networks' own formulations, not those of a backend (models/cpu.py, gpu.py)."""
+    with mock.patch.object(cpu, "wanted", lambda *arrays: False), mock.patch.object(gpu, "attends", lambda q, k: False):
+        yield
+
+
+def formula(make: Callable[..., Program], model: Model, *args) -> Any:
+    """The jaxpr of make(model, *args) in plain formulations and without recomputed activations."""
+    config = model.config.copy_and_resolve_references()
+    if "unet" in config:
+        config.unet.remat = False
+    with plain():
+        program = make(replace(model, config=config, task=build.task(config)), *args)
+        return jax.make_jaxpr(program.fn)(*program.args)

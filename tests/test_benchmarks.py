@@ -135,6 +135,18 @@ def test_flops_of_products_convolutions_and_loops():
     assert roofline.count_flops(branch) == 2 * 5 * 7 * 5 * 2
 
 
+@pytest.mark.parametrize("remat", [False, True])
+def test_the_formula_counts_networks_as_written(remat):
+    """Neither what a backend makes of them nor what is computed twice to save memory."""
+    size, variant = 2, ["--config.unet.channel_mult=(1,)", f"--config.unet.remat={remat}"]
+    model = work.make_model(recipe.load("configs/quickstart_ldm.py:tiny", variant))
+    plain = work.make_model(recipe.load("configs/quickstart_ldm.py:tiny", variant[:1]))
+    with work.plain():
+        program = work.train(plain, size)
+        expected = roofline.count_flops(jax.make_jaxpr(program.fn)(*program.args))
+    assert roofline.count_flops(work.formula(work.train, model, size)) == expected > 0
+
+
 def test_utilisation():
     row = roofline.against(CEILINGS, seconds=4.0, flops=1e9, moved=2e9)
     assert row["utilisation"] == 0.25 and row["roofline"] == 0.5 and row["gflop_s"] == 0.25
@@ -202,11 +214,18 @@ def test_profile_reads_a_real_trace(quick, tmp_path):
 
 def test_best_of_each_side_and_its_picture(tmp_path):
     rows = [
-        {"what": "train", "batch": b, "mode": mode, "jax_rate": j, "torch_rate": t, "ratio": j / t}
-        for b, mode, j, t in ((1, "eager", 2.0, 1.0), (4, "compile", 3.0, 6.0))
-    ] + [{"what": "train", "batch": 64, "mode": "JAX is out of memory"}]
+        {"what": "train", "batch": b, "mode": mode, "jax_rate": j, "jax_ms": 1e3 * b / j, "torch_rate": t,
+         "torch_ms": 1e3 * b / t}
+        for b, mode, j, t in ((1, "eager", 2.0, 1.0), (4, "eager", 3.0, 5.0), (4, "compile", 3.0, 6.0))
+    ]  # fmt: skip
+    rows += [{"what": "train", "batch": 64, "mode": "eager is out of memory", "jax_rate": 4.0, "jax_ms": 16e3}]
+    rows += [{"what": "train", "batch": 99, "mode": "left out: it needs 9 GiB"}]
     (summary,) = compare_torch.best(rows)
-    assert summary["JAX / PyTorch"] == 0.5 and (summary["mode"], summary["its batch"]) == ("compile", 4)
+    assert summary["JAX / PyTorch"] == pytest.approx(4 / 6) and summary["at batch"] == 64
+    assert (summary["mode"], summary["its batch"]) == ("compile", 4)
+    lines = plot.against_torch(rows)
+    assert [line["JAX / PyTorch throughput"] for line in lines] == [2.0, 0.5, None, None]
+    assert [line["its mode"] for line in lines][1:] == ["compile", "eager is out of memory", "left out: it needs 9 GiB"]
     found = {
         "benchmark": "compare_torch-decode", "rows": rows, "best": [summary],
         "settings": {"config": "x.py", "dtype": "f"},

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ldm_jax.models import cpu
+
 # Codes compared at a time: bounds the table of distances to [N, BLOCK] whatever the codebook's size.
 BLOCK = 2048
 
@@ -25,10 +27,9 @@ def nearest_code(z: Array, codebook: Array) -> Array:
     def step(best: tuple[Array, Array], part: tuple[Array, Array, Array]):
         rows, norm, start = part
         distance = norm - 2 * jnp.matmul(z, rows.T, precision=lax.Precision.HIGHEST)  # [N,block]
-        distance = lax.optimization_barrier(distance)  # computed once, so that one of them does equal the minimum
         value = jnp.min(distance, axis=-1)
-        at_minimum = distance == value[:, None]  # its first place: argmin, which XLA does at half the speed on CPUs
-        index = jnp.min(jnp.where(at_minimum, jnp.arange(block, dtype=jnp.int32), block), axis=-1)
+        argmin = cpu.argmin if cpu.wanted(distance) else jnp.argmin
+        index = argmin(distance, axis=-1).astype(jnp.int32)
         closer = value < best[0]
         return (jnp.where(closer, value, best[0]), jnp.where(closer, start + index, best[1])), None
 

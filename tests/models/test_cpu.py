@@ -123,6 +123,12 @@ def test_upsampling_convolution(monkeypatch, shape, used):
     assert_same(found, plain(monkeypatch, *args))
 
 
+@pytest.mark.parametrize("axis", [0, -1])
+def test_argmin(axis):
+    x = np.random.default_rng(0).integers(0, 9, (40, 30)).astype(np.float32)  # ties in every row and column
+    assert np.array_equal(jax.jit(cpu.argmin, static_argnums=1)(x, axis), x.argmin(axis))
+
+
 @pytest.mark.parametrize("module", [Conv(64, stride=2), Conv(64, padding=(0, 1), stride=2), Conv(64, (1, 1))])
 def test_other_convolutions_stay(monkeypatch, module):
     calls = count(monkeypatch, "conv")
