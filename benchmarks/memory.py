@@ -34,15 +34,19 @@ def main(argv: list[str] | None = None) -> list[common.Row]:
     p = common.parser(__doc__, batch="1,4")
     p.add_argument("--topology", default="", help="a TPU to plan for: v4:2x2x1, v5e:1x1, v6e:1x1 ... (needs libtpu)")
     p.add_argument("--limits", type=common.numbers, default=(24, 80, 141), help="GiB, default 24,80,141")
+    p.add_argument("--recompute", type=common.words, default=("no", "yes"), help="activations; default no,yes")
     p.add_argument("--reserve", type=float, default=0.06, help="share of a limit that is not ours, default 0.06")
     args, config = common.load(p, argv)
+    if not set(args.recompute) <= {"no", "yes"}:
+        p.error(f"--recompute={','.join(args.recompute)} is not of no,yes")
     if len(args.batch) < 2:
         p.error(f"--batch={args.batch[0]}: two sizes at least, to tell what one more image costs")
     env = common.environment()
     device = topology_device(args.topology) if args.topology else None
     env["planned_for"] = args.topology or env["device"]
+    name = f"memory{'_' + args.topology.replace(':', '-') if args.topology else ''}"
     rows, fits = [], []
-    choices = (False, True) if config.task == "ldm" else (None,)
+    choices = [word == "yes" for word in args.recompute] if config.task == "ldm" else [None]
     for remat in choices:
         for size in args.batch:
             rows.append(measure(config, size, remat, device))
@@ -50,9 +54,8 @@ def main(argv: list[str] | None = None) -> list[common.Row]:
         some = [row for row in rows if row["remat"] == remat and "peak_gib" in row]
         if len(some) > 1:
             fits.append({"remat": remat} | largest(some[-2:], args.limits, args.reserve))
+        common.save(args, name, rows, env, config.dtype, fits=fits)  # what there is so far
     print(f"\n{common.table(rows, COLUMNS)}\n\nlargest batch:\n{common.table(fits)}")
-    common.save(args, f"memory{'_' + args.topology.replace(':', '-') if args.topology else ''}",
-                rows, env, config.dtype, fits=fits)  # fmt: skip
     return rows
 
 

@@ -9,14 +9,12 @@ calls of libraries (on CPUs and GPUs most products) perhaps nothing.
 """
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from benchmarks import work
 from benchmarks.common import Row, alternate, out_of_memory, spread, timed
@@ -73,36 +71,35 @@ class Ceilings:
         return f"ceilings: {self.flops / 1e9:,.0f} GFLOP/s ({self.dtype} product), {self.bytes / 1e9:,.1f} GB/s (copy)"
 
 
-def measure_ceilings(dtype: str, small: bool = False) -> Ceilings:
-    """The best of several calls. small: sizes for a test. Float32 products as JAX makes them (on a GPU: TF32)."""
+def measure_ceilings(dtype: str) -> Ceilings:
+    """The best of several calls, six seconds in all. Float32 products as JAX makes them (on a GPU: TF32)."""
     accelerator = jax.default_backend() != "cpu"
-    n = 256 if small else 8192 if accelerator else 2048
-    count = 2**20 if small else 2**28 if accelerator else 2**26
-    a = jax.random.normal(jax.random.key(0), (n, n), dtype)
-    # An accelerator's clock needs a second of work to rise, and a call there is shorter than starting one by one.
-    once, warm_s = (50, 1.0) if accelerator and not small else (1, 0.0)
-    product = _fastest(lambda a: (a @ a) / n**0.5, a, once, warm_s)
-    copy = _fastest(lambda x: x + 1, jnp.zeros(count), once, warm_s)
+    n, count = (8192, 2**28) if accelerator else (2048, 2**26)
+    a, b = jax.random.normal(jax.random.key(0), (2, n, n), dtype)
+    # On an accelerator a call is shorter than what starting it by itself costs.
+    once = 50 if accelerator else 1
+    product = _fastest(lambda a, b: (a @ b) / n**0.5, (a, b), once)  # neither grows nor vanishes
+    copy = _fastest(lambda x: x + 1, (jnp.zeros(count),), once)
     return Ceilings(2 * n**3 / product, 2 * 4 * count / copy, dtype)
 
 
-def _fastest(fn: Callable, x: jax.Array, once: int, warm_s: float, groups: int = 7) -> float:
-    """Seconds of a call, the best of groups of `once` calls that are waited for together. Each call's result, in the
-    same memory, is the next one's argument."""
-    run, seconds = jax.jit(fn, donate_argnums=0).lower(x).compile(), []
+def _fastest(fn: Callable, args: tuple, once: int, seconds: float = 3.0) -> float:
+    """Seconds of a call, the best of groups of `once` calls that are waited for together. For so many seconds: clocks
+    rise with work, and machines are shared. Each call's result, in the same memory, is the next one's first argument.
+    """
+    run, spent = jax.jit(fn, donate_argnums=0).lower(*args).compile(), []
+    x, *rest = args
 
     def group(x):
         for _ in range(once):
-            x = run(x)
+            x = run(x, *rest)
         return jax.block_until_ready(x)
 
-    x, began = group(x), time.perf_counter()
-    while time.perf_counter() - began < warm_s:
-        x = group(x)
-    for _ in range(groups):
-        spent, x = timed(lambda x=x: group(x))
-        seconds.append(spent / once)
-    return float(np.min(seconds))
+    x = group(x)
+    while sum(spent) < seconds:
+        taken, x = timed(lambda x=x: group(x))
+        spent.append(taken)
+    return min(spent) / once
 
 
 def measure(make: Callable[..., work.Program], model: work.Model, size: int, *args, repeats: int,
