@@ -16,7 +16,8 @@ if __name__ == "__main__":  # the root, instead of this folder
 
 from benchmarks import common
 
-TITLES = {"forward": "UNet forward", "train": "training step", "sample": "DDIM step", "decode": "decode"}
+TITLES = {"train": "training step", "forward": "UNet forward", "sample": "DDIM step", "decode": "decode"}
+ORDER = list(TITLES)
 
 
 def main(argv: list[str] | None = None) -> str:
@@ -25,13 +26,25 @@ def main(argv: list[str] | None = None) -> str:
     p.add_argument("--image", type=Path, default=common.ROOT / "docs" / "benchmarks.png")
     args = p.parse_args(argv)
     records = [json.loads(path.read_text()) for path in sorted(args.results.glob("*.json"))]
-    text = "\n\n".join(filter(None, (sections(r) for r in records)))
+    compared = together([r for r in records if r["benchmark"].startswith("compare_torch") and r["rows"]])
+    others = [r for r in records if not r["benchmark"].startswith("compare_torch")]
+    text = "\n\n".join(filter(None, (section(r) for r in (*compared, *others))))
     print(text or f"no results in {args.results}")
-    compared = [record for record in records if record["benchmark"].startswith("compare_torch") and record["best"]]
     if compared:
         draw(compared, args.image)
         print(f"\n{args.image}")
     return text
+
+
+def together(records: list[dict]) -> list[dict]:
+    """One record for all that was compared of a recipe in one type on one device, training first."""
+    found: dict[tuple, dict] = {}
+    for record in records:
+        s, env = record["settings"], record["environment"]
+        key = s["config"], s["dtype"], env["device"], env["cores"]
+        one = found.setdefault(key, record | {"rows": []})
+        one["rows"] = sorted(one["rows"] + record["rows"], key=lambda row: (ORDER.index(row["what"]), row["batch"]))
+    return list(found.values())
 
 
 def heading(record: dict) -> str:
@@ -42,7 +55,7 @@ def heading(record: dict) -> str:
     return f"{s['config']}, {s['dtype']}, {env['device']}{cores}, {versions}, {env['date'][:10]}"
 
 
-def sections(record: dict) -> str:
+def section(record: dict) -> str:
     """A heading and a markdown table; "" for records that have none."""
     rows = record["rows"]
     if record["benchmark"].startswith("compare_torch"):
@@ -51,6 +64,8 @@ def sections(record: dict) -> str:
         title, body = record["benchmark"].replace("_", " of "), common.table(record.get("kinds", [])[:10])
     else:
         title, body = record["benchmark"].replace("_", " "), common.table(rows)
+    if record.get("fits"):
+        body += f"\n\nlargest batch:\n\n{common.table(record['fits'])}"
     return f"**{title}**: {heading(record)}\n\n{body}" if rows else ""
 
 
@@ -69,25 +84,26 @@ def against_torch(rows: list[common.Row]) -> list[common.Row]:
 
 
 def draw(records: list[dict], path: Path) -> None:
-    """Throughput of JAX relative to PyTorch's best, a bar for each kind of work; one panel a record."""
+    """Throughput of JAX relative to PyTorch's best mode, a bar for each kind of work and batch; one panel a record."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(records), figsize=(5.5 * len(records), 3), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(records), figsize=(7.5 * len(records), 4), squeeze=False, layout="constrained")
     for axis, record in zip(axes[0], records):
-        names = [TITLES[row["what"]] for row in record["best"]]
-        ratios = [row["JAX / PyTorch"] for row in record["best"]]
-        bars = axis.barh(names[::-1], ratios[::-1], color=["#3a7d44" if r >= 1 else "#b0643b" for r in ratios[::-1]])
+        lines = [line for line in against_torch(record["rows"]) if line["JAX / PyTorch throughput"]][::-1]
+        ratios = [line["JAX / PyTorch throughput"] for line in lines]
+        names = [f"{line['']}, batch {line['batch']}\n({line['its mode']})" for line in lines]
+        bars = axis.barh(names, ratios, color=["#3a7d44" if r >= 1 else "#b0643b" for r in ratios])
         axis.bar_label(bars, fmt="%.2f", padding=3)
         axis.axvline(1.0, color="black", linewidth=1)
-        axis.set_xlim(0, 1.2 * max(*ratios, 1.0))
-        axis.set_xlabel("throughput of JAX / PyTorch (best mode and batch of each)")
+        axis.set_xlim(0, 1.2 * max([*ratios, 1.0]))
+        axis.set_xlabel("throughput of JAX / PyTorch in its best mode (named)")
+        axis.tick_params(axis="y", labelsize=8)
         s, env = record["settings"], record["environment"]
         name = Path(s["config"]).name.replace(".py", "")
-        against = ", ".join(s.get("modes", ()))
-        axis.set_title(f"{name}, {s['dtype']}; PyTorch: {against}\n{env['device']}, {env['cores']} cores", fontsize=9)
+        axis.set_title(f"{name}, {s['dtype']}, {env['device']}, {env['cores']} cores", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -147,6 +147,11 @@ def test_the_formula_counts_networks_as_written(remat):
     assert roofline.count_flops(work.formula(work.train, model, size)) == expected > 0
 
 
+def test_a_ceiling_is_of_calls_waited_for_together():
+    seconds = roofline._fastest(lambda a, b: a @ b, (jnp.eye(64), jnp.eye(64)), once=3, seconds=1e-6)
+    assert 0 < seconds < 1
+
+
 def test_utilisation():
     row = roofline.against(CEILINGS, seconds=4.0, flops=1e9, moved=2e9)
     assert row["utilisation"] == 0.25 and row["roofline"] == 0.5 and row["gflop_s"] == 0.25
@@ -232,6 +237,10 @@ def test_best_of_each_side_and_its_picture(tmp_path):
         "environment": {"backend": "cpu", "device": "D", "cores": 2, "versions": {"torch": "2"}, "date": "2026-01-01"},
     }  # fmt: skip
     (tmp_path / "a.json").write_text(json.dumps(found))
+    other = found | {"rows": [rows[0] | {"what": "decode"}]}
+    (tmp_path / "b.json").write_text(json.dumps(other))
+    (one,) = plot.together([other, found])  # one table and one picture of both
+    assert [row["what"] for row in one["rows"]] == ["train"] * 5 + ["decode"]
     text = plot.main([f"--results={tmp_path}", f"--image={tmp_path}/p.png"])
     assert "x.py, f, D, 2 cores, torch 2, 2026-01-01" in text and (tmp_path / "p.png").stat().st_size > 1000
 
