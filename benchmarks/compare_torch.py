@@ -48,7 +48,8 @@ def main(argv: list[str] | None = None) -> list[common.Row]:
     p.set_defaults(batch=None)
     args, config = common.load(p, argv)
     # A GPU's memory is for both, and each side may have nearly all of it.
-    os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.95")
+    if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # the older name; JAX refuses both at once
+        os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.95")
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     compiled = tempfile.TemporaryDirectory(prefix="ldm_jax_torch_")  # so that first calls compile
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", compiled.name)
