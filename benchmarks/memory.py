@@ -1,13 +1,14 @@
 """Memory of a training step by batch size, with and without recomputed activations, as the compiler plans it.
 
     python benchmarks/memory.py --config=configs/celeba_ldm4.py --batch=4,16
-    python benchmarks/memory.py --config=configs/text2img_ldm8.py --dtype=bfloat16 --topology=v5e:1x1
+    python benchmarks/memory.py --config=configs/text2img_ldm8.py --dtype=bfloat16 --topology=h200
 
-Nothing is allocated and no step runs: it is compiled for shapes alone. The plan is made for JAX's own device or,
-with libtpu installed, for a TPU that is not there (--topology); other devices choose other temporaries, and on CPUs
-bfloat16 is widened and recomputation is undone. Memory grows by the same amount with every image, so the largest
-batch that --limits (GiB) allow is computed from the two largest of --batch; --reserve of each limit is left to driver
-and runtime. On a GPU JAX takes three quarters of the memory unless it is told XLA_CLIENT_MEM_FRACTION=0.94.
+Nothing is allocated and no step runs: it is compiled for shapes alone. The plan is made for JAX's own device or for
+a GPU or TPU that is not there (--topology, benchmarks/topology.py says what it needs); other devices choose other
+temporaries, and on CPUs bfloat16 is widened and recomputation is undone. Memory grows by the same amount with every
+image, so the largest batch that --limits (GiB) allow is computed from the two largest of --batch; --reserve of each
+limit is left to driver and runtime. On a GPU JAX takes three quarters of the memory unless it is told
+XLA_CLIENT_MEM_FRACTION=0.94.
 """
 
 import sys
@@ -20,7 +21,7 @@ import numpy as np
 if __name__ == "__main__":  # the root, instead of this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks import common, work
+from benchmarks import common, topology, work
 from ldm_jax import build
 from ldm_jax.training import runtime
 
@@ -32,7 +33,7 @@ COLUMNS = {
 
 def main(argv: list[str] | None = None) -> list[common.Row]:
     p = common.parser(__doc__, batch="1,4")
-    p.add_argument("--topology", default="", help="a TPU to plan for: v4:2x2x1, v5e:1x1, v6e:1x1 ... (needs libtpu)")
+    p.add_argument("--topology", default="", help="plan for: a100, h100, h200, v4:2x2x1, v5e:1x1, v6e:1x1 ...")
     p.add_argument("--limits", type=common.numbers, default=(24, 80, 141), help="GiB, default 24,80,141")
     p.add_argument("--recompute", type=common.words, default=("no", "yes"), help="activations; default no,yes")
     p.add_argument("--reserve", type=float, default=0.06, help="share of a limit that is not ours, default 0.06")
@@ -42,48 +43,36 @@ def main(argv: list[str] | None = None) -> list[common.Row]:
     if len(args.batch) < 2:
         p.error(f"--batch={args.batch[0]}: two sizes at least, to tell what one more image costs")
     env = common.environment()
-    device = topology_device(args.topology) if args.topology else None
     env["planned_for"] = args.topology or env["device"]
     name = f"memory{'_' + args.topology.replace(':', '-') if args.topology else ''}"
     rows, fits = [], []
     choices = [word == "yes" for word in args.recompute] if config.task == "ldm" else [None]
-    for remat in choices:
-        for size in args.batch:
-            rows.append(measure(config, size, remat, device))
-            print(common.table(rows[-1:], COLUMNS), flush=True)
-        some = [row for row in rows if row["remat"] == remat and "peak_gib" in row]
-        if len(some) > 1:
-            fits.append({"remat": remat} | largest(some[-2:], args.limits, args.reserve))
-        common.save(args, name, rows, env, config.dtype, fits=fits)  # what there is so far
+    with topology.device(args.topology) if args.topology else nullcontext(jax.devices()[0]) as device:
+        for remat in choices:
+            for size in args.batch:
+                rows.append(measure(config, size, remat, device))
+                print(common.table(rows[-1:], COLUMNS), flush=True)
+            some = [row for row in rows if row["remat"] == remat and "peak_gib" in row]
+            if len(some) > 1:
+                fits.append({"remat": remat} | largest(some[-2:], args.limits, args.reserve))
+            common.save(args, name, rows, env, config.dtype, fits=fits)  # what there is so far
     print(f"\n{common.table(rows, COLUMNS)}\n\nlargest batch:\n{common.table(fits)}")
     return rows
 
 
-def topology_device(name: str):
-    """A TPU to compile for. Raises SystemExit without libtpu."""
-    try:
-        from jax.experimental import topologies
-
-        return topologies.get_topology_desc(name, "tpu").devices[0]
-    except Exception as error:  # whatever the plugin raises, the remedy is the same
-        remedy = "It needs `pip install libtpu` and JAX_PLATFORMS=cpu."
-        raise SystemExit(f"--topology={name}: {error}\n\n{remedy}") from error
-
-
-def measure(config, size: int, remat: bool | None, device=None) -> common.Row:
+def measure(config, size: int, remat: bool | None, device: jax.Device) -> common.Row:
     """Plans one step of `size` images; donated arguments are counted once."""
     if remat is not None:
         config.unet.remat = remat
     config.batch_size = size * config.optim.accumulate
     task, state, frozen = work.abstract(config)
-    where = jax.sharding.SingleDeviceSharding(device or jax.devices()[0])
+    where = jax.sharding.SingleDeviceSharding(device)
     args = jax.tree.map(
         lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
         (state, frozen, build.batch_shapes(config, config.batch_size)),
     )
     row = {"batch": size, "remat": remat}
-    with work.plain() if device else nullcontext():  # the plan is not for the machine that makes it
-        lowered = jax.jit(task.step, donate_argnums=0).lower(*args)
+    lowered = jax.jit(task.step, donate_argnums=0).lower(*args)
     try:
         seconds, compiled = common.timed(lowered.compile)
     except RuntimeError as error:

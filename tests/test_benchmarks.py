@@ -23,10 +23,12 @@ from benchmarks import (
     roofline,
     sampling,
     startup,
+    topology,
     train_step,
     work,
 )
 from ldm_jax import recipe
+from ldm_jax.models import attention, gpu
 from tests.fast import QUICK
 
 TINY = "--config=configs/quickstart_first_stage.py:tiny"
@@ -78,6 +80,24 @@ def test_largest_batch():
     rows = [{"batch": 2, "peak_gib": 5.0}, {"batch": 4, "peak_gib": 7.0}]  # 3 GiB, and 1 for every image
     assert memory.largest(rows, (2, 10), reserve=0.0) == {"GiB per image": 1.0, "2 GiB": 0, "10 GiB": 7}
     assert "note" in memory.largest([rows[1], {"batch": 8, "peak_gib": 7.0}], (10,), 0.0)
+
+
+@pytest.mark.parametrize("width, fused", [(32, True), (384, False), (20, False)])
+def test_a_plan_for_a_gpu_has_its_formulations(monkeypatch, width, fused):
+    monkeypatch.setattr(topology, "_find", lambda name: jax.devices()[0])
+    heads = jax.ShapeDtypeStruct((1, 2, 128, width), jnp.bfloat16)
+    with topology.device("h200"):
+        gradient = jax.jit(jax.grad(lambda q, k, v: attention.attend(q, k, v).astype(jnp.float32).sum(), (0, 1, 2)))
+        program = gradient.trace(heads, heads, heads).lower(lowering_platforms=("cuda",)).as_text()
+    assert ("__cudnn$fmhaSoftmaxBackward" in program) == fused
+    assert not gpu.attends(heads, heads)
+
+
+@pytest.mark.parametrize("name, package", [("h200", "jax-cuda12-pjrt"), ("v5p:1x1x1", "libtpu"), ("h2000", "libtpu")])
+def test_a_device_that_no_package_knows(monkeypatch, name, package):
+    monkeypatch.setattr(topology.topologies, "get_topology_desc", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(SystemExit, match=f"--topology={name}.*\n.*\n.*{package}.*a100"), topology.device(name):
+        pass
 
 
 def test_wrong_options_are_refused(capsys):

@@ -11,16 +11,18 @@ of a training step of configs/celeba_ldm4.py at batch 1 as they were added, 8.1 
     attend      1024 positions, 14 heads of 32      136 -> 57  (89)      7.5; batch 4: 557 -> 210 (354)
     group_norm  64x64x224, with SiLU               15.6 -> 4.6 (1.9)     6.9
     conv        64x64x224, gradient to the kernel  40.6 -> 26  (21)      6.4
-                8x8x896, to kernel and input       20.2 -> 12  (19)
 
 On two cores, later:
 
     up_conv     448 channels, 32x32 to 64x64          80 -> 44 (130)   forward alone 35 -> 18 (32)
                 256 channels, 128x128 to 256x256     493 -> 224 (686)  forward alone 201 -> 96 (190)
     argmin      4096 vectors of 3, 8192 codes        119 -> 53 (44), with their distances
+    conv_by_product  16 of 2x2, 1024 channels      2500 -> 29 (56)    forward alone 1170 -> 7 (9)
+                     8x8, 896                        43 -> 24 (24)
+                     16x16 to 8x8, 672               13 -> 6 (10)
 
 Tried and left out: nine products for the convolution's gradients at batch 4 (no gain) and with 64 channels at batch
-16 (half as fast); im2col and one product (a tenth faster at 16x16, slower above); sums over positions as ones @ x
+16 (half as fast); one product for more than 64 pixels (as fast at 16x16, slower above); sums over positions as ones @ x
 (5 % slower than halves at batch 1, a third slower than the plain norm at batch 4); one gradient for norm and SiLU
 together (none); gradients of biases as ones @ x (5 % of 0.4 ms); attention of 256 positions (3 ms of 10 at batch 1,
 but 1 to 4 % of a quickstart's step lost at 16) and of 64 (none); whole heads instead of blocks (the same at batch 1,
@@ -35,7 +37,7 @@ from jax import Array, lax
 
 QUERIES, KEYS = 256, 64  # a block's logits of one head, 256 x 1024 or 64 x 1024 floats, stay in a core's cache
 LONG = 1024  # positions from which on attention goes block by block
-WIDE, FEW = 64, 64  # channels, positions of a convolution
+WIDE, FEW = 64, 64  # channels, pixels of a batch: of a convolution
 
 
 def wanted(*arrays: Array) -> bool:
@@ -165,6 +167,30 @@ def _group_norm_backward(groups: int, eps: float, saved, grad: Array):
 group_norm.defvjp(_group_norm, _group_norm_backward)
 
 
+def few_pixels(x: Array, kernel: Array, stride: int) -> bool:
+    """Whether `conv_by_product` takes x [B,H,W,in] and kernel [3,3,in,out] and is faster.
+
+    That is for wide kernels and few pixels, and by far for results of 1 or 2 pixels a side.
+    """
+    batch, height, width = (n // s for n, s in zip(x.shape, (1, stride, stride)))
+    few = batch * height * width <= FEW and min(kernel.shape[2:]) >= 4 * WIDE
+    return wanted(x, kernel) and kernel.shape[:2] == (3, 3) and (few or min(height, width) <= 2)
+
+
+def conv_by_product(x: Array, kernel: Array, stride: int, pads: tuple[int, int]) -> Array:
+    """Convolution, as one product: the pixels under the kernel, side by side, times the kernel as one matrix.
+
+    [B,H,W,in], [k,k,in,out], pads (before, after) of both axes -> [B,H',W',out].
+    """
+    size, *_, features = kernel.shape
+    x = jnp.pad(x, ((0, 0), pads, pads, (0, 0)))
+    batch, *lengths, _ = x.shape
+    height, width = ((n - size) // stride + 1 for n in lengths)
+    below = [x[:, i :: stride, j :: stride][:, :height, :width] for i in range(size) for j in range(size)]
+    y = jnp.concatenate(below, -1).reshape(batch * height * width, -1) @ kernel.reshape(-1, features)
+    return y.reshape(batch, height, width, features)
+
+
 def convolves(x: Array, kernel: Array) -> bool:
     """Whether `conv` takes x [B,H,W,in] and kernel [3,3,in,out] and is faster: a single sample, wide on both sides."""
     return wanted(x, kernel) and x.shape[0] == 1 and kernel.shape[:2] == (3, 3) and min(kernel.shape[2:]) >= WIDE
@@ -172,10 +198,9 @@ def convolves(x: Array, kernel: Array) -> bool:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv(x: Array, kernel: Array, pad: int = 1) -> Array:
-    """3x3 or 2x2 convolution, stride 1: [B,H,W,in], [k,k,in,out] -> [B,H+2*pad-k+1,W+2*pad-k+1,out].
+    """Convolution, stride 1: [B,H,W,in], [k,k,in,out] -> [B,H+2*pad-k+1,W+2*pad-k+1,out].
 
-    The gradient to the kernel is one product for each of its positions; where there are few pixels the gradient of
-    a 3x3 kernel to x is nine products too, as XLA would turn the whole kernel in memory first.
+    Only the gradient to the kernel is made in another way: one product for each of its positions.
     """
     layout = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(x, kernel, (1, 1), ((pad, pad), (pad, pad)), dimension_numbers=layout)
@@ -185,19 +210,10 @@ def _conv_backward(pad: int, saved, grad: Array):
     x, kernel = saved
     channels, size = x.shape[-1], kernel.shape[0]
     _, height, width, features = grad.shape
-    taps = [(i, j) for i in range(size) for j in range(size)]
-
-    def padded(a: Array, by: int) -> Array:
-        return jnp.pad(a, ((0, 0), (by, by), (by, by), (0, 0)))
-
-    rows, around = grad.reshape(-1, features), padded(x, pad)  # [N,out], [B,H+2*pad,W+2*pad,in]
-    dkernel = [around[:, i : i + height, j : j + width].reshape(-1, channels).T @ rows for i, j in taps]
-    if size == 3 and height * width <= FEW:  # pad is 1, and there is one sample: `convolves`
-        parts = jnp.einsum("no,tco->tnc", rows, kernel.reshape(9, channels, -1))
-        parts = [padded(part.reshape(x.shape), 1) for part in parts]
-        dx = sum(part[:, 2 - i :, 2 - j :][:, :height, :width] for part, (i, j) in zip(parts, taps))
-    else:
-        dx = conv(grad, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), size - 1 - pad)
+    around = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    below = [around[:, i : i + height, j : j + width] for i in range(size) for j in range(size)]
+    dkernel = [pixels.reshape(-1, channels).T @ grad.reshape(-1, features) for pixels in below]
+    dx = conv(grad, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), size - 1 - pad)
     return dx, jnp.stack(dkernel).reshape(kernel.shape)
 
 
@@ -205,7 +221,7 @@ conv.defvjp(lambda x, kernel, pad: (conv(x, kernel, pad), (x, kernel)), _conv_ba
 
 
 def upsamples(x: Array, kernel: Array) -> bool:
-    """Whether `up_conv` takes x [B,H,W,in] and kernel [3,3,in,out] and is faster: enough positions for its kernel."""
+    """Whether `up_conv` takes x [B,H,W,in] and kernel [3,3,in,out] and is faster: enough pixels for its kernel."""
     return wanted(x, kernel) and kernel.shape[:2] == (3, 3) and x.shape[0] * x.shape[1] * x.shape[2] > FEW
 
 

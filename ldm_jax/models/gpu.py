@@ -20,8 +20,12 @@ LARGEST_ERROR = 0.05  # of the gradients, relative; bfloat16 has 8 bits
 
 def attends(q: Array, k: Array) -> bool:
     """Whether `attend` takes q [B,H,T,D] and k [B,H,L,D]. Decided when a function is traced."""
-    half = q.dtype in (jnp.bfloat16, jnp.float16)
-    return half and jax.default_backend() == "gpu" and k.shape[2] >= LONG and _works(q.shape[-1], q.dtype.name)
+    return jax.default_backend() == "gpu" and fits(q, k) and _works(q.shape[-1], q.dtype.name)
+
+
+def fits(q: Array, k: Array) -> bool:
+    """Whether the kernel is meant for these: half precision, and enough keys."""
+    return q.dtype in (jnp.bfloat16, jnp.float16) and k.shape[2] >= LONG
 
 
 def attend(q: Array, k: Array, v: Array, implementation: str = "cudnn") -> Array:

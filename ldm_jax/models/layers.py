@@ -70,27 +70,24 @@ class Conv(nn.Module):
         init = nn.initializers.zeros_init() if self.zero_init else _uniform(fan_in)
         kernel = self.param("kernel", init, (*self.kernel_size, x.shape[-1], self.features))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        split = self.up and cpu.upsamples(x, kernel)
-        if self.up and not split:
-            x = nearest_up(x)
-        if split:
+        if self.up and cpu.upsamples(x, kernel):
             y = cpu.up_conv(x, kernel)
-        elif math.prod(self.kernel_size) == 1 and self.stride == 1:
-            y = x @ kernel.reshape(kernel.shape[-2:])
-        elif self.stride == 1 and self.padding is None and cpu.convolves(x, kernel):
-            y = cpu.conv(x, kernel)
         else:
-            low, high = self.padding or (self.kernel_size[0] // 2,) * 2
-            y = lax.conv_general_dilated(
-                x,
-                kernel,
-                window_strides=(self.stride, self.stride),
-                padding=[(low, high), (low, high)],
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
+            y = self._convolve(nearest_up(x) if self.up else x, kernel)
         if self.use_bias:
             y = y + self.param("bias", init, (self.features,)).astype(self.dtype)
         return y
+
+    def _convolve(self, x: Array, kernel: Array) -> Array:
+        if math.prod(self.kernel_size) == 1 and self.stride == 1:
+            return x @ kernel.reshape(kernel.shape[-2:])
+        pads = self.padding or (self.kernel_size[0] // 2,) * 2
+        if cpu.few_pixels(x, kernel, self.stride):
+            return cpu.conv_by_product(x, kernel, self.stride, pads)
+        if self.stride == 1 and pads == (1, 1) and cpu.convolves(x, kernel):
+            return cpu.conv(x, kernel)
+        layout = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(x, kernel, (self.stride,) * 2, (pads, pads), dimension_numbers=layout)
 
 
 class GroupNorm32(nn.Module):

@@ -12,7 +12,7 @@ import pytest
 
 from ldm_jax.models import cpu
 from ldm_jax.models.attention import AttentionBlock, attend
-from ldm_jax.models.layers import Conv, GroupNorm32, ResBlock, Upsample
+from ldm_jax.models.layers import Conv, Downsample, GroupNorm32, ResBlock, Upsample
 
 TOLERANCE = 4e-5
 PARTS = "attend", "group_norm", "conv", "up_conv"
@@ -103,11 +103,24 @@ def test_group_norm(monkeypatch, shape, used):
 
 
 @pytest.mark.parametrize("shape, features, used", [((1, 8, 8, 64), 96, True), ((1, 5, 7, 72), 64, True),
-                                                   ((1, 9, 12, 64), 64, True), ((1, 1, 1, 64), 64, True),
+                                                   ((1, 9, 12, 64), 64, True), ((1, 3, 3, 64), 64, True),
                                                    ((1, 8, 8, 64), 3, False), ((2, 8, 8, 64), 64, False)])  # fmt: skip
 def test_convolution(monkeypatch, shape, features, used):
     calls = count(monkeypatch, "conv")
     args = layer(Conv(features), shape)
+    found = results(*args)
+    assert bool(calls) == used
+    assert_same(found, plain(monkeypatch, *args))
+
+
+@pytest.mark.parametrize("shape, stride, padding, used", [
+    ((1, 8, 8, 256), 1, None, True), ((1, 16, 15, 256), 2, None, True), ((1, 8, 9, 256), 2, (0, 1), True),
+    ((3, 2, 9, 8), 1, None, True), ((2, 1, 1, 8), 1, None, True), ((2, 5, 4, 8), 2, None, True),
+    ((2, 4, 6, 8), 2, (0, 1), True), ((2, 8, 8, 256), 1, None, False), ((1, 3, 3, 8), 1, None, False),
+])  # fmt: skip
+def test_convolution_of_few_pixels(monkeypatch, shape, stride, padding, used):
+    calls = count(monkeypatch, "conv_by_product")
+    args = layer(Conv(shape[-1], stride=stride, padding=padding), shape)
     found = results(*args)
     assert bool(calls) == used
     assert_same(found, plain(monkeypatch, *args))
@@ -137,15 +150,16 @@ def test_other_convolutions_stay(monkeypatch, module):
 
 
 def test_bfloat16_stays(monkeypatch):
-    calls = [count(monkeypatch, name) for name in PARTS]
+    calls = [count(monkeypatch, name) for name in (*PARTS, "conv_by_product")]
     jax.eval_shape(*layer(ResBlock(64, dtype=jnp.bfloat16), (1, 16, 16, 64), (1, 8)))
     jax.eval_shape(*layer(Upsample(dtype=jnp.bfloat16), (1, 16, 16, 64)))
+    jax.eval_shape(*layer(Downsample(dtype=jnp.bfloat16), (1, 4, 4, 64)))
     jax.eval_shape(*layer(AttentionBlock(2, dtype=jnp.bfloat16), (1, 16, 16, 64)))
     assert not any(calls)
 
 
 def blocks():
-    """An upsampling, a residual block and an attention block in which all formulations are used."""
+    """An upsampling, a residual block and an attention block in which all of PARTS are used."""
     upsample, upsample_params, x = layer(Upsample(), (1, 8, 16, 64))
     block, block_params, _, emb = layer(ResBlock(64), (1, 16, 32, 64), (1, 8))
     attention, attention_params, _ = layer(AttentionBlock(2), (1, 16, 32, 64))
