@@ -82,15 +82,15 @@ def test_largest_batch():
     assert "note" in memory.largest([rows[1], {"batch": 8, "peak_gib": 7.0}], (10,), 0.0)
 
 
-@pytest.mark.parametrize("width, fused", [(32, True), (384, False), (20, False)])
-def test_a_plan_for_a_gpu_has_its_formulations(monkeypatch, width, fused):
+@pytest.mark.parametrize("width, keys, fused", [(32, 128, True), (384, 128, False), (20, 128, False), (32, 77, False)])
+def test_a_plan_for_a_gpu_has_its_formulations(monkeypatch, width, keys, fused):
     monkeypatch.setattr(topology, "_find", lambda name: jax.devices()[0])
-    heads = jax.ShapeDtypeStruct((1, 2, 128, width), jnp.bfloat16)
+    queries, heads = (jax.ShapeDtypeStruct((1, 2, n, width), jnp.bfloat16) for n in (128, keys))
     with topology.device("h200"):
         gradient = jax.jit(jax.grad(lambda q, k, v: attention.attend(q, k, v).astype(jnp.float32).sum(), (0, 1, 2)))
-        program = gradient.trace(heads, heads, heads).lower(lowering_platforms=("cuda",)).as_text()
+        program = gradient.trace(queries, heads, heads).lower(lowering_platforms=("cuda",)).as_text()
     assert ("__cudnn$fmhaSoftmaxBackward" in program) == fused
-    assert not gpu.attends(heads, heads)
+    assert not gpu.attends(queries, heads)
 
 
 @pytest.mark.parametrize("name, package", [("h200", "jax-cuda12-pjrt"), ("v5p:1x1x1", "libtpu"), ("h2000", "libtpu")])

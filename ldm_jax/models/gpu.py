@@ -24,8 +24,9 @@ def attends(q: Array, k: Array) -> bool:
 
 
 def fits(q: Array, k: Array) -> bool:
-    """Whether the kernel is meant for these: half precision, and enough keys."""
-    return q.dtype in (jnp.bfloat16, jnp.float16) and k.shape[2] >= LONG
+    """Whether the kernel is meant for these: half precision, enough keys, lengths that JAX has its gradient for."""
+    even = q.shape[2] % 2 == k.shape[2] % 2 == 0
+    return q.dtype in (jnp.bfloat16, jnp.float16) and k.shape[2] >= LONG and even
 
 
 def attend(q: Array, k: Array, v: Array, implementation: str = "cudnn") -> Array:

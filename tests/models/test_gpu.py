@@ -1,5 +1,7 @@
 """The choice of the GPU's fused attention, without a GPU: cuDNN is refused here and JAX's own form stands in for it."""
 
+from functools import lru_cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,5 +55,9 @@ def test_refused_when_the_numbers_differ(monkeypatch, caplog):
     assert not gpu.attends(q, k) and "not fused (relative error" in caplog.text
 
 
-def test_only_half_precision_and_many_keys():
-    assert not gpu.attends(*arrays(jnp.float32)[:2]) and not gpu.attends(*arrays(length=8)[:2])
+@pytest.mark.parametrize("dtype, queries, keys", [(jnp.float32, 128, 128), (jnp.bfloat16, 128, 8),
+                                                  (jnp.bfloat16, 77, 77), (jnp.bfloat16, 128, 77)])  # fmt: skip
+def test_not_even_tried(monkeypatch, dtype, queries, keys):
+    monkeypatch.setattr(gpu, "_works", lru_cache(lambda head_dim, dtype: True))
+    assert gpu.attends(*arrays()[:2])
+    assert not gpu.attends(arrays(dtype, queries)[0], arrays(dtype, keys)[1])
