@@ -200,7 +200,7 @@ def convolves(x: Array, kernel: Array) -> bool:
 def conv(x: Array, kernel: Array, pad: int = 1) -> Array:
     """Convolution, stride 1: [B,H,W,in], [k,k,in,out] -> [B,H+2*pad-k+1,W+2*pad-k+1,out].
 
-    Only the gradient to the kernel is made in another way: one product for each of its positions.
+    Only its gradients are made in another way, that to the kernel by one product for each of its positions.
     """
     layout = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(x, kernel, (1, 1), ((pad, pad), (pad, pad)), dimension_numbers=layout)
@@ -213,7 +213,11 @@ def _conv_backward(pad: int, saved, grad: Array):
     around = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     below = [around[:, i : i + height, j : j + width] for i in range(size) for j in range(size)]
     dkernel = [pixels.reshape(-1, channels).T @ grad.reshape(-1, features) for pixels in below]
-    dx = conv(grad, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), size - 1 - pad)
+    swapped, outer = kernel.swapaxes(2, 3), size - 1 - pad
+    if kernel.size < grad.size:  # one of them is turned round, the smaller, as XLA is slow at it
+        dx = conv(grad, jnp.flip(swapped, (0, 1)), outer)
+    else:
+        dx = jnp.flip(conv(jnp.flip(grad, (1, 2)), swapped, outer), (1, 2))
     return dx, jnp.stack(dkernel).reshape(kernel.shape)
 
 
