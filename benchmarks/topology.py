@@ -66,7 +66,7 @@ def _find(name: str) -> jax.Device:
 
 
 def _gpu(name: str) -> jax.Device:
-    toolkit = util.find_spec("nvidia.cuda_nvcc")  # XLA looks for ptxas on the PATH
+    toolkit = util.find_spec("nvidia") and util.find_spec("nvidia.cuda_nvcc")  # XLA looks for ptxas on the PATH
     if toolkit and toolkit.submodule_search_locations:
         folder = Path(next(iter(toolkit.submodule_search_locations)), "bin")
         os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"

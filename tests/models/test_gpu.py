@@ -56,7 +56,7 @@ def test_refused_when_the_numbers_differ(monkeypatch, caplog):
 
 
 @pytest.mark.parametrize("dtype, queries, keys", [(jnp.float32, 128, 128), (jnp.bfloat16, 128, 8),
-                                                  (jnp.bfloat16, 77, 77), (jnp.bfloat16, 128, 77)])  # fmt: skip
+                                                  (jnp.bfloat16, 77, 128), (jnp.bfloat16, 128, 77)])  # fmt: skip
 def test_not_even_tried(monkeypatch, dtype, queries, keys):
     monkeypatch.setattr(gpu, "_works", lru_cache(lambda head_dim, dtype: True))
     assert gpu.attends(*arrays()[:2])
