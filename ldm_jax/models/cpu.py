@@ -182,13 +182,15 @@ def conv_by_product(x: Array, kernel: Array, stride: int, pads: tuple[int, int])
 
     [B,H,W,in], [k,k,in,out], pads (before, after) of both axes -> [B,H',W',out].
     """
-    size, *_, features = kernel.shape
+    below = jnp.concatenate(_below(x, kernel.shape[0], pads, stride), -1)
+    return below @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def _below(x: Array, size: int, pads: tuple[int, int], stride: int = 1) -> list[Array]:
+    """[B,H,W,C] -> size*size times [B,H',W',C]: the pixels under each position of a kernel, for all of its places."""
     x = jnp.pad(x, ((0, 0), pads, pads, (0, 0)))
-    batch, *lengths, _ = x.shape
-    height, width = ((n - size) // stride + 1 for n in lengths)
-    below = [x[:, i :: stride, j :: stride][:, :height, :width] for i in range(size) for j in range(size)]
-    y = jnp.concatenate(below, -1).reshape(batch * height * width, -1) @ kernel.reshape(-1, features)
-    return y.reshape(batch, height, width, features)
+    height, width = ((n - size) // stride + 1 for n in x.shape[1:3])
+    return [x[:, i :: stride, j :: stride][:, :height, :width] for i in range(size) for j in range(size)]
 
 
 def convolves(x: Array, kernel: Array) -> bool:
@@ -208,10 +210,8 @@ def conv(x: Array, kernel: Array, pad: int = 1) -> Array:
 
 def _conv_backward(pad: int, saved, grad: Array):
     x, kernel = saved
-    channels, size = x.shape[-1], kernel.shape[0]
-    _, height, width, features = grad.shape
-    around = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    below = [around[:, i : i + height, j : j + width] for i in range(size) for j in range(size)]
+    size, _, channels, features = kernel.shape
+    below = _below(x, size, (pad, pad))
     dkernel = [pixels.reshape(-1, channels).T @ grad.reshape(-1, features) for pixels in below]
     swapped, outer = kernel.swapaxes(2, 3), size - 1 - pad
     if kernel.size < grad.size:  # one of them is turned round, the smaller, as XLA is slow at it
