@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ldm_jax import conditions
-from ldm_jax.data import fields, pipeline, sources, transforms
+from ldm_jax.data import batches, fields, sources, transforms
 from ldm_jax.diffusion.schedule import NoiseSchedule, make_schedule
 from ldm_jax.diffusion.timetable import make_timetable
 from ldm_jax.ldm import LDM
@@ -152,7 +152,7 @@ def _images(config: ConfigDict, train: bool) -> sources.Source:
     raise ValueError(f"config.data.source={d.source!r} is not one of shapes, folder, tfds")
 
 
-def transform(config: ConfigDict, train: bool, kept_tokenizer: Path | None = None) -> pipeline.Transform:
+def transform(config: ConfigDict, train: bool, kept_tokenizer: Path | None = None) -> batches.Transform:
     """Example -> the fields of a batch: the image, and what the conditioner reads."""
     images = image_transform(config, train)
     if config.task == "classifier":

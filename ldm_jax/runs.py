@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from ldm_jax import build, conditions
 from ldm_jax.build import Missing
-from ldm_jax.data import pipeline
+from ldm_jax.data import batches
 from ldm_jax.models.lpips import load_lpips
 from ldm_jax.training import checkpoint, latent_cache, loop
 from ldm_jax.training.classifier import check_latents, check_options
@@ -91,13 +91,13 @@ def loaders(config: ConfigDict, workdir: str | Path, frozen: Tree | None = None)
         images, train_transform = latent_cache.from_cache(config, images, train_transform, encoder, frozen)
 
     def train(start_step: int) -> Iterator:
-        return pipeline.batches(
+        return batches.batches(
             images, train_transform, config.batch_size, seed=config.seed, start_step=start_step,
             workers=d.workers, **hosts,
         )  # fmt: skip
 
     def evaluate(limit: int) -> Iterator:
-        return pipeline.eval_batches(
+        return batches.eval_batches(
             validation, eval_transform, config.batch_size, limit=limit, **hosts
         )
 

@@ -1,7 +1,7 @@
 """What a batch holds besides the image: the field of every conditional task, made from a source's example.
 
     transform = WithFields(ImageTransform(256, crop="random", flip=True), (Inpainting("train_256"),))
-    pipeline.batches(source, transform, ...)     # "image", "masked_image", "mask"
+    batches.batches(source, transform, ...)     # "image", "masked_image", "mask"
 
 The image is placed (resized, cropped, mirrored) first, with the same random numbers as without fields; maps and boxes
 follow the same placing. Every maker of a field is a frozen dataclass that can be pickled, for worker processes.

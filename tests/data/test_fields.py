@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
-from ldm_jax.data import degradation, pipeline, tokenizers
+from ldm_jax.data import batches, degradation, tokenizers
 from ldm_jax.data.fields import Inpainting, Label, Layout, LowRes, Segmentation, Text, WithFields
 from ldm_jax.data.layout import LayoutCoder, LayoutRules
 from ldm_jax.data.shapes import CLASS_NAMES, SEGMENTATION_NAMES
@@ -19,7 +19,7 @@ def one(field, transform=MOVING, k=0, source=SOURCE):
 
 
 def batch(*fields, transform=MOVING, step=3):
-    return pipeline.batch_at(SOURCE, WithFields(transform, fields), 8, step, seed=1)
+    return batches.batch_at(SOURCE, WithFields(transform, fields), 8, step, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def tokenizer(tmp_path_factory):
 
 
 def test_the_image_is_the_one_without_fields():
-    plain = pipeline.batch_at(SOURCE, MOVING, 8, 3, seed=1)["image"]
+    plain = batches.batch_at(SOURCE, MOVING, 8, 3, seed=1)["image"]
     for fields in ((), (LowRes("bsr"),), (Inpainting(), Segmentation(9))):
         assert np.array_equal(batch(*fields)["image"], plain)
 
@@ -41,7 +41,7 @@ def test_batches_are_a_function_of_seed_and_step(tokenizer):
                             "masked_image"}
     for key, value in first.items():
         assert np.array_equal(value, again[key]) and not np.array_equal(value, other[key]), key
-    stream = pipeline.batches(SOURCE, WithFields(MOVING, fields), 8, seed=1, start_step=3)
+    stream = batches.batches(SOURCE, WithFields(MOVING, fields), 8, seed=1, start_step=3)
     assert all(np.array_equal(value, first[key]) for key, value in next(stream).items())
     stream.close()
 

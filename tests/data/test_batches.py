@@ -6,7 +6,7 @@ import pytest
 from absl import logging
 from PIL import Image
 
-from ldm_jax.data import pipeline
+from ldm_jax.data import batches
 from ldm_jax.data.sources import CorruptExample, FolderSource, ShapesSource, Source
 from ldm_jax.data.transforms import ImageTransform
 
@@ -50,23 +50,23 @@ def assert_equal(ours, theirs):
 
 def test_resuming_equals_a_straight_run():
     source = ShapesSource(40, count=50)
-    straight = take(pipeline.batches(source, RANDOM, 8, seed=1), 12)
-    resumed = take(pipeline.batches(source, RANDOM, 8, seed=1, start_step=7), 5)
+    straight = take(batches.batches(source, RANDOM, 8, seed=1), 12)
+    resumed = take(batches.batches(source, RANDOM, 8, seed=1, start_step=7), 5)
     assert_equal(straight[7:], resumed)
-    alone = [pipeline.batch_at(source, RANDOM, 8, step, seed=1) for step in (0, 7, 11)]
+    alone = [batches.batch_at(source, RANDOM, 8, step, seed=1) for step in (0, 7, 11)]
     assert_equal([straight[0], straight[7], straight[11]], alone)
 
 
 def test_batches_are_what_the_loop_expects():
-    batch = pipeline.batch_at(ShapesSource(40, count=50), RANDOM, 6, 0, seed=0)
+    batch = batches.batch_at(ShapesSource(40, count=50), RANDOM, 6, 0, seed=0)
     assert batch["image"].shape == (6, 32, 32, 3) and batch["image"].dtype == np.float32
     assert batch["label"].shape == (6,) and batch["label"].dtype == np.int32
 
 
 def test_hosts_share_the_global_batch():
     source = ShapesSource(40, count=50)
-    whole = take(pipeline.batches(source, RANDOM, 12, seed=3), 5)
-    parts = [take(pipeline.batches(source, RANDOM, 12, seed=3, process_index=h, process_count=3), 5)
+    whole = take(batches.batches(source, RANDOM, 12, seed=3), 5)
+    parts = [take(batches.batches(source, RANDOM, 12, seed=3, process_index=h, process_count=3), 5)
              for h in range(3)]
     joined = [{key: np.concatenate([part[key] for part in step]) for key in step[0]} for step in zip(*parts)]
     assert_equal(whole, joined)
@@ -76,8 +76,8 @@ def test_worker_processes_change_nothing(monkeypatch):
     source = Numbered(100, corrupt=[17])
     warnings = []
     monkeypatch.setattr(logging, "warning", lambda text, *args: warnings.append(text % args))
-    here = take(pipeline.batches(source, PLAIN, 10, seed=3, start_step=2), 13)
-    there = take(pipeline.batches(source, PLAIN, 10, seed=3, start_step=2, workers=2), 13)
+    here = take(batches.batches(source, PLAIN, 10, seed=3, start_step=2), 13)
+    there = take(batches.batches(source, PLAIN, 10, seed=3, start_step=2, workers=2), 13)
     assert_equal(here, there)
     # Once for each run, also from a worker process.
     assert [w.startswith("corrupt example file17") for w in warnings] == [True, True]
@@ -85,22 +85,22 @@ def test_worker_processes_change_nothing(monkeypatch):
 
 def test_an_epoch_holds_every_sample_once_in_a_new_order():
     source = Numbered(30)
-    seen = labels(take(pipeline.batches(source, PLAIN, 8, seed=0), 15))  # four epochs of 30
+    seen = labels(take(batches.batches(source, PLAIN, 8, seed=0), 15))  # four epochs of 30
     epochs = [seen[k:k + 30] for k in range(0, 120, 30)]
     assert all(sorted(epoch) == list(range(30)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
-    assert labels([pipeline.batch_at(source, PLAIN, 30, 0, seed=1)]) != epochs[0]
+    assert labels([batches.batch_at(source, PLAIN, 30, 0, seed=1)]) != epochs[0]
 
 
 def test_augmentation_differs_between_epochs():
     source = ShapesSource(64, count=4)
-    first, second = take(pipeline.batches(source, RANDOM, 4, seed=0, shuffle=False), 2)
+    first, second = take(batches.batches(source, RANDOM, 4, seed=0, shuffle=False), 2)
     assert np.array_equal(first["label"], second["label"])
     assert not np.array_equal(first["image"], second["image"])
 
 
 def test_closing_ends_the_batches():
-    iterator = pipeline.batches(Numbered(9), PLAIN, 3, seed=0)
+    iterator = batches.batches(Numbered(9), PLAIN, 3, seed=0)
     next(iterator)
     iterator.close()
     iterator.close()
@@ -108,24 +108,24 @@ def test_closing_ends_the_batches():
 
 
 def test_number_of_epochs():
-    found = list(pipeline.batches(Numbered(30), PLAIN, 8, seed=0, num_epochs=2, shuffle=False))
+    found = list(batches.batches(Numbered(30), PLAIN, 8, seed=0, num_epochs=2, shuffle=False))
     assert labels(found) == (list(range(30)) * 2)[:56]
     with pytest.raises(ValueError, match="nothing is left"):
-        pipeline.batches(Numbered(30), PLAIN, 8, seed=0, num_epochs=2, start_step=7)
+        batches.batches(Numbered(30), PLAIN, 8, seed=0, num_epochs=2, start_step=7)
 
 
 def test_a_set_smaller_than_the_batch_repeats():
-    assert labels([pipeline.batch_at(Numbered(3), PLAIN, 8, 0, seed=0, shuffle=False)]) == [
+    assert labels([batches.batch_at(Numbered(3), PLAIN, 8, 0, seed=0, shuffle=False)]) == [
         0, 1, 2, 0, 1, 2, 0, 1]
 
 
 def test_arguments_are_checked():
     with pytest.raises(ValueError, match="empty"):
-        pipeline.batches(Numbered(0), PLAIN, 8, seed=0)
+        batches.batches(Numbered(0), PLAIN, 8, seed=0)
     with pytest.raises(ValueError, match=r"batch_size 8 .* 3 processes"):
-        pipeline.batches(Numbered(9), PLAIN, 8, seed=0, process_count=3)
+        batches.batches(Numbered(9), PLAIN, 8, seed=0, process_count=3)
     with pytest.raises(ValueError, match="process_index 2"):
-        pipeline.batches(Numbered(9), PLAIN, 8, seed=0, process_index=2, process_count=2)
+        batches.batches(Numbered(9), PLAIN, 8, seed=0, process_index=2, process_count=2)
 
 
 def test_a_corrupt_file_is_replaced_by_the_next(tmp_path, monkeypatch):
@@ -134,7 +134,7 @@ def test_a_corrupt_file_is_replaced_by_the_next(tmp_path, monkeypatch):
     for k in range(10):
         Image.new("RGB", (4, 4), (k, k, k)).save(tmp_path / f"{k}.png")
     (tmp_path / "3.png").write_bytes(b"\x89PNG broken")
-    iterator = pipeline.batches(FolderSource(tmp_path, "all"), PLAIN, 5, seed=0, shuffle=False)
+    iterator = batches.batches(FolderSource(tmp_path, "all"), PLAIN, 5, seed=0, shuffle=False)
     found = take(iterator, 6)
     values = np.rint((found[0]["image"][:, 0, 0, 0] + 1) * 127.5).tolist()
     assert values == [0, 1, 2, 4, 4]
@@ -142,20 +142,20 @@ def test_a_corrupt_file_is_replaced_by_the_next(tmp_path, monkeypatch):
 
 
 def test_many_corrupt_files_are_an_error():
-    iterator = pipeline.batches(Numbered(100, corrupt=range(0, 100, 10)), PLAIN, 10, seed=0)
+    iterator = batches.batches(Numbered(100, corrupt=range(0, 100, 10)), PLAIN, 10, seed=0)
     with pytest.raises(RuntimeError, match=r"corrupt, more than 5 %.*file"):
         take(iterator, 100)
     # 4 % may be corrupt for ever.
-    take(pipeline.batches(Numbered(100, corrupt=[1, 30, 60, 90]), PLAIN, 10, seed=0), 100)
+    take(batches.batches(Numbered(100, corrupt=[1, 30, 60, 90]), PLAIN, 10, seed=0), 100)
 
 
 def test_nothing_but_corrupt_files_is_an_error():
     with pytest.raises(RuntimeError, match="7 examples in a row"):
-        pipeline.batch_at(Numbered(7, corrupt=range(7)), PLAIN, 2, 0, seed=0)
+        batches.batch_at(Numbered(7, corrupt=range(7)), PLAIN, 2, 0, seed=0)
 
 
 def test_errors_of_the_transform_surface():
-    iterator = pipeline.batches(Numbered(9), ImageTransform(5, resize="none", crop="none"), 3, seed=0)
+    iterator = batches.batches(Numbered(9), ImageTransform(5, resize="none", crop="none"), 3, seed=0)
     with pytest.raises(ValueError, match="is 4x4"):
         next(iterator)
     iterator.close()
@@ -163,27 +163,27 @@ def test_errors_of_the_transform_surface():
 
 def test_examples_that_differ_are_named():
     with pytest.raises(ValueError, match="differ in 'label'"):
-        pipeline._stack([({"image": np.zeros(3), "label": 1}, []), ({"image": np.zeros(3)}, [])])
+        batches._stack([({"image": np.zeros(3), "label": 1}, []), ({"image": np.zeros(3)}, [])])
 
 
 def test_evaluation_drops_nothing_and_weighs_the_filling():
-    found = list(pipeline.eval_batches(Numbered(10), PLAIN, 4))
+    found = list(batches.eval_batches(Numbered(10), PLAIN, 4))
     assert labels(found) == [*range(10), 0, 1]
     weight = np.concatenate([batch["weight"] for batch in found])
     assert weight.dtype == np.float32 and weight.tolist() == [1] * 10 + [0] * 2
 
 
 def test_evaluation_limit_spreads_over_the_source():
-    found = list(pipeline.eval_batches(Numbered(100), PLAIN, 4, limit=5))
+    found = list(batches.eval_batches(Numbered(100), PLAIN, 4, limit=5))
     assert labels(found)[:5] == [0, 20, 40, 60, 80]
     assert np.concatenate([batch["weight"] for batch in found]).sum() == 5
-    assert sum(b["weight"].sum() for b in pipeline.eval_batches(Numbered(3), PLAIN, 8, limit=50)) == 3
+    assert sum(b["weight"].sum() for b in batches.eval_batches(Numbered(3), PLAIN, 8, limit=50)) == 3
     with pytest.raises(ValueError, match="limit is 0"):
-        pipeline.eval_batches(Numbered(3), PLAIN, 8, limit=0)
+        batches.eval_batches(Numbered(3), PLAIN, 8, limit=0)
 
 
 def test_evaluation_on_two_hosts():
-    parts = [list(pipeline.eval_batches(Numbered(10), PLAIN, 4, process_index=h, process_count=2))
+    parts = [list(batches.eval_batches(Numbered(10), PLAIN, 4, process_index=h, process_count=2))
              for h in range(2)]
     assert labels(parts[0]) == [0, 1, 4, 5, 8, 9] and labels(parts[1]) == [2, 3, 6, 7, 0, 1]
 

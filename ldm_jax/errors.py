@@ -1,0 +1,24 @@
+"""Errors that the user can mend. The scripts print them as one paragraph; anything else keeps its traceback.
+
+All are ValueErrors. A message names the option, the value, and the remedy.
+"""
+
+
+class UsageError(ValueError):
+    """Something that was asked for, or given, does not work."""
+
+
+class ConfigError(UsageError):
+    """Options of a recipe that do not fit together, or do not fit the run in the working directory."""
+
+
+class DataError(UsageError):
+    """Images or annotations that cannot be used."""
+
+
+class RequestError(UsageError):
+    """A request for samples that the model cannot answer."""
+
+
+class Missing(UsageError):
+    """Something that is needed is not there; the message says how to get it."""
