@@ -1,17 +1,20 @@
 """Large images in patches, inversion of pictures, guidance by a picture: a trained LDM asked for more than samples."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ldm_jax.conditioners import Cond
+from ldm_jax.conditions.base import Batch, Cond, ConditionNetwork
 from ldm_jax.diffusion import starts
 from ldm_jax.diffusion.patches import patchwise
+from ldm_jax.diffusion.schedule import NoiseSchedule
 from ldm_jax.diffusion.timetable import Timetable
+from ldm_jax.generate import DiffusionModel, denoiser
 from ldm_jax.ldm import LDM
 from ldm_jax.models.lpips import LPIPS
 
@@ -19,35 +22,47 @@ Tree = Any
 
 
 @dataclass(frozen=True)
-class PatchwiseLDM(LDM):
-    """An LDM whose networks see overlapping patches, one after the other (the original's split_input_params).
+class InPatches:
+    """A model whose networks see overlapping patches, one after the other (the original's split_input_params).
 
     Memory is that of whole latents and images and of the networks on one patch. encode, decode and predict (at every
     step) are blended with the weights of diffusion/patches.py; spatial conditions are cut like the latent, every
     patch has the whole context, of a layout with its own crop tokens. Where one patch covers the image the result is
-    exactly the LDM's.
+    exactly the model's.
     patch, stride: in latent pixels; f: pixels of the image to one of the latent.
     """
 
+    model: LDM
     patch: tuple[int, int] = (32, 32)
     stride: tuple[int, int] = (16, 16)
     f: int = 1
 
+    @property
+    def schedule(self) -> NoiseSchedule:
+        return self.model.schedule
+
+    @property
+    def conditioner(self) -> ConditionNetwork:
+        return self.model.conditioner
+
     def encode(self, frozen: Tree, image: jax.Array, keys: jax.Array | None = None) -> jax.Array:
-        """As LDM's; patches of f times `patch` pixels. With keys every patch draws the same noise."""
-        whole = super().encode
+        """As the model's; patches of f times `patch` pixels. With keys every patch draws the same noise."""
         patch, stride = (tuple(self.f * n for n in sizes) for sizes in (self.patch, self.stride))
-        return patchwise(lambda x: whole(frozen, x, keys), image, patch, stride, Fraction(1, self.f))
+        return patchwise(lambda x: self.model.encode(frozen, x, keys), image, patch, stride, Fraction(1, self.f))
 
     def decode(self, frozen: Tree, z: jax.Array) -> jax.Array:
-        whole = super().decode
-        return patchwise(lambda x: whole(frozen, x), z, self.patch, self.stride, self.f)
+        return patchwise(lambda x: self.model.decode(frozen, x), z, self.patch, self.stride, self.f)
 
-    def condition(self, params: Tree, frozen: Tree, batch: dict[str, jax.Array]) -> Cond:
-        """As LDM's; with batch["crop_tokens"] [B,P,2] the context is [B,P,L,D], one for each patch: of the layout in
-        batch["tokens"] with its last two tokens, the crop's corners, replaced. The null stays as it was trained."""
-        whole = super().condition
-        cond = whole(params, frozen, batch)
+    def condition(self, params: Tree, frozen: Tree, batch: Batch) -> Cond:
+        """As the model's; with batch["crop_tokens"] [B,P,2] the context is [B,P,L,D], one for each patch: of the layout
+        in batch["tokens"] with its last two tokens, the crop's corners, replaced. The null stays as it was trained.
+        """
+        kept = frozen.get("conditioner", params.get("conditioner"))
+
+        def whole(batch: Batch) -> Cond:
+            return self.conditioner.apply({"params": kept}, batch, partial(self.encode, frozen))
+
+        cond = whole(batch)
         if "crop_tokens" not in batch:
             return cond
         tokens = batch["tokens"]
@@ -55,35 +70,26 @@ class PatchwiseLDM(LDM):
 
         def one(crop: jax.Array) -> jax.Array:
             replaced = jnp.where(null, tokens, jnp.concatenate([tokens[:, :-2], crop], axis=1))
-            return whole(params, frozen, batch | {"tokens": replaced}).context
+            return whole(batch | {"tokens": replaced}).context
 
         contexts = jax.lax.map(one, jnp.moveaxis(batch["crop_tokens"], 1, 0))
         return Cond(jnp.moveaxis(contexts, 0, 1), cond.concat)
 
-    def predict(
-        self, params: Tree, z_t: jax.Array, t: jax.Array, cond: Cond, dropout_key: jax.Array | None = None
-    ) -> jax.Array:
-        whole = super().predict
-
+    def predict(self, params: Tree, z_t: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
         def one(patch: tuple[jax.Array, jax.Array | None], context: jax.Array | None = cond.context) -> jax.Array:
             z_t, concat = patch
-            return whole(params, z_t, t, Cond(context, concat), dropout_key)
+            return self.model.predict(params, z_t, t, Cond(context, concat))
 
         own = cond.context is not None and cond.context.ndim == 4
         each = jnp.moveaxis(cond.context, 1, 0) if own else None
         return patchwise(one, (z_t, cond.concat), self.patch, self.stride, each=each)
 
 
-def in_patches(ldm: LDM, patch: tuple[int, int], stride: tuple[int, int], f: int) -> PatchwiseLDM:
-    """The same model with patches of `patch` every `stride` latent pixels."""
-    return PatchwiseLDM(**{x.name: getattr(ldm, x.name) for x in fields(LDM)}, patch=patch, stride=stride, f=f)
-
-
 def invert_image(
-    ldm: LDM,
+    model: DiffusionModel,
     params: Tree,
     frozen: Tree,
-    batch: dict[str, jax.Array],
+    batch: Batch,
     image: jax.Array,
     timetable: Timetable,
     iterations: int = 3,
@@ -92,8 +98,8 @@ def invert_image(
 
     Under the conditions in `batch`, without guidance; see `starts.invert`.
     """
-    denoise = ldm.denoiser(params, ldm.condition(params, frozen, batch))
-    return starts.invert(denoise, ldm.encode(frozen, image), timetable, iterations)
+    denoise = denoiser(model, params, model.condition(params, frozen, batch))
+    return starts.invert(denoise, model.encode(frozen, image), timetable, iterations)
 
 
 def half_square(image: jax.Array, wanted: jax.Array) -> jax.Array:
@@ -108,7 +114,7 @@ def perceptual(net: LPIPS, params: Tree) -> Callable[[jax.Array, jax.Array], jax
 
 
 def matches(
-    ldm: LDM,
+    model: DiffusionModel,
     frozen: Tree,
     wanted: jax.Array,
     scale: float | jax.Array = 1.0,
@@ -122,7 +128,7 @@ def matches(
     """
 
     def log_p(z: jax.Array) -> jax.Array:
-        image = ldm.decode(frozen, z)
+        image = model.decode(frozen, z)
         return -scale * distance(jax.image.resize(image, wanted.shape, "cubic"), wanted)
 
     return log_p

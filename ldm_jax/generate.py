@@ -1,18 +1,32 @@
-"""Noise to latents: denoiser -> sampler -> z. Image i depends on (seed, i) alone, not on the batch."""
+"""Noise to latents: conditions -> denoiser -> sampler -> z. Image i depends on (seed, i) alone, not on the batch."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 
-from ldm_jax.diffusion.guidance import classified, steered
-from ldm_jax.diffusion.samplers import SAMPLERS, start_noise
+from ldm_jax.conditions.base import Batch, Cond, ConditionNetwork
+from ldm_jax.diffusion.guidance import Denoise, classified, guided, steered
+from ldm_jax.diffusion.samplers import Loop, advance, get_sampler, latent, start_noise
+from ldm_jax.diffusion.schedule import NoiseSchedule
 from ldm_jax.diffusion.timetable import Timetable
 from ldm_jax.keys import keys_of, purpose_key
-from ldm_jax.ldm import LDM
 
 Tree = Any
-GUIDE_LIMIT = 1.0  # of `steered`
+GUIDE_LIMIT = 1.0  # of reconstruction guidance: how far it may move eps, as a multiple of its norm
+
+
+class DiffusionModel(Protocol):
+    """What sampling needs of a model: `LDM`, or one that sees large images in patches (editing.py)."""
+
+    schedule: NoiseSchedule
+    conditioner: ConditionNetwork
+
+    def encode(self, frozen: Tree, image: jax.Array, keys: jax.Array | None = None) -> jax.Array: ...
+    def decode(self, frozen: Tree, z: jax.Array) -> jax.Array: ...
+    def condition(self, params: Tree, frozen: Tree, batch: Batch) -> Cond: ...
+    def predict(self, params: Tree, z_t: jax.Array, t: jax.Array, cond: Cond) -> jax.Array: ...
 
 
 def image_keys(seed: int | jax.Array, indices: jax.Array) -> jax.Array:
@@ -20,11 +34,59 @@ def image_keys(seed: int | jax.Array, indices: jax.Array) -> jax.Array:
     return keys_of(purpose_key(seed, "generate"), indices)
 
 
+def conditions(
+    model: DiffusionModel, params: Tree, frozen: Tree, batch: Batch, guidance: float | jax.Array | None
+) -> tuple[Cond, Cond | None]:
+    """(condition, its absence) of a batch; the absence only for classifier-free guidance.
+
+    ValueError for guidance of a model that has no value for "no condition".
+    """
+    cond = model.condition(params, frozen, batch)
+    if guidance is None:
+        return cond, None
+    return cond, model.condition(params, frozen, batch | model.conditioner.null(batch))
+
+
+def denoiser(
+    model: DiffusionModel,
+    params: Tree,
+    cond: Cond,
+    null: Cond | None = None,
+    guidance: float | jax.Array | None = None,
+    log_p: Callable[[jax.Array], jax.Array] | None = None,
+    classifier: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+) -> Denoise:
+    """(z_t [B,h,w,c], t [B]) -> eps [B,h,w,c] for samplers, with every guidance that is asked for.
+
+    guidance: scale of classifier-free guidance, away from the condition `null`; None = without. log_p: reconstruction
+    guidance by this function of the clean latent, [B,h,w,c] -> [B]. classifier: guidance by this function of the noised
+    latent, (z_t, t) -> [B], its scale included.
+    """
+
+    def denoise_with(z_t: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
+        return model.schedule.to_eps(model.predict(params, z_t, t, cond), z_t, t)
+
+    denoise = guided(denoise_with, cond, null, guidance)
+    if log_p is not None:
+        denoise = steered(denoise, log_p, model.schedule, GUIDE_LIMIT)
+    if classifier is not None:
+        denoise = classified(denoise, classifier, model.schedule)
+    return denoise
+
+
+def make_loop(
+    sampler: str, denoise: Denoise, z_T: jax.Array, timetable: Timetable, keys: jax.Array, eta: float | jax.Array = 0.0
+) -> Loop:
+    """The sampler's loop; eta is given to samplers that take it. ValueError for an unknown sampler."""
+    record = get_sampler(sampler)
+    return record.loop(denoise, z_T, timetable, keys, **({"eta": eta} if record.takes_eta else {}))
+
+
 def sample_latents(
-    ldm: LDM,
+    model: DiffusionModel,
     params: Tree,
     frozen: Tree,
-    batch: dict[str, jax.Array],
+    batch: Batch,
     keys: jax.Array,
     latent_shape: tuple[int, int, int],
     timetable: Timetable,
@@ -37,24 +99,19 @@ def sample_latents(
 ) -> jax.Array:
     """Samples z [B,h,w,c] for keys [B] under the conditions in `batch` (fields [B,...]; {} without conditions).
 
-    `eta` goes to the sampler "ddim". `guidance`: scale of classifier-free guidance, None = without (1 is the same
-    at twice the price). These and the timetable may be traced. `z_T` [B,h,w,c]: where to start, at the timetable's
-    first noise level, in place of noise of the keys (diffusion/starts.py). `log_p`: post-hoc guidance by this function
-    of the clean latent, [B,h,w,c] -> [B]; `classifier`: guidance by this function of the noised latent,
-    (z_t [B,h,w,c], t [B]) -> [B], its scale included (diffusion/guidance.py, `steered` and `classified`).
-    Raises ValueError for an unknown sampler, naming the known ones, and for guidance of a model without a null.
+    For use within `jax.jit`: `programs.SamplingPrograms` is the compiled form. `guidance`, `log_p` and `classifier` as
+    for `denoiser`; guidance, eta and the timetable may be traced. `z_T` [B,h,w,c]: where to start, at the timetable's
+    first noise level, in place of noise of the keys (diffusion/starts.py).
     """
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler {sampler!r} is not one of {', '.join(SAMPLERS)}")
-    cond, null = ldm.condition(params, frozen, batch), None
-    if guidance is not None:
-        null = ldm.condition(params, frozen, batch | ldm.conditioner.null(batch))
-    denoise = ldm.denoiser(params, cond, null, guidance)
-    if log_p is not None:
-        denoise = steered(denoise, log_p, ldm.schedule, GUIDE_LIMIT)
-    if classifier is not None:
-        denoise = classified(denoise, classifier, ldm.schedule)
+    cond, null = conditions(model, params, frozen, batch, guidance)
+    denoise = denoiser(model, params, cond, null, guidance, log_p, classifier)
     if z_T is None:
         z_T = start_noise(keys, latent_shape)
-    options = {"eta": eta} if sampler == "ddim" else {}
-    return SAMPLERS[sampler](denoise, z_T, timetable, keys, **options)
+    loop = make_loop(sampler, denoise, z_T, timetable, keys, eta)
+    carry, _ = advance(loop, (loop.carry, jnp.zeros_like(z_T)), 0, valid_entries(loop))
+    return latent(carry)
+
+
+def valid_entries(loop: Loop) -> jax.Array:
+    """Number of the loop's entries that are not padding, int32 []; padding comes last."""
+    return jnp.sum(loop.entries[0].t >= 0, dtype=jnp.int32)

@@ -9,7 +9,7 @@
 that is not trained is in `frozen` in place of `params`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.conditioners import Cond, Unconditional, drop
-from ldm_jax.diffusion.guidance import guided
+from ldm_jax.conditions.base import Cond, ConditionNetwork, drop
+from ldm_jax.conditions.none import Unconditional
 from ldm_jax.diffusion.schedule import NoiseSchedule
 from ldm_jax.keys import normal, stream
 
@@ -36,15 +36,44 @@ def batch_size(batch: Batch) -> int:
 
 
 @dataclass(frozen=True)
+class LatentSpace:
+    """A first stage and the scale of its latents: what a diffusion model and its classifier have in common.
+
+    `frozen` = {"first_stage": variables, "latent_scale": float32 []}. Float32 products are exact ("highest") here, on
+    every accelerator: errors of the first stage are seen in every image.
+    """
+
+    first_stage: nn.Module
+
+    def encode(self, frozen: Tree, image: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+        """image [B,H,W,C] in [-1,1] -> scaled latent z [B,h,w,c]. KL: a posterior sample per key, or the mode."""
+        return self._apply(frozen, "latents", image, keys) * frozen["latent_scale"]
+
+    def latents(self, frozen: Tree, batch: Batch, keys: jax.Array) -> jax.Array:
+        """z [B,h,w,c] of a training batch: of its "image", or the same from its cached "moments" (data/latents.py)."""
+        if "moments" not in batch:
+            return self.encode(frozen, batch["image"], keys)
+        return self._apply(frozen, "draw", batch["moments"], keys) * frozen["latent_scale"]
+
+    def decode(self, frozen: Tree, z: jax.Array) -> jax.Array:
+        """Scaled latent z [B,h,w,c] -> image [B,H,W,C], about [-1,1], not clipped."""
+        return self._apply(frozen, "decode", z / frozen["latent_scale"])
+
+    def _apply(self, frozen: Tree, method: str, *args) -> jax.Array:
+        with jax.default_matmul_precision("highest"):
+            return self.first_stage.apply(frozen["first_stage"], *args, method=method)
+
+
+@dataclass(frozen=True)
 class LDM:
     """See the module's docstring. `loss_type` is "l1" or "l2"; `elbo_weight` weighs the variational bound term
     (the original's original_elbo_weight); `learn_logvar` learns one log variance per timestep;
-    `weighting` is "none" or "min_snr"; `cond_drop_prob`: share of the training samples that are told nothing."""
+    `weighting` is "none" or "min_snr"; `cond_drop_prob`: share of the training samples without their condition."""
 
     first_stage: nn.Module
     unet: nn.Module
     schedule: NoiseSchedule
-    conditioner: nn.Module = field(default_factory=Unconditional)
+    conditioner: ConditionNetwork = field(default_factory=Unconditional)
     loss_type: str = "l2"
     elbo_weight: float = 0.0
     learn_logvar: bool = False
@@ -72,24 +101,24 @@ class LDM:
             params["logvar"] = jnp.full(self.schedule.timesteps, self.logvar_init, jnp.float32)
         return params
 
+    @property
+    def space(self) -> LatentSpace:
+        return LatentSpace(self.first_stage)
+
     def encode(self, frozen: Tree, image: jax.Array, keys: jax.Array | None = None) -> jax.Array:
         """image [B,H,W,C] in [-1,1] -> scaled latent z [B,h,w,c]. KL: a posterior sample per key, or the mode."""
-        z = self.first_stage.apply(frozen["first_stage"], image, keys, method="latents")
-        return z * frozen["latent_scale"]
+        return self.space.encode(frozen, image, keys)
 
     def latents(self, frozen: Tree, batch: Batch, keys: jax.Array) -> jax.Array:
         """z [B,h,w,c] of a training batch: of its "image", or the same from its cached "moments" (data/latents.py)."""
-        if "moments" not in batch:
-            return self.encode(frozen, batch["image"], keys)
-        z = self.first_stage.apply(frozen["first_stage"], batch["moments"], keys, method="draw")
-        return z * frozen["latent_scale"]
+        return self.space.latents(frozen, batch, keys)
 
     def decode(self, frozen: Tree, z: jax.Array) -> jax.Array:
         """Scaled latent z [B,h,w,c] -> image [B,H,W,C], about [-1,1], not clipped."""
-        return self.first_stage.apply(frozen["first_stage"], z / frozen["latent_scale"], method="decode")
+        return self.space.decode(frozen, z)
 
     def condition(self, params: Tree, frozen: Tree, batch: Batch) -> Cond:
-        """What the UNet is told about `batch`, by the conditioner in `frozen`, or else by that in `params`."""
+        """What the condition in `batch` says to the UNet, by the conditioner in `frozen`, or else that in `params`."""
         kept = frozen.get("conditioner", params.get("conditioner"))
         return self.conditioner.apply({"params": kept}, batch, partial(self.encode, frozen))
 
@@ -103,15 +132,13 @@ class LDM:
             {"params": params["unet"]}, _join(z_t, cond), t, cond.context, train=train, rngs=rngs
         )
 
-    def denoiser(
-        self, params: Tree, cond: Cond, null: Cond | None = None, guidance: float | jax.Array | None = None
-    ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-        """Denoise = (z_t, t) -> eps for samplers; with a `guidance` scale away from the condition `null`."""
+    def draw(self, keys: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+        """The loss's draws for keys [B]: t [B], uniform in 0..T-1, and standard normal noise [B,*shape].
 
-        def denoise_with(z_t: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
-            return self.schedule.to_eps(self.predict(params, z_t, t, cond), z_t, t)
-
-        return guided(denoise_with, cond, null, guidance)
+        A subclass may replace it, for instance to train with the draws of another code and compare trajectories.
+        """
+        t = jax.vmap(lambda k: jax.random.randint(k, (), 0, self.schedule.timesteps))(stream(keys, T_STREAM))
+        return t, normal(stream(keys, NOISE_STREAM), shape)
 
     def loss_terms(
         self, params: Tree, frozen: Tree, batch: Batch, keys: jax.Array, train: bool
@@ -122,8 +149,7 @@ class LDM:
             dropped = jax.vmap(lambda k: jax.random.bernoulli(k, self.cond_drop_prob))(stream(keys, CONDITION_STREAM))
             batch = drop(self.conditioner, batch, dropped)
         cond = self.condition(params, frozen, batch)
-        t = jax.vmap(lambda k: jax.random.randint(k, (), 0, self.schedule.timesteps))(stream(keys, T_STREAM))
-        noise = normal(stream(keys, NOISE_STREAM), z.shape[1:])
+        t, noise = self.draw(keys, z.shape[1:])
         dropout_key = jax.random.fold_in(keys[0], DROPOUT_STREAM) if train else None
         output = self.predict(params, self.schedule.add_noise(z, noise, t), t, cond, dropout_key)
         return self.weigh(params, output, self.schedule.target(z, noise, t), t)
@@ -153,7 +179,7 @@ def _join(z: jax.Array, cond: Cond) -> jax.Array:
     return z if cond.concat is None else jnp.concatenate([z, cond.concat.astype(z.dtype)], axis=-1)
 
 
-def measure_latent_scale(ldm: LDM, frozen: Tree, batches: Iterable[Batch], key: jax.Array) -> float:
+def measure_latent_scale(space: LatentSpace | LDM, frozen: Tree, batches: Iterable[Batch], key: jax.Array) -> float:
     """1 / standard deviation of all latent elements over `batches` (paper, appendix G: unit variance).
 
     The original looks at the first batch of one process; this looks at every batch it is given.
@@ -163,7 +189,7 @@ def measure_latent_scale(ldm: LDM, frozen: Tree, batches: Iterable[Batch], key: 
 
     @jax.jit
     def moments(unit, batch, key):
-        z = ldm.latents(unit, batch, jax.random.split(key, batch_size(batch)))
+        z = space.latents(unit, batch, jax.random.split(key, batch_size(batch)))
         return jnp.mean(z), jnp.mean(jnp.square(z))
 
     parts = np.array([moments(unit, b, jax.random.fold_in(key, i)) for i, b in enumerate(batches)], np.float64)

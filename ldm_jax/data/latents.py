@@ -22,14 +22,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ldm_jax.data.fields import Field, Label, Placed, Text
+from ldm_jax.data.fields import Field, Placed
 from ldm_jax.data.sources import CorruptExample, Source
 from ldm_jax.data.transforms import ImageTransform
 
 SHARD_BYTES, SHARD_EXAMPLES = 2**28, 4096  # of a file, at most: what a kill can cost
 _MOMENTS, _CORRUPT = b"\0", b"\1"
-# Fields that need neither the picture nor its maps: the example's annotations will do.
-_WITHOUT_PICTURE = (Label, Text)
 
 
 @dataclass(frozen=True)
@@ -185,7 +183,7 @@ class LatentSource(Source):
 
 def needs_pictures(made: tuple[Field, ...]) -> bool:
     """Whether one of the fields is made from the picture or what lies on it."""
-    return not all(isinstance(field, _WITHOUT_PICTURE) for field in made)
+    return any(field.reads_image for field in made)
 
 
 @dataclass(frozen=True)

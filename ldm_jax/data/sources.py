@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from ldm_jax.data import folder, prepared, shapes
 from ldm_jax.data.layout import LayoutRules
+from ldm_jax.images import to_channels
 
 SPLITS = ("train", "validation", "all")
 
@@ -48,21 +49,6 @@ class Source:
     def describe(self) -> str:
         """One line: count, classes, sizes."""
         raise NotImplementedError
-
-
-def to_channels(image: Image.Image, channels: int) -> np.ndarray:
-    """Any Pillow image -> uint8 [H,W,channels]: transparency is composited on white, palettes are resolved,
-    16-bit grey is divided by 257. ValueError for floating-point pixels, whose range is unknown."""
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no known range: convert the image to 8 or 16 bits")
-    if image.mode.startswith("I"):
-        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("L" if channels == 1 else "RGB")
-    return np.asarray(image).reshape(image.height, image.width, channels)
 
 
 class FilteredSource(Source):

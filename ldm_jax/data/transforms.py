@@ -9,20 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from ldm_jax.images import to_float
+
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR,
            "lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX,
            "nearest": Image.Resampling.NEAREST}
-
-
-def to_float(image: np.ndarray) -> np.ndarray:
-    """uint8 0..255 -> float32 in [-1,1]: x / 127.5 - 1."""
-    return image.astype(np.float32) / np.float32(127.5) - np.float32(1)
-
-
-def to_uint8(image: np.ndarray) -> np.ndarray:
-    """float in [-1,1] -> uint8: (x + 1) * 127.5, rounded to the nearest (halves to even), clipped to 0..255.
-    The exact inverse of `to_float` on its range."""
-    return np.clip(np.rint((np.asarray(image, np.float32) + 1) * np.float32(127.5)), 0, 255).astype(np.uint8)
 
 
 def resize(image: np.ndarray, size: tuple[int, int], interpolation: str = "bicubic") -> np.ndarray:

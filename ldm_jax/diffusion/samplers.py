@@ -1,6 +1,6 @@
-"""From noise to latents: z_T -> z_0 along a timetable.
+"""Samplers: from noise to latents, z_T -> z_0 along a timetable.
 
-Every sampler is `(denoise, z_T, timetable, keys, *, ...) -> z_0`, with
+Every sampler is called as `(denoise, z_T, timetable, keys, *, ...) -> z_0`, with
     denoise:    (z_t [B,...], t [B] int32) -> eps [B,...], whatever the network predicts; holds the guidance
     z_T:        [B,...] float32 standard normal, for instance `start_noise(keys, shape)`
     timetable:  Timetable [S], possibly padded; may be traced
@@ -9,14 +9,20 @@ Every sampler is `(denoise, z_T, timetable, keys, *, ...) -> z_0`, with
     mask, z_known: inpainting. Where mask [B,...,1] is 1 the latent is held to z_known [B,...] noised to the
                 current level; 0 is generated.
     noise_fn, known_noise_fn: k -> [B,...], in place of the keyed noise of the step and of z_known.
-Numbers such as eta may be traced, so none of them compiles anew. The loop is one `lax.scan` whose body holds
-the network once, also where a step evaluates it twice; padding entries are skipped by `lax.cond`.
+Numbers such as eta may be traced, so none of them compiles anew.
+
+A new sampler is one function, decorated with `@sampler(...)`. It takes the arguments above and returns a `Loop`: what
+is carried from step to step, one step, and the entries to step over. The record `Sampler` runs the loop, all of it
+(`__call__`) or some entries at a time (`advance`), so that progress can be shown. The body of the loop holds the
+network once, also where a step evaluates it twice; padding entries are skipped.
 
 Notation: a = alpha_bar now, a_prev = alpha_bar after the step, x0 = (z - sqrt(1-a) eps) / sqrt(a).
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import update_wrapper
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,11 +47,89 @@ class _Step(NamedTuple):
     a_prev: jax.Array
 
 
+class Loop(NamedTuple):
+    """What a sampler does: `step(carry, entry) -> (carry, x0)` for every entry whose step t is not padding (-1).
+
+    carry: begins as this; the latent z [B,...], or a tuple whose first entry is z.
+    x0: the estimate [B,...] of the clean latent at this step, for previews.
+    entries: (_Step, number), arrays [N] each; the step of the timetable and the number of the evaluation.
+    """
+
+    carry: Any
+    step: Callable[[Any, Any], tuple[Any, jax.Array]]
+    entries: tuple[_Step, jax.Array]
+
+
+def latent(carry: Any) -> jax.Array:
+    """z [B,...] of a loop's carry."""
+    return carry[0] if isinstance(carry, tuple) else carry
+
+
+@dataclass(eq=False)
+class Sampler:
+    """A sampler: `loop` makes its Loop; calling the record runs it.
+
+    draws_noise: each step draws new noise (with `takes_eta`: only for eta above 0). takes_eta: has DDIM's option eta.
+    spacing: the timetable's spacing that suits it (timetable.py), used unless another one is asked for.
+    """
+
+    name: str
+    loop: Callable[..., Loop]
+    draws_noise: bool = False
+    takes_eta: bool = False
+    spacing: str = "even"
+
+    def __post_init__(self):
+        update_wrapper(self, self.loop)
+
+    def __call__(
+        self, denoise: Denoise, z_T: jax.Array, timetable: Timetable, keys: jax.Array | None = None, **options
+    ) -> jax.Array:
+        """z_0 [B,...]: the whole loop, which can be differentiated."""
+        loop = self.loop(denoise, z_T, timetable, keys, **options)
+
+        def body(carry, entry):
+            return lax.cond(entry[0].t >= 0, lambda c: loop.step(c, entry)[0], lambda c: c, carry), None
+
+        return latent(lax.scan(body, loop.carry, loop.entries)[0])
+
+    def __repr__(self) -> str:
+        return f"<sampler {self.name}>"
+
+
+def advance(loop: Loop, state: tuple[Any, jax.Array], first: jax.Array, last: jax.Array) -> tuple[Any, jax.Array]:
+    """state = (carry, x0) after the entries first .. last-1 of the loop, none of them padding; both may be traced.
+
+    One compiled program serves any number of steps, as only the entries asked for are visited.
+    """
+
+    def body(i: jax.Array, state: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
+        return loop.step(state[0], jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), loop.entries))
+
+    return lax.fori_loop(first, last, body, state)
+
+
+SAMPLERS: dict[str, Sampler] = {}
+
+
+def sampler(
+    *, draws_noise: bool = False, takes_eta: bool = False, spacing: str = "even"
+) -> Callable[[Callable[..., Loop]], Sampler]:
+    """Decorator: the function that makes a Loop becomes a Sampler, known in SAMPLERS by the function's name."""
+
+    def register(loop: Callable[..., Loop]) -> Sampler:
+        SAMPLERS[loop.__name__] = Sampler(loop.__name__, loop, draws_noise, takes_eta, spacing)
+        return SAMPLERS[loop.__name__]
+
+    return register
+
+
 def start_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """z_T [B,*shape]: standard normal, from a stream of each key [B] that no sampler step uses."""
     return _normal(keys, _START_STREAM, shape)
 
 
+@sampler(draws_noise=True, takes_eta=True)
 def ddim(
     denoise: Denoise,
     z_T: jax.Array,
@@ -58,7 +142,7 @@ def ddim(
     z_known: jax.Array | None = None,
     noise_fn: NoiseFn | None = None,
     known_noise_fn: NoiseFn | None = None,
-) -> jax.Array:
+) -> Loop:
     """DDIM (Song et al. 2021, eq. 12). eta in [0, 1]: 0 deterministic, 1 as noisy as the ancestral sampler.
 
     At eta 0 it is also Euler's method for the probability flow. keys may be None when eta is the number 0.
@@ -72,17 +156,19 @@ def ddim(
         s, _ = x
         z = known(z, s)
         eps = denoise(z, _batched(s.t, z))
+        x0 = _x0(z, eps, s.a)
         if noise is None:
-            return _move(z, eps, s.a, s.a_prev)
+            return _move(z, eps, s.a, s.a_prev), x0
         sigma = eta * jnp.sqrt((1 - s.a_prev) / (1 - s.a) * (1 - s.a / s.a_prev))
         direction = jnp.sqrt(jnp.maximum(1 - s.a_prev - sigma**2, 0))  # rounding may leave it just below 0
-        z = jnp.sqrt(s.a_prev) * _x0(z, eps, s.a) + direction * eps
-        return z + sigma * temperature * noise(s.k)
+        z = jnp.sqrt(s.a_prev) * x0 + direction * eps
+        return z + sigma * temperature * noise(s.k), x0
 
     steps = _steps(timetable)
-    return _scan(step, z_T, steps, steps.k)
+    return Loop(z_T, step, (steps, steps.k))
 
 
+@sampler(draws_noise=True)
 def ddpm(
     denoise: Denoise,
     z_T: jax.Array,
@@ -96,7 +182,7 @@ def ddpm(
     z_known: jax.Array | None = None,
     noise_fn: NoiseFn | None = None,
     known_noise_fn: NoiseFn | None = None,
-) -> jax.Array:
+) -> Loop:
     """Ancestral sampling from q(z_{t-1} | z_t, x0) (Ho et al. 2020, algorithm 2); meant for a full timetable.
 
     v_posterior mixes the variance between the posterior's (0) and beta (1). clip_x0 clips x0 to [-1, 1], for
@@ -117,10 +203,10 @@ def ddpm(
         )
         variance = (1 - v_posterior) * beta * (1 - s.a_prev) / (1 - s.a) + v_posterior * beta
         sigma = jnp.where(s.a_prev < 1, jnp.sqrt(variance), 0.0)
-        return known(mean + sigma * temperature * noise(s.k), s)
+        return known(mean + sigma * temperature * noise(s.k), s), x0
 
     steps = _steps(timetable)
-    return _scan(step, z_T, steps, steps.k)
+    return Loop(z_T, step, (steps, steps.k))
 
 
 # Weights of eps and of the eps one, two, three steps ago, by evaluation. Row 0 tries the first step, row 1
@@ -134,6 +220,7 @@ _PLMS_WEIGHTS = (
 )
 
 
+@sampler()
 def plms(
     denoise: Denoise,
     z_T: jax.Array,
@@ -143,7 +230,7 @@ def plms(
     mask: jax.Array | None = None,
     z_known: jax.Array | None = None,
     known_noise_fn: NoiseFn | None = None,
-) -> jax.Array:
+) -> Loop:
     """Pseudo linear multistep method (Liu et al. 2022): DDIM along an extrapolated eps, S + 1 evaluations.
 
     Evaluation j of the scan belongs to step max(j - 1, 0). Evaluation 1 looks at the end of the tried first
@@ -166,11 +253,12 @@ def plms(
         recent = jnp.stack([eps, *history])
         mixed = jnp.tensordot(weights[jnp.minimum(j, 4)], recent, 1, precision="highest")
         history = jnp.where(redo, history, recent[:3])
-        return _move(base, mixed, s.a, s.a_prev), base, history
+        return (_move(base, mixed, s.a, s.a_prev), base, history), _x0(base, mixed, s.a)
 
-    return _scan(evaluate, (z_T, z_T, jnp.zeros((3, *z_T.shape), z_T.dtype)), entries, number)[0]
+    return Loop((z_T, z_T, jnp.zeros((3, *z_T.shape), z_T.dtype)), evaluate, (entries, number))
 
 
+@sampler()
 def heun(
     denoise: Denoise,
     z_T: jax.Array,
@@ -180,7 +268,7 @@ def heun(
     mask: jax.Array | None = None,
     z_known: jax.Array | None = None,
     known_noise_fn: NoiseFn | None = None,
-) -> jax.Array:
+) -> Loop:
     """Heun's second-order method (Karras et al. 2022, algorithm 1), 2 S - 1 evaluations.
 
     Works on z / sqrt(a) as a function of sqrt((1-a) / a), of which eps is the slope. The last step is one of
@@ -199,11 +287,13 @@ def heun(
         base = jnp.where(redo, base, z)
         eps = denoise(z, _batched(s.t, z))
         mixed = jnp.where(redo, (before + eps) / 2, eps)
-        return _move(base, mixed, s.a, s.a_prev), base, mixed  # equals eps where it is read again
+        # `mixed` equals eps where it is read again.
+        return (_move(base, mixed, s.a, s.a_prev), base, mixed), _x0(base, mixed, s.a)
 
-    return _scan(evaluate, (z_T, z_T, jnp.zeros_like(z_T)), entries, jnp.arange(len(entries.t)))[0]
+    return Loop((z_T, z_T, jnp.zeros_like(z_T)), evaluate, (entries, jnp.arange(len(entries.t))))
 
 
+@sampler(spacing="log_snr")
 def dpm_solver_pp_2m(
     denoise: Denoise,
     z_T: jax.Array,
@@ -213,7 +303,7 @@ def dpm_solver_pp_2m(
     mask: jax.Array | None = None,
     z_known: jax.Array | None = None,
     known_noise_fn: NoiseFn | None = None,
-) -> jax.Array:
+) -> Loop:
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2), S evaluations.
 
     Meant for 10-25 steps of a timetable with spacing "log_snr": even spacing in t makes steps of very unequal
@@ -233,16 +323,13 @@ def dpm_solver_pp_2m(
         h = -jnp.log(jnp.where(ratio == 0, 1, ratio))
         x0_ahead = x0 + jnp.where(first_order, 0, h / (2 * h_before)) * (x0 - x0_before)
         scale = jnp.sqrt((1 - s.a_prev) / (1 - s.a))
-        return scale * z + jnp.sqrt(s.a_prev) * (1 - ratio) * x0_ahead, x0, h
+        return (scale * z + jnp.sqrt(s.a_prev) * (1 - ratio) * x0_ahead, x0, h), x0
 
     steps = _steps(timetable)
-    return _scan(step, (z_T, jnp.zeros_like(z_T), jnp.ones((), jnp.float32)), steps, steps.k)[0]
+    return Loop((z_T, jnp.zeros_like(z_T), jnp.ones((), jnp.float32)), step, (steps, steps.k))
 
 
-SAMPLERS = {"ddim": ddim, "ddpm": ddpm, "plms": plms, "heun": heun, "dpm_solver_pp_2m": dpm_solver_pp_2m}
-
-
-def get_sampler(name: str) -> Callable[..., jax.Array]:
+def get_sampler(name: str) -> Sampler:
     """The sampler of that name; an unknown name is an error that lists them."""
     if name not in SAMPLERS:
         raise ValueError(f"sampler {name!r} is not one of {', '.join(SAMPLERS)}")
@@ -254,15 +341,6 @@ def _steps(timetable: Timetable) -> _Step:
     t = jnp.asarray(timetable.t, jnp.int32)
     a, a_prev = (jnp.asarray(x, jnp.float32) for x in (timetable.alpha_bar, timetable.alpha_bar_prev))
     return _Step(jnp.arange(len(t)), t, a, a_prev)
-
-
-def _scan(step, carry, steps: _Step, number: jax.Array):
-    """Fold step(carry, (entry, number)) over the entries with t >= 0."""
-
-    def body(carry, x):
-        return lax.cond(x[0].t >= 0, lambda c: step(c, x), lambda c: c, carry), None
-
-    return lax.scan(body, carry, (steps, number))[0]
 
 
 def _x0(z: jax.Array, eps: jax.Array, a: jax.Array) -> jax.Array:

@@ -49,7 +49,7 @@ def from_cache(
     placing, made = getattr(transform, "transform", transform), getattr(transform, "fields", ())
     if kind == "identity":
         raise ValueError("config.data.cache_latents: a model of the pixels themselves has no latents to keep")
-    if any(isinstance(field, fields.Inpainting) for field in made):
+    if any(field.is_encoded for field in made):
         raise ValueError(
             "config.data.cache_latents is not for inpainting: its condition is the latent of the masked image, another "
             "one at every visit, so every step encodes anyway"

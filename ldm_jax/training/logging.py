@@ -7,32 +7,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-from ldm_jax.data.transforms import to_uint8
-
-
-def grid(images: np.ndarray, columns: int | None = None, pad: int = 2) -> np.ndarray:
-    """[N,H,W,C], uint8 or in [-1,1] -> one uint8 picture with white gaps, row by row."""
-    images = images if images.dtype == np.uint8 else to_uint8(images)
-    n, h, w, c = images.shape
-    columns = columns or math.ceil(math.sqrt(n))
-    rows = math.ceil(n / columns)
-    sheet = np.full((rows * (h + pad) + pad, columns * (w + pad) + pad, c), 255, np.uint8)
-    for i, image in enumerate(images):
-        y, x = pad + (i // columns) * (h + pad), pad + (i % columns) * (w + pad)
-        sheet[y : y + h, x : x + w] = image
-    return sheet
-
-
-def save_png(path: str | Path, image: np.ndarray, texts: dict | None = None) -> None:
-    """Writes uint8 [H,W,C] (C = 1 or 3); `texts` become the file's text entries."""
-    path, info = Path(path), PngInfo()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for name, value in (texts or {}).items():
-        info.add_text(name, str(value))
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path, pnginfo=info)
+from ldm_jax.images import save_png
 
 
 def duration(seconds: float) -> str:

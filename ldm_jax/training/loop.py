@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from ldm_jax import tree
+from ldm_jax.images import grid
 from ldm_jax.training import checkpoint, logging, runtime, sharding
 
 Tree = Any
@@ -172,7 +173,6 @@ class _Evaluator:
     def __init__(self, task, loaders: Loaders, mesh, writer: logging.Writer, say):
         self.task, self.loaders, self.mesh, self.writer, self.say = task, loaders, mesh, writer, say
         self.metrics_fn = jax.jit(task.evaluate)
-        self.pictures_fn = jax.jit(task.pictures, out_shardings=sharding.replicated(mesh))
         self.picture_batch = None
 
     def metrics(self, step: int, state: Tree, frozen: Tree) -> None:
@@ -197,8 +197,8 @@ class _Evaluator:
             self.picture_batch = sharding.put(next(batches), self.mesh)
             batches.close()
             self.picture_batch.pop("weight")
-        for name, images in self.pictures_fn(state, frozen, self.picture_batch).items():
-            self.writer.picture(step, name, logging.grid(np.asarray(images), columns=self.task.columns))
+        for name, images in self.task.pictures(state, frozen, self.picture_batch, self.mesh).items():
+            self.writer.picture(step, name, grid(images, columns=self.task.columns))
 
 
 class _Clock:

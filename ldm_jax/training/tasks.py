@@ -3,14 +3,14 @@
     init(key_data, frozen, batch) -> TrainState           traceable: shapes come from jax.eval_shape
     step(state, frozen, batch) -> (state, metrics)        one optimiser step, jitted and donated by the loop
     evaluate(state, frozen, batch, i) -> {name: [B]}      per-sample validation metrics; i = batch number
-    pictures(state, frozen, batch) -> {name: [N,H,W,C]}   in [-1,1]
+    pictures(state, frozen, batch, mesh) -> {name: [N,H,W,C]}   in [-1,1], on every host
     prepare(frozen, batches, say) -> frozen               measured once per run, before the first step
 
 `frozen` is an argument beside the state, never a closure: a closure would bake it into the program.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import flax.linen as nn
@@ -18,14 +18,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ldm_jax import losses
 from ldm_jax.diffusion.timetable import Timetable
-from ldm_jax.generate import image_keys, sample_latents
 from ldm_jax.keys import purpose_key, purpose_of, sample_keys
 from ldm_jax.ldm import DROPOUT_STREAM, LDM, batch_size, measure_latent_scale
 from ldm_jax.models.discriminator import NLayerDiscriminator
 from ldm_jax.models.lpips import LPIPS
+from ldm_jax.programs import Method, Programs
 from ldm_jax.training.optim import ema_update
 from ldm_jax.training.state import TrainState
 
@@ -101,6 +102,7 @@ class LDMTask:
     accumulate: int = 1
     latent_scale: float = 0.0
     scale_batches: int = 16
+    programs: dict[Mesh, Programs] = field(default_factory=dict, compare=False, repr=False)
 
     columns = None
     headline = ("loss", "grad_norm", "learning_rate", "images_per_second")
@@ -149,13 +151,22 @@ class LDMTask:
         keys = sample_keys(jax.random.fold_in(purpose_key(0, "evaluate"), i), batch_size(batch))
         return self.ldm.loss_terms(self.averaging.best(state), frozen, batch, keys, train=False)
 
-    def pictures(self, state: TrainState, frozen: Tree, batch: Batch) -> dict[str, jax.Array]:
+    def pictures(self, state: TrainState, frozen: Tree, batch: Batch, mesh: Mesh) -> dict[str, np.ndarray]:
+        """Samples under the conditions of the batch's images, taken again from the first where it has too few."""
         s = self.samples
-        params = self.averaging.best(state)
-        batch = jax.tree.map(lambda x: x[: s.number], batch)
-        keys = image_keys(s.seed, jnp.arange(s.number))
-        z = sample_latents(self.ldm, params, frozen, batch, keys, s.latent_shape, s.timetable, s.eta)
-        return {"samples": self.ldm.decode(frozen, z)}
+        programs = self.programs.setdefault(mesh, Programs(self.ldm, mesh))
+        indices = np.arange(programs.batch_size(s.number), dtype=np.int32)
+        batch = rows_on_host(batch, indices % batch_size(batch), mesh)
+        method = Method(s.latent_shape, s.timetable, eta=s.eta)
+        z = programs.sample(self.averaging.best(state), frozen, batch, s.seed, indices, method)
+        return {"samples": programs.decode(frozen, z)[: s.number]}
+
+
+def rows_on_host(batch: Batch, rows: np.ndarray, mesh: Mesh) -> dict[str, np.ndarray]:
+    """These rows of a batch that is split over the mesh, on every host."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    chosen = jax.jit(lambda batch: jax.tree.map(lambda x: x[rows], batch), out_shardings=everywhere)(batch)
+    return jax.tree.map(np.asarray, chosen)
 
 
 @dataclass(frozen=True)
@@ -193,6 +204,7 @@ class FirstStageTask:
     optimizer: optax.GradientTransformation
     learning_rate: Callable[[jax.Array], jax.Array]
     accumulate: int = 1
+    programs: dict[str, Callable] = field(default_factory=dict, compare=False, repr=False)
 
     columns = 4  # two pairs a row
     headline = ("l1", "lpips", "psnr", "logits_real", "logits_fake", "d_weight", "perplexity",
@@ -314,8 +326,9 @@ class FirstStageTask:
     def _reconstruct(self, state: TrainState, image: jax.Array) -> jax.Array:
         return self.model.apply({"params": state.params["autoencoder"]}, image)[0]
 
-    def pictures(self, state: TrainState, frozen: Tree, batch: Batch) -> dict[str, jax.Array]:
+    def pictures(self, state: TrainState, frozen: Tree, batch: Batch, mesh: Mesh) -> dict[str, np.ndarray]:
         """Pairs: image, reconstruction."""
-        image = batch["image"][: self.settings.pictures]
-        pairs = jnp.stack([image, self._reconstruct(state, image)], axis=1)
+        image = rows_on_host(batch, np.arange(min(self.settings.pictures, batch_size(batch))), mesh)["image"]
+        reconstruct = self.programs.setdefault("reconstruct", jax.jit(self._reconstruct))
+        pairs = np.stack([image, np.asarray(reconstruct(state, image))], axis=1)
         return {"reconstructions": pairs.reshape(-1, *image.shape[1:])}

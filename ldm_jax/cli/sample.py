@@ -1,0 +1,180 @@
+"""Samples images from a trained latent diffusion model.
+
+    python sample.py --workdir=runs/ldm --num=16 --steps=50
+    python sample.py --workdir=runs/imagenet --label 207 --label 9 --guidance=3
+    python sample.py --workdir=runs/text --prompt "a red star" --guidance=5
+    python sample.py --workdir=runs/inpainting --image=picture.png --mask=hole.png
+    python sample.py --workdir=runs/text --prompt "a red star" --init=picture.png --strength=0.6
+    python sample.py --workdir=runs/ldm --interpolate a.png b.png --num=8
+    python sample.py --workdir=runs/ldm --size=512x512 --guide=small.png
+    python sample.py --workdir=runs/ldm --classifier=runs/classifier --classifier-scale=2 --label=9
+    python sample.py --workdir=runs/superres --image=picture.png --patch=512 --stride=256
+
+Writes PNGs, a grid and, with --npz, all images in one file. Image i depends on (--seed, i) and its condition alone:
+another --batch, or asking for more images, gives the same picture. Each PNG carries its settings as text.
+A model takes the conditions that it was trained with; files may be folders, too. From Python:
+`ldm_jax.load(WORKDIR).sample(...)` takes the same options.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from ldm_jax import conditions
+from ldm_jax.diffusion.samplers import SAMPLERS
+from ldm_jax.diffusion.timetable import SPACINGS
+from ldm_jax.errors import UsageError
+from ldm_jax.images import file_name, grid, png_texts, save_png
+from ldm_jax.request import DISTANCES, SampleRequest, make
+
+GRID = 256  # images at most in grid.png
+NOT_REQUEST = ("workdir", "out", "checkpoint", "no_ema", "npz", "preview")
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="sample.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+
+    def add(name: str, *more: str, **options) -> None:
+        """An option that is written with - or _ alike."""
+        spelt = dict.fromkeys((name, "--" + name[2:].replace("-", "_"), *more))
+        p.add_argument(*spelt, dest=name[2:].replace("-", "_"), **options)
+
+    add("--workdir", required=True, help="the run directory that train.py made, or a folder of Pipeline.save")
+    add("--out", help="folder for the images (default: WORKDIR/samples)")
+    add("--num", type=int, help="number of images for each condition (default: 16 without one, else 1)")
+    add("--batch", type=int, default=16, help="images at a time; memory, not the result (default 16)")
+    add("--steps", type=int, help="sampling steps (default 50; ddpm: all training steps)")
+    add("--sampler", default="ddim", help=f"one of {', '.join(SAMPLERS)} (default ddim)")
+    add("--eta", type=float, default=0.0, help="ddim: 0 deterministic (default) .. 1 as noisy as ddpm")
+    add("--spacing", help=f"which training steps: {', '.join(SPACINGS)} (default: what suits the sampler)")
+    add("--seed", type=int, default=0, help="default 0")
+    add("--checkpoint", type=int, help="step of the checkpoint (default: the newest)")
+    add("--no-ema", action="store_true", help="use the raw instead of the averaged parameters")
+    for option in conditions.all_options().values():
+        repeats = dict(action="append") if option.repeats else {}
+        add(f"--{option.name.replace('_', '-')}", type=option.type, help=option.help, **repeats)
+    add("--guidance", type=float, help="scale of classifier-free guidance (default: without; 1 is the same as without)")
+    add("--classifier", help="run directory of a classifier of this model's latents: guides to --label")
+    add("--classifier-scale", type=float, help="scale of --classifier (default 1)")
+    add("--size", type=_size, help="HxW in pixels, other than trained with (default: as trained; pictures: theirs)")
+    add("--init", help="picture to start from, noised (or a folder); it keeps its size unless --size is given")
+    add("--strength", type=float, help="--init: share of the steps to run, above 0 (keep all) .. 1 (default 0.6)")
+    add("--invert", action="store_true", help="--init: start from its noise by DDIM inversion (--strength default 1)")
+    add("--interpolate", nargs=2, metavar=("A", "B"), help="two seeds or two pictures: --num (8) steps from A to B")
+    add("--guide", help="picture, small or of full size, that the image made smaller is to match (slower)")
+    add("--guide-distance", choices=tuple(DISTANCES), help="of --guide: l2 (default) or LPIPS")
+    add("--lpips-weights", default="weights", help="folder of LPIPS' weights (default: weights)")
+    add("--guide-scale", type=float, help="weight of --guide: inverse variance of its pixels in -1..1 (default 1)")
+    add("--patch", type=int, help="large images: networks see squares of so many pixels, blended; bounds memory")
+    add("--stride", type=int, help="--patch: pixels from one square to the next (default: half of --patch)")
+    add("--npz", action="store_true", help="also write samples.npz: uint8 [N,H,W,C] under 'arr_0'")
+    add("--preview", type=int, metavar="N", help="write OUT/preview.png, what the model expects, after every N steps")
+    return p
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, x, width = text.partition("x")
+    if not (x and height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, for example 384x1024")
+    return int(height), int(width)
+
+
+def request_of(args: argparse.Namespace) -> SampleRequest:
+    """RequestError for options that do not fit together."""
+    options = {name: value for name, value in vars(args).items() if name not in NOT_REQUEST and value is not None}
+    if args.interpolate and all(end.isdigit() for end in args.interpolate):
+        options["interpolate"] = tuple(int(end) for end in args.interpolate)
+    return make(options)
+
+
+def run(args: argparse.Namespace) -> Path:
+    """Writes the images; their folder."""
+    from ldm_jax import pipeline, process
+
+    wanted = request_of(args)
+    process.setup()
+    pipe = pipeline.load(args.workdir, checkpoint=args.checkpoint, averaged=not args.no_ema)
+    settings = pipe.settings(wanted)
+    asked = pipe.resolve(wanted)
+    out = Path(args.out or Path(args.workdir) / "samples")
+    print(", ".join(f"{name} {value}" for name, value in settings.items()))
+    line = _Line(pipe, len(asked))
+    preview = (lambda _, made: made.grid().save(_folder(out) / "preview.png")) if args.preview else None
+    names, kept = [], []  # for the grid, and for the npz if there is to be one
+    every = args.preview or 10
+    for name, image in pipe.stream(wanted, on_progress=line.show, on_preview=preview, preview_every=every):
+        index = len(names)
+        names.append(file_name(index, name))
+        save_png(out / names[-1], image, png_texts(settings, index, name))
+        if args.npz or index < GRID:
+            kept.append(image)
+    line.end()
+    if len({image.shape for image in kept}) == 1:
+        save_png(out / "grid.png", grid(np.stack(kept[:GRID])), settings)
+        if args.npz:
+            np.savez(out / "samples.npz", np.stack(kept))
+    else:
+        print("no grid" + (" and no samples.npz" if args.npz else "") + ": the images differ in size")
+    print(f"{len(names)} images in {out}")
+    older = [path for path in out.glob("[0-9]*.png") if path.name not in names]
+    if older:
+        print(f"note: {len(older)} other images were there before and are not from these settings")
+    return out
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+class _Line:
+    """Progress: one line that is written over on a terminal, a line a batch elsewhere."""
+
+    def __init__(self, pipe, total: int):
+        self.pipe, self.total, self.began, self.said = pipe, total, time.perf_counter(), 0.0
+        print("compiling the sampler", flush=True)
+
+    def show(self, progress) -> None:
+        seconds = time.perf_counter() - self.began - self.pipe.compile_seconds
+        done = progress.first + progress.number * progress.step / progress.steps
+        left = seconds / done * (self.total - done)
+        text = (
+            f"images {progress.first + 1}-{progress.first + progress.number} of {self.total}, "
+            f"step {progress.step}/{progress.steps}, {done / seconds:.3g} images/s, {left:.0f} s left"
+        )
+        if sys.stdout.isatty():
+            print(f"\r{text:<78}", end="", flush=True)
+        elif progress.step == progress.steps:
+            print(text, flush=True)
+
+    def end(self) -> None:
+        if sys.stdout.isatty():
+            print()
+        print(f"{self.pipe.compiled} programs compiled in {self.pipe.compile_seconds:.1f} s")
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    try:
+        run(args)
+    except UsageError as error:
+        print(f"sample.py: {as_flag(str(error))}", file=sys.stderr)
+        sys.exit(2)
+
+
+def as_flag(message: str) -> str:
+    """A refusal that begins with an option of the library, as this script spells it: guide_scale -> --guide-scale."""
+    word = message
+    for end in "= :,":
+        word = word.partition(end)[0]
+    known = {action.dest for action in parser()._actions}
+    return "--" + word.replace("_", "-") + message[len(word) :] if word in known else message
+
+
+if __name__ == "__main__":
+    main()

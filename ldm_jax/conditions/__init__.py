@@ -1,0 +1,45 @@
+"""The kinds of condition, `config.conditioner.kind`: a file for each, found by itself.
+
+To add one, put a file with a subclass of `Condition` (base.py) here; docs/architecture.md shows a whole one.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from ml_collections import ConfigDict
+
+from ldm_jax.conditions.base import KINDS, Condition, Option
+from ldm_jax.errors import ConfigError
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
+
+def condition_of(config: ConfigDict) -> Condition:
+    """The condition of a diffusion model. ConfigError for an unknown kind."""
+    kind = config.conditioner.kind
+    if kind not in KINDS:
+        raise ConfigError(f"config.conditioner.kind={kind!r} is not one of {', '.join(KINDS)}")
+    return KINDS[kind](config.conditioner)
+
+
+def context_dim(condition: Condition) -> int | None:
+    """Width of the context, or None. ConfigError where parts have different ones."""
+    widths = {name: part.section.dim for name, part in condition.parts().items() if "dim" in part.section}
+    if len(set(widths.values())) > 1:
+        raise ConfigError(f"the parts of config.conditioner need one width of the context, not dim={widths}")
+    return next(iter(widths.values()), None)
+
+
+def needs_context(section: dict) -> bool:
+    """Whether a section of a recipe is that of a kind, or of parts, with a context."""
+    return any(KINDS[kind].has_context for kind in (section["kind"], *section.get("parts", ())))
+
+
+def all_options() -> dict[str, Option]:
+    """Every option of any kind, by name, in the order in which they are listed for users."""
+    return {
+        option.name: option
+        for kind in KINDS.values()
+        for option in (*(option for group in kind.options for option in group), *kind.extra_options)
+    }

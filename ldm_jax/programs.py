@@ -1,0 +1,213 @@
+"""The compiled programs of a diffusion model: conditions, sampling steps, encoder, decoder, inversion.
+
+A program is compiled once for a size of image, a batch size, a sampler, and what kinds of guidance there are. Seeds,
+prompts, labels, scales, eta and the number of steps (up to all training steps) are data: they compile nothing.
+The batch is split over all devices of the mesh; image i of a seed is the same on any number of devices.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ldm_jax import editing, generate
+from ldm_jax.diffusion import starts
+from ldm_jax.diffusion.samplers import advance, latent, start_noise
+from ldm_jax.diffusion.timetable import Timetable, pad
+from ldm_jax.generate import DiffusionModel
+from ldm_jax.latent_classifier import LatentClassifier
+from ldm_jax.models.lpips import LPIPS
+
+Tree = Any
+Batch = dict[str, np.ndarray]
+OnStep = Callable[[int, int, Callable[[], np.ndarray]], None]  # (steps done, all steps, images of the estimate)
+
+
+def default_mesh() -> Mesh:
+    """All devices, of all hosts, share the batch."""
+    return Mesh(np.array(jax.devices()), ("data",))
+
+
+@dataclass(frozen=True)
+class Method:
+    """How to sample: what the program depends on (the first three), and numbers that it is given.
+
+    timetable: the steps to run, not padded. guidance: scale of classifier-free guidance, None = without.
+    guide_scale: weight of the batch's "guide" (reconstruction guidance); lpips: (LPIPS, its parameters) to compare by,
+    None = pixels. classifier: (LatentClassifier, its parameters), classifier_scale: its weight.
+    """
+
+    latent_shape: tuple[int, int, int]
+    timetable: Timetable
+    sampler: str = "ddim"
+    lpips: tuple[LPIPS, Tree] | None = None
+    classifier: tuple[LatentClassifier, Tree] | None = None
+    eta: float = 0.0
+    guidance: float | None = None
+    guide_scale: float = 1.0
+    classifier_scale: float = 1.0
+
+    def numbers(self) -> dict[str, np.ndarray]:
+        given = dict(eta=self.eta, guide_scale=self.guide_scale, classifier_scale=self.classifier_scale)
+        given |= {} if self.guidance is None else {"guidance": self.guidance}
+        return {name: np.float32(value) for name, value in given.items()}
+
+
+@dataclass
+class Programs:
+    """The programs of `model` on `mesh`, compiled when they are first needed. precision: of float32 products in the
+    network, None = the backend's default. Parameters are arguments: they may change, their shapes may not.
+
+    compiled: how many there are; compile_seconds: what they took.
+    """
+
+    model: DiffusionModel
+    mesh: Mesh = field(default_factory=default_mesh)
+    precision: str | None = None
+    compile_seconds: float = 0.0
+
+    def __post_init__(self):
+        self._programs: dict[Any, Any] = {}
+
+    @property
+    def compiled(self) -> int:
+        return len(self._programs)
+
+    def batch_size(self, wanted: int) -> int:
+        """The smallest batch from `wanted` on that divides into the devices."""
+        return -(-wanted // self.mesh.size) * self.mesh.size
+
+    def sample(
+        self, params: Tree, frozen: Tree, batch: Batch, seed: int, indices: np.ndarray, method: Method,
+        on_step: OnStep | None = None,
+    ) -> jax.Array:  # fmt: skip
+        """Latents z [B,h,w,c] of the images `indices` [B] of `seed`, on the devices.
+
+        batch: fields [B,...] of the condition; also "z" [B,h,w,c], a latent to be noised and begun from, or "z_T", where
+        to begin; "guide" [B,h',w',C] and "label" [B] for guidance. on_step is called after each step: (k, of S, a
+        function that makes the images [B,H,W,C] which the model expects at that step).
+        """
+        tables = self._tables(method.timetable)
+        classifier, classifier_params = method.classifier or (None, {})
+        lpips, lpips_params = method.lpips or (None, {})
+        key = method.sampler, method.latent_shape, lpips, classifier and id(classifier)
+        begin = partial(_begin, self.model, method.sampler, method.latent_shape)
+        numbers, batch = method.numbers(), self.put(batch)
+        indices = self.put(np.asarray(indices, np.int32))
+        start, carry, x0, counts = self.run(
+            ("begin", *key), begin, params, frozen, batch, np.int32(seed), indices, tables, numbers
+        )
+        entries, done = int(self.get(counts["entries"])), self.get(counts["done"])
+        step = partial(_steps, self.model, method.sampler, lpips, classifier)
+        fixed = params, frozen, {"classifier": classifier_params, "lpips": lpips_params}, batch, start, tables, numbers
+
+        def steps(state: Tree, first: int, last: int) -> Tree:
+            stays = jax.tree.map(lambda x: x.sharding, state)
+            return self.run(("steps", *key), step, *fixed, state, np.int32(first), np.int32(last), out_shardings=stays)
+
+        if on_step is None:
+            return latent(steps((carry, x0), 0, entries)[0])
+        for i in range(entries):
+            carry, x0 = steps((carry, x0), i, i + 1)
+            if i + 1 == entries or done[i + 1] > done[i]:
+                on_step(int(done[i]), len(method.timetable.t), partial(self.decode, frozen, x0))
+        return latent(carry)
+
+    def _tables(self, timetable: Timetable) -> Timetable:
+        """The timetable as a program takes it: of one length for any number of steps."""
+        padded = pad(timetable, self.model.schedule.timesteps)
+        return Timetable(*(np.asarray(x, kind) for x, kind in zip(padded, (np.int32, np.float32, np.float32))))
+
+    def decode(self, frozen: Tree, z: jax.Array | np.ndarray) -> np.ndarray:
+        """Images [B,H,W,C] float32, about [-1,1], on the host, for z [B,h,w,c] as `sample` gives it, or an array."""
+        if isinstance(z, jax.Array):
+            z = jax.device_put(z, self._rows)
+        else:
+            z = self.put(np.asarray(z, np.float32))
+        return self.get(self.run(("decode",), self.model.decode, frozen, z))
+
+    def encode(self, frozen: Tree, image: np.ndarray) -> np.ndarray:
+        """Scaled latents [B,h,w,c] of images [B,H,W,C] in [-1,1]; of a posterior its mode."""
+        return self.get(self.run(("encode",), self.model.encode, frozen, self.put(image)))
+
+    def invert(self, params: Tree, frozen: Tree, batch: Batch, image: np.ndarray, timetable: Timetable) -> np.ndarray:
+        """Noise z_T [B,h,w,c] from which ddim makes the images [B,H,W,C] again (editing.invert_image)."""
+        invert = partial(editing.invert_image, self.model)
+        given = self.put(batch), self.put(image), self._tables(timetable)
+        return self.get(self.run(("invert",), invert, params, frozen, *given))
+
+    @property
+    def _rows(self) -> NamedSharding:
+        """The first axis over all devices."""
+        return NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
+
+    def put(self, values: Tree) -> Tree:
+        """Arrays [B,...], the same on every host, split over the mesh; B must divide into its devices."""
+
+        def one(x: np.ndarray) -> jax.Array:
+            x = np.asarray(x)
+            return jax.make_array_from_callback(x.shape, self._rows, lambda index: x[index])
+
+        return jax.tree.map(one, values)
+
+    def get(self, x: jax.Array) -> np.ndarray:
+        """The whole array on this host."""
+        if not x.is_fully_addressable:
+            return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+        return np.asarray(x)
+
+    def run(self, key: tuple, fn: Callable, *args, out_shardings: Tree = None) -> Any:
+        """fn(*args), by the program of `key` and of the arguments' shapes and places."""
+        leaves, structure = jax.tree.flatten(args)
+        key = key, structure, tuple((x.shape, x.dtype, getattr(x, "sharding", None)) for x in leaves)
+        if key not in self._programs:
+            began = time.perf_counter()
+            with jax.default_matmul_precision(self.precision):
+                self._programs[key] = jax.jit(fn, out_shardings=out_shardings).lower(*args).compile()
+            self.compile_seconds += time.perf_counter() - began
+        return self._programs[key](*args)
+
+
+def _begin(model, sampler, latent_shape, params, frozen, batch, seed, indices, timetable, numbers):
+    """(what stays the same in all steps, the loop's carry, its estimate of the clean latent, counts)."""
+    keys = generate.image_keys(seed, indices)
+    cond, null = generate.conditions(model, params, frozen, batch, numbers.get("guidance"))
+    if "z" in batch:
+        z_T = starts.noised(batch["z"], keys, timetable)
+    else:
+        z_T = batch["z_T"] if "z_T" in batch else start_noise(keys, latent_shape)
+    loop = generate.make_loop(sampler, _no_network, z_T, timetable, keys, numbers["eta"])
+    counts = {"entries": generate.valid_entries(loop), "done": loop.entries[0].k + 1}
+    start = {"keys": keys, "z_T": z_T, "cond": cond, "null": null}
+    return start, loop.carry, jnp.zeros_like(z_T), counts
+
+
+def _no_network(z, t):
+    raise AssertionError("a sampler calls its network in a step, not before the loop")
+
+
+def _steps(
+    model, sampler, lpips, classifier,
+    params, frozen, judges, batch, start, timetable, numbers, state, first, last,
+):  # fmt: skip
+    """(carry, estimate) after the loop's entries first .. last - 1."""
+    log_p = judge = None
+    if "guide" in batch:
+        distance = editing.perceptual(lpips, judges["lpips"]) if lpips else editing.half_square
+        log_p = editing.matches(model, frozen, batch["guide"], numbers["guide_scale"], distance)
+    if classifier is not None:
+
+        def judge(z_t, t):
+            return numbers["classifier_scale"] * classifier.log_p(judges["classifier"], z_t, t, batch["label"])
+
+    guidance = numbers.get("guidance")
+    denoise = generate.denoiser(model, params, start["cond"], start["null"], guidance, log_p, judge)
+    loop = generate.make_loop(sampler, denoise, start["z_T"], timetable, start["keys"], numbers["eta"])
+    return advance(loop, state, first, last)

@@ -1,0 +1,220 @@
+"""Run directories: what is in them, and how a model comes back from one.
+
+    config.json       the run's recipe             frozen/      first stage and latent scale (all but first stages)
+    checkpoints/N/    the training state at step N  tokenizer/  of a text model
+    model.safetensors instead of the last three folders: a model exported by `Pipeline.save`
+
+What is not there raises Missing, which says how to get it; what does not fit raises ConfigError with both values.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ldm_jax import build, tree
+from ldm_jax.errors import ConfigError, Missing
+from ldm_jax.latent_classifier import LatentClassifier
+from ldm_jax.models.lpips import load_lpips
+from ldm_jax.training import checkpoint
+
+Tree = Any
+WEIGHTS = "model.safetensors"
+# Options that the noised latents of a diffusion model and of its classifier have in common.
+SCHEDULE = ("schedule", "timesteps", "start", "end")
+_ONE = "A classifier of that model's latents is trained with --config.guides=RUN, the run directory of the model."
+
+
+def config_of(run: str | Path, what: str = "the model") -> ConfigDict:
+    """The recipe of a run. Missing where `run` is none; `what`: the run is for, in the message."""
+    try:
+        return ConfigDict(checkpoint.load_config(run))
+    except FileNotFoundError as error:
+        raise Missing(f"{what}: {error}") from None
+
+
+def tokenizer_of(run: str | Path) -> Path:
+    """The folder of the run's tokenizer, which may not exist."""
+    return Path(run) / "tokenizer"
+
+
+def is_exported(run: str | Path) -> bool:
+    return (Path(run) / WEIGHTS).is_file()
+
+
+def frozen_shapes(config: ConfigDict) -> Tree:
+    """Shapes of what a task on latents never changes."""
+    variables = build.first_stage_variables(build.first_stage(config), config.data.image_size, config.data.channels)
+    shapes = {"first_stage": variables, "latent_scale": jax.ShapeDtypeStruct((), jnp.float32)}
+    if conditioner_learns(config):
+        return shapes
+    params = jax.eval_shape(build.ldm(config).init, jax.random.key(0), shapes, build.batch_shapes(config, 1))
+    return shapes | {"conditioner": params["conditioner"]}
+
+
+def conditioner_learns(config: ConfigDict) -> bool:
+    """Whether the condition's network is trained with the UNet; False: it is one of another run, kept as it is."""
+    return config.task != "ldm" or config.conditioner.get("trainable", True)
+
+
+def params_shapes(config: ConfigDict) -> Tree:
+    """Shapes of the parameters that make images: of a diffusion model, a classifier, or {"autoencoder"}."""
+    if config.task == "first_stage":
+        variables = build.first_stage_variables(build.first_stage(config), config.data.image_size, config.data.channels)
+        return {"autoencoder": variables["params"]}
+    model = build.ldm(config) if config.task == "ldm" else build.classifier(config)
+    return jax.eval_shape(model.init, jax.random.key(0), frozen_shapes(config), build.batch_shapes(config, 1))
+
+
+def kept_frozen(config: ConfigDict, run: str | Path) -> Tree:
+    """The run's own first stage and latent scale, as numpy arrays. Missing when they are not there."""
+    kept = Path(run) / "frozen"
+    if not kept.exists():
+        raise Missing(f"{kept}, the run's first stage and latent scale; without them its latents mean nothing")
+    return checkpoint.restore_tree(kept, frozen_shapes(config))
+
+
+def step_of(run: str | Path, step: int | None = None) -> int:
+    """The newest checkpoint's step, or `step`. Missing when the run has none, or not that one."""
+    steps = checkpoint.steps(run)
+    if not steps:
+        raise Missing(f"a checkpoint: {run} has none yet")
+    if step not in (None, *steps):
+        raise Missing(f"no checkpoint of step {step} in {run}; there are: {steps}")
+    return steps[-1] if step is None else step
+
+
+def restore(run: str | Path, parts: dict[str, Tree], step: int | None = None) -> dict[str, Tree]:
+    """{"params" | "ema" | "step" | ...: arrays} of a checkpoint, as numpy, for the shapes in `parts`; no other part is
+    read. Missing as `step_of`."""
+    return checkpoint.restore_numpy(run, step_of(run, step), parts)
+
+
+def weights(
+    config: ConfigDict, run: str | Path, step: int | None = None, averaged: bool = True
+) -> tuple[Tree, int]:
+    """(parameters, their step), as numpy: the averaged ones, or the raw ones where there are no averages or `averaged`
+    is False."""
+    part = "ema" if averaged and config.get("ema", {}).get("decay", 0.0) else "params"
+    step = step_of(run, step)
+    return restore(run, {part: params_shapes(config)}, step)[part], step
+
+
+def model_of(
+    config: ConfigDict, run: str | Path, step: int | None = None, averaged: bool = True
+) -> tuple[Tree, Tree, int | None]:
+    """(params, frozen, step) of a run or of an exported folder, as numpy. For a first stage `params` is {} and `frozen`
+    holds it, with a latent scale of 1."""
+    if is_exported(run):
+        return *_read_exported(config, Path(run)), None
+    params, step = weights(config, run, step, averaged)
+    if config.task == "first_stage":
+        return {}, {"first_stage": {"params": params["autoencoder"]}, "latent_scale": np.float32(1.0)}, step
+    return params, kept_frozen(config, run), step
+
+
+def write_exported(folder: Path, config: ConfigDict, params: Tree, frozen: Tree, dtype: str) -> None:
+    """config.json and model.safetensors: floating-point numbers as `dtype`, but the latent scale as it is."""
+    from safetensors.numpy import save_file
+
+    kind = jnp.dtype(dtype)
+    named = tree.flatten({"params": params, "frozen": frozen})
+    arrays = {}
+    for name, leaf in named.items():
+        array = np.asarray(leaf)
+        if jnp.issubdtype(array.dtype, jnp.floating) and not name.endswith("latent_scale"):
+            array = array.astype(kind)
+        arrays[name] = np.ascontiguousarray(array)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.keep_config(folder, config.to_dict())
+    save_file(arrays, folder / WEIGHTS, {"format": "ldm_jax"})
+
+
+def _read_exported(config: ConfigDict, folder: Path) -> tuple[Tree, Tree]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        named = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise Missing(f"{folder / WEIGHTS} cannot be read: {error}") from None
+    first_stage = config.task == "first_stage"
+    shapes = {
+        "params": {} if first_stage else params_shapes(config),
+        "frozen": frozen_shapes(config),
+    }
+    found = tree.unflatten(named)
+    found = {"params": found.get("params", {}), "frozen": found.get("frozen", {})}
+    difference = tree.compare(found, shapes)
+    if difference:
+        raise ConfigError(f"{folder / WEIGHTS} does not hold the model of its config.json:\n{difference}")
+    found = jax.tree.map(lambda x, s: np.asarray(x).astype(s.dtype), found, shapes)
+    return found["params"], found["frozen"]
+
+
+def first_stage_differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
+    """The one rule for "the same first stage": what differs between two recipes, "option: ours, theirs" each.
+
+    Where it comes from, and its dropout, do not count.
+    """
+    skip = ("checkpoint", "recipe", "dropout") + (() if ours.first_stage.kind == "vq" else build.VQ_ONLY)
+    one, other = (build.keywords(config.first_stage, skip) for config in (ours, theirs))
+    names = [name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]
+    return [f"first_stage.{name}: {one.get(name)!r} here, {other.get(name)!r} there" for name in names]
+
+
+def check_same_latents(ours: ConfigDict, theirs: ConfigDict, run: str | Path) -> None:
+    """ConfigError unless a classifier (ours) and the diffusion model in `run` have one kind of noised latents."""
+    wrong = first_stage_differences(ours, theirs)
+    for name in SCHEDULE:
+        here, there = ours.diffusion[name], theirs.diffusion[name]
+        if here != there:
+            wrong.append(f"diffusion.{name}: {here!r} here, {there!r} there")
+    if wrong:
+        lines = "\n".join(f"    {line}" for line in wrong)
+        raise ConfigError(f"the classifier does not see the noised latents of the model in {run}:\n{lines}\n{_ONE}")
+
+
+def classifier_config(run: str | Path, model: ConfigDict, model_run: str | Path) -> ConfigDict:
+    """The recipe of the classifier in `run`. ConfigError where it cannot guide the diffusion model `model`."""
+    config = config_of(run, "the classifier")
+    if config.task != "classifier":
+        raise Missing(f"a classifier: {run} holds a run of task {config.task!r}, not of a classifier")
+    check_same_latents(config, model, model_run)
+    return config
+
+
+def classifier(
+    run: str | Path, model: ConfigDict, model_frozen: Tree, model_run: str | Path
+) -> tuple[LatentClassifier, Tree, int | None]:
+    """(LatentClassifier, its averaged parameters, step). ConfigError unless it was trained on the model's latents."""
+    config = classifier_config(run, model, model_run)
+    params, frozen, step = model_of(config, run)
+    ours, theirs = (float(tree["latent_scale"]) for tree in (frozen, model_frozen))
+    if not np.isclose(ours, theirs, rtol=1e-5, atol=0):
+        raise ConfigError(
+            f"the latent scale is {ours:.6g} of the classifier, {theirs:.6g} of the model in {model_run}. {_ONE}"
+        )
+    same = jax.tree.map(np.array_equal, frozen["first_stage"], jax.device_get(model_frozen["first_stage"]))
+    if not all(jax.tree.leaves(same)):
+        raise ConfigError(
+            f"the classifier was trained on latents of another first stage than the model in {model_run}. {_ONE}"
+        )
+    return build.classifier(config), params, step
+
+
+def lpips_params(net: str, folder: str | Path, otherwise: str) -> Tree:
+    """Parameters of LPIPS(net) from the folder that make_lpips_weights.py fills. Missing says `otherwise`, too."""
+    try:
+        return load_lpips(Path(folder) / f"lpips_{net}.safetensors", net)
+    except FileNotFoundError as error:
+        raise Missing(f"LPIPS weights: {error}\n{otherwise}") from None
+
+
+def leaves_of(section: ConfigDict) -> dict[str, Any]:
+    """{dotted name: value} as JSON has them, to compare sections of two recipes."""
+    return dict(checkpoint.leaves(json.loads(section.to_json())))
