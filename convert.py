@@ -47,7 +47,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Any]:
     add = parser.add_argument
     add("--from", dest="source", required=True, help="file, folder of diffusers, or run directory")
     add("--to", dest="target", required=True, help="run directory to make; or file or folder to write")
-    add("--config", help="recipe of the model, configs/NAME.py[:variant]; needed when --from is not a run directory")
+    add("--config", help="recipe of the model, NAME[:VARIANT]; needed when --from is not a run directory")
     add("--checkpoint", type=int, help="writing: step of the run's checkpoint (default: the newest)")
     add("--no-ema", action="store_true", help="writing a folder: the raw instead of the averaged parameters")
     args, rest = parser.parse_known_args(argv)
@@ -76,10 +76,10 @@ def _is_run(path: Path) -> bool:
 
 
 def _config(parser: argparse.ArgumentParser, args: argparse.Namespace):
-    from ldm_jax import recipe
+    from ldm_jax import recipes
 
     try:
-        return recipe.load(args.config, args.overrides)
+        return recipes.load(args.config, args.overrides)
     except ValueError as error:
         parser.error(str(error))
 

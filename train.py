@@ -9,38 +9,54 @@ command goes on from the newest checkpoint in --workdir. `--config=configs/X.py:
 seconds. In the working directory: config.json, metrics.jsonl, tensorboard/, pictures/, checkpoints/.
 """
 
+import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
-from absl import app, flags, logging
-from ml_collections import config_flags
-
+from ldm_jax.errors import ConfigError
 from ldm_jax.training.hugepages import restart_with_hugepages
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: configs/NAME.py[:tiny].")
-WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives (default runs/NAME); resumed if it exists.")
-DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False,
-    "Several hosts or processes, the same command on each: TPU pods, Slurm and Open MPI are recognised; elsewhere set "
-    "JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID. --workdir is a folder that all share.",
-)  # fmt: skip
-REQUIRE_ACCELERATOR = flags.DEFINE_bool("require_accelerator", False, "Stop when JAX finds only the CPU.")
+
+def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Any]:
+    """(arguments, the configuration). Exits with 2 for wrong arguments."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--config", required=True, metavar="RECIPE", help="name of a recipe, or its file; NAME:tiny shrinks it")
+    add("--workdir", help="where the run lives (default runs/NAME); resumed if it exists")
+    add(
+        "--distributed",
+        action="store_true",
+        help="several hosts or processes, the same command on each: TPU pods, Slurm and Open MPI are recognised; "
+        "elsewhere set JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID. --workdir is a folder "
+        "that all share",
+    )
+    add("--require-accelerator", "--require_accelerator", action="store_true", help="stop when JAX finds only the CPU")
+    args, overrides = parser.parse_known_args(argv)
+    from ldm_jax import recipes
+
+    try:
+        return args, recipes.load(args.config, overrides)
+    except ConfigError as error:
+        parser.error(str(error))
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]} (options are written --name=value)")
+def main() -> None:
+    args, config = parse()
+    from absl import logging
+
     logging.set_verbosity(logging.WARNING)
     from ldm_jax import build, runs
     from ldm_jax.training import loop, runtime
 
-    recipe = flags.FLAGS["config"].config_filename
-    workdir = Path(WORKDIR.value or Path("runs") / Path(recipe.split(":")[0]).stem)
-    config = CONFIG.value
+    recipe = args.config
+    workdir = Path(args.workdir or Path("runs") / Path(recipe.split(":")[0]).stem)
     try:
-        if DISTRIBUTED.value:
+        if args.distributed:
             runtime.join_hosts()
-        runtime.setup(REQUIRE_ACCELERATOR.value)
+        runtime.setup(args.require_accelerator)
         mesh = build.mesh(config)
         task, loaders, frozen = runs.training_run(config, workdir)
     except build.Missing as error:
@@ -55,5 +71,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     restart_with_hugepages()
-    flags.mark_flags_as_required(["config"])
-    app.run(main)
+    main()

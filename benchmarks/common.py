@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax import recipe
+from ldm_jax import recipes
 from ldm_jax.training import runtime
 from ldm_jax.training.hugepages import restart_with_hugepages
 
@@ -47,7 +47,7 @@ def parser(doc: str, config: bool = True, batch: str = "1", repeats: int = 10) -
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     if config:
-        p.add_argument("--config", required=True, help="configs/NAME.py[:variant]; also --config.NAME=VALUE")
+        p.add_argument("--config", required=True, help="recipe, NAME[:VARIANT]; also --config.OPTION=VALUE")
         p.add_argument("--dtype", choices=("float32", "bfloat16"), help="compute type (default: the recipe's)")
     p.add_argument("--batch", type=numbers, default=numbers(batch), help=f"batch sizes, default {batch}")
     p.add_argument("--repeats", type=int, default=repeats, help=f"timed calls, default {repeats}; the median counts")
@@ -76,7 +76,7 @@ def load(p: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> tuple
         p.error(f"unexpected: {' '.join(unknown)} (options of the recipe are written --config.NAME=VALUE)")
     args.overrides = rest
     try:
-        config = recipe.load(args.config, rest)
+        config = recipes.load(args.config, rest)
     except ValueError as error:
         p.error(str(error))
     config.dtype = args.dtype or config.dtype
@@ -177,7 +177,7 @@ def _output(*command: str) -> str:
 
 def save(args: argparse.Namespace, benchmark: str, rows: list[Row], env: Row, dtype: str = "float32", **more) -> Path:
     """Writes the JSON and says where; `env` was taken before the first measurement."""
-    recipe_name = getattr(args, "config", "").removesuffix(".py").replace(".py:", "-").split("/")[-1]
+    recipe_name = getattr(args, "config", "").replace(".py", "").replace(":", "-").split("/")[-1]
     parts = (benchmark, recipe_name, env["backend"], dtype)
     path = args.out / ("_".join(part for part in parts if part) + ".json")
     settings = {k: v for k, v in vars(args).items() if not isinstance(v, Path)} | {"dtype": dtype}

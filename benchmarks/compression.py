@@ -16,14 +16,9 @@ if __name__ == "__main__":  # the root, instead of this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import common, roofline, sampling, work
-from configs import celeba_compression, imagenet_compression, places_inpainting_compression
-from ldm_jax import recipe
+from ldm_jax import recipes
 
-RECIPES = {
-    "imagenet_compression": imagenet_compression,
-    "celeba_compression": celeba_compression,
-    "places_inpainting_compression": places_inpainting_compression,
-}
+RECIPES = ("imagenet_compression", "celeba_compression", "places_inpainting_compression")
 
 COLUMNS = {
     "variant": "LDM", "latent": "latent", "batch": "batch", "train_ms": "train ms", "train_images_s": "train images/s",
@@ -34,14 +29,14 @@ COLUMNS = {
 
 def main(argv: list[str] | None = None) -> list[common.Row]:
     p = common.parser(__doc__, config=False, repeats=5)
-    p.add_argument("--recipe", choices=tuple(RECIPES), default="imagenet_compression")
+    p.add_argument("--recipe", choices=RECIPES, default="imagenet_compression")
     p.add_argument("--variants", type=common.words, help="default: all of the recipe")
     p.add_argument("--tiny", action="store_true", help="the shrunk variants: shows that it works, not how fast")
     p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     p.add_argument("--steps", type=int, default=5, help="DDIM steps measured, default 5")
     p.add_argument("--report", type=int, default=100, help="DDIM steps reported, default 100")
     args = p.parse_args(argv)
-    args.variants = args.variants or RECIPES[args.recipe].VARIANTS
+    args.variants = args.variants or recipes.variants(args.recipe)
     args.config = args.recipe + "-tiny" * args.tiny
     env, ceilings = common.environment(), roofline.measure_ceilings(args.dtype)
     print(ceilings)
@@ -62,7 +57,7 @@ def main(argv: list[str] | None = None) -> list[common.Row]:
 
 
 def measure(variant: str, size: int, args, ceilings: roofline.Ceilings) -> common.Row:
-    config = recipe.load(f"configs/{args.recipe}.py:{variant}{'_tiny' * args.tiny}")
+    config = recipes.load(f"{args.recipe}:{variant}{'_tiny' * args.tiny}")
     config.dtype = args.dtype
     model = work.make_model(config)
     row = {"variant": variant, "latent": "x".join(map(str, model.latent)), "batch": size}

@@ -12,8 +12,6 @@ import sys
 import time
 from pathlib import Path
 
-from absl import flags
-
 if __name__ == "__main__":  # the root, instead of this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -24,8 +22,6 @@ def main(argv: list[str] | None = None) -> list[common.Row]:
     p = common.parser(__doc__, batch="16", repeats=20)
     p.add_argument("--workers", default="0,2", help="worker processes, default 0,2; 0 is a thread")
     args, config = common.load(p, argv)
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # Grain's worker processes read them
     env = common.environment()
     rows = []
     for size in args.batch:
@@ -40,11 +36,11 @@ def main(argv: list[str] | None = None) -> list[common.Row]:
 def measure(config, size: int, workers: int, batches: int) -> common.Row:
     """Rate after the first two batches; `first_s` is the time to the first."""
     from ldm_jax import build
-    from ldm_jax.data import pipeline
+    from ldm_jax.data.batches import batches as make_batches
 
     source, transform = build.source(config, train=True), build.transform(config, train=True)
     began = time.perf_counter()
-    iterator = pipeline.batches(source, transform, size, seed=0, workers=workers)
+    iterator = make_batches(source, transform, size, seed=0, workers=workers)
     try:
         batch = next(iterator)
         first = time.perf_counter() - began

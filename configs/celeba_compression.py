@@ -9,29 +9,29 @@ First stages: f1 none, f2 and f32 first_stage_table8.py:vq_f2 and :vq_f32_c32, t
     python sample.py --workdir=runs/celeba_compression_f8 --num=16 --steps=100
 """
 
-from configs import common
+from ldm_jax.recipes import sections
 
 # z, first stage, UNet width and levels, attention (downsampling factors), batch, learning rate
 ROWS = {
-    "f1": (common.pixels(), 192, (1, 1, 2, 2, 4, 4), (8, 16, 32), 9, 9e-5),
-    "f2": (common.vq_f2(), 192, (1, 2, 2, 4, 4), (4, 8, 16), 11, 1.1e-4),
-    "f4": (common.vq_f4(), 224, (1, 2, 3, 4), (2, 4, 8), 48, 9.6e-5),
-    "f8": (common.vq_f8(), 256, (1, 2, 4), (1, 2, 4), 96, 9.6e-5),
-    "f16": (common.vq_f16(), 256, (1, 2, 4), (1, 2, 4), 128, 1.3e-4),
-    "f32": (common.vq_f32(channels=32), 256, (1, 2, 4), (1, 2, 4), 128, 1.3e-4),
+    "f1": (sections.pixels(), 192, (1, 1, 2, 2, 4, 4), (8, 16, 32), 9, 9e-5),
+    "f2": (sections.vq_f2(), 192, (1, 2, 2, 4, 4), (4, 8, 16), 11, 1.1e-4),
+    "f4": (sections.vq_f4(), 224, (1, 2, 3, 4), (2, 4, 8), 48, 9.6e-5),
+    "f8": (sections.vq_f8(), 256, (1, 2, 4), (1, 2, 4), 96, 9.6e-5),
+    "f16": (sections.vq_f16(), 256, (1, 2, 4), (1, 2, 4), 128, 1.3e-4),
+    "f32": (sections.vq_f32(channels=32), 256, (1, 2, 4), (1, 2, 4), 128, 1.3e-4),
 }
 VARIANTS = tuple(ROWS)
 
 
 def get_config(variant: str = "f4"):
-    name, variant = common.split_variant(variant, VARIANTS)
+    name, variant = sections.split_variant(variant, VARIANTS)
     first_stage, width, levels, attention, batch_size, learning_rate = ROWS[name]
     unet = dict(model_channels=width, channel_mult=levels, attention_downsamples=attention, num_head_channels=32)
-    config = common.ldm(first_stage, unet)
+    config = sections.ldm(first_stage, unet)
     config.steps = 500_000
     config.batch_size = batch_size
     config.optim.learning_rate = learning_rate
     config.latent_scale = 1.0
     config.data.update(source="tfds", name="celeb_a_hq/256", split="train[:25000]")
     config.data.update(validation_split="train[25000:]", interpolation="bilinear")
-    return common.finish(config, variant)
+    return sections.finish(config, variant)

@@ -11,15 +11,15 @@ The images: any folder (`--config.data.source=folder --config.data.path=DIR`) or
 The original trains on 25,000 images and validates on 5,000, without flips.
 """
 
-from configs import common
+from ldm_jax.recipes import sections
 
 
 def get_config(variant: str = ""):
-    config = common.ldm(common.vq_f4(), common.faces_unet())
+    config = sections.ldm(sections.vq_f4(), sections.faces_unet())
     config.steps = 410_000
     config.batch_size = 48
     config.optim.learning_rate = 9.6e-5
     config.latent_scale = 1.0  # VQ latents have a standard deviation near 1 (appendix G)
     config.data.update(source="tfds", name="celeb_a_hq/256", split="train[:25000]")
     config.data.update(validation_split="train[25000:]", interpolation="bilinear")
-    return common.finish(config, variant)
+    return sections.finish(config, variant)

@@ -12,12 +12,12 @@ The images: TFDS coco/2017 with its boxes of 80 classes, or a folder whose metad
 "objects": --config.data.source=folder --config.data.path=IMAGES.
 """
 
-from configs import common, conditioners
+from ldm_jax.recipes import conditioners, sections
 
 
 def get_config(variant: str = ""):
-    config = common.ldm(
-        common.vq_f8(),
+    config = sections.ldm(
+        sections.vq_f8(),
         dict(
             model_channels=192,
             channel_mult=(1, 2, 4),
@@ -33,4 +33,4 @@ def get_config(variant: str = ""):
     config.optim.learning_rate = 4.8e-5
     config.latent_scale = 1.0
     config.data.update(source="tfds", name="coco/2017", crop="random", flip=True)
-    return common.finish(config, variant)
+    return sections.finish(config, variant)

@@ -5,11 +5,11 @@
     python train.py --config=configs/emoji_first_stage.py --workdir=runs/emoji/first_stage
 """
 
-from configs import common, small
+from ldm_jax.recipes import laptop, sections
 
 
 def get_config(variant: str = ""):
-    config = common.autoencoder(small.emoji_first_stage(), image_size=64)
+    config = sections.autoencoder(laptop.emoji_first_stage(), image_size=64)
     config.steps = 3500
     config.batch_size = 8
     config.optim.update(learning_rate=5e-4, schedule="cosine", warmup_steps=100)
@@ -17,4 +17,4 @@ def get_config(variant: str = ""):
     config.loss.update(disc_layers=2, disc_ndf=32, disc_weight=0.5)
     config.every.update(evaluate=1000, picture=500, checkpoint=500)
     config.data.update(source="folder", path="datasets/emoji", flip=True, validation_images=128)
-    return common.finish(config, variant)
+    return sections.finish(config, variant)

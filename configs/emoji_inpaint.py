@@ -5,12 +5,12 @@
     python sample.py --workdir=runs/emoji/inpaint --steps=200 --eta=1 --image=PICTURE.png --mask=HOLE.png
 """
 
-from configs import common, conditioners, small
+from ldm_jax.recipes import conditioners, laptop, sections
 
 
 def get_config(variant: str = ""):
-    config = small.emoji(conditioners.masked(), num_res_blocks=1)
+    config = laptop.emoji(conditioners.masked(), num_res_blocks=1)
     config.steps = 6000
     config.optim.learning_rate = 6e-4
     config.every.update(evaluate=1000, picture=1000, checkpoint=1000)
-    return common.finish(config, variant)
+    return sections.finish(config, variant)

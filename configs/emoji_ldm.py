@@ -5,8 +5,8 @@
     python sample.py --workdir=runs/emoji/ldm --num=64 --steps=200 --eta=1
 """
 
-from configs import common, small
+from ldm_jax.recipes import laptop, sections
 
 
 def get_config(variant: str = ""):
-    return common.finish(small.emoji(), variant)
+    return sections.finish(laptop.emoji(), variant)

@@ -5,11 +5,11 @@
     python sample.py --workdir=runs/emoji/superres --steps=200 --eta=1 --image=SMALL.png
 """
 
-from configs import common, conditioners, small
+from ldm_jax.recipes import conditioners, laptop, sections
 
 
 def get_config(variant: str = ""):
-    config = small.emoji(conditioners.low_res(), num_res_blocks=1)
+    config = laptop.emoji(conditioners.low_res(), num_res_blocks=1)
     config.steps = 2000
     config.every.update(evaluate=500, picture=500, checkpoint=500)
-    return common.finish(config, variant)
+    return sections.finish(config, variant)

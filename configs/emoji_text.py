@@ -5,14 +5,14 @@
     python sample.py --workdir=runs/emoji/text --steps=200 --eta=1 --guidance=3 --prompt "red heart" --num=8
 """
 
-from configs import common, conditioners, small
+from ldm_jax.recipes import conditioners, laptop, sections
 
 
 def get_config(variant: str = ""):
     conditioner = conditioners.text(dim=128, depth=4, tokenizer="captions")
     conditioner.update(vocab_size=2048, max_length=16, null_tokens=(2, 3), use_mask=True, embedding_std=1.0)
-    config = small.emoji(conditioner, num_res_blocks=1)
+    config = laptop.emoji(conditioner, num_res_blocks=1)
     config.steps = 6000
     config.optim.learning_rate = 6e-4
     config.every.update(evaluate=1000, picture=1000, checkpoint=1000)
-    return common.finish(config, variant)
+    return sections.finish(config, variant)

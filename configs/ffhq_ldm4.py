@@ -11,14 +11,14 @@ The images: a folder; FFHQ comes as PNG or WebP files (thumbnails128x128 is the 
 TFDS catalogue. The original trains on 60,000 images and validates on 10,000, without flips.
 """
 
-from configs import common
+from ldm_jax.recipes import sections
 
 
 def get_config(variant: str = ""):
-    config = common.ldm(common.vq_f4(), common.faces_unet())
+    config = sections.ldm(sections.vq_f4(), sections.faces_unet())
     config.steps = 635_000
     config.batch_size = 42
     config.optim.learning_rate = 8.4e-5
     config.latent_scale = 1.0  # VQ latents have a standard deviation near 1 (appendix G)
     config.data.update(source="folder", validation_fraction=1 / 7, interpolation="bilinear")
-    return common.finish(config, variant)
+    return sections.finish(config, variant)

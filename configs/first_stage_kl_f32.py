@@ -11,12 +11,12 @@ Any folder of images of 256 px or more will do: the original used OpenImages (sh
 The discriminator enters at step 50,001; until then the loss is L1 + LPIPS + 1e-6 KL.
 """
 
-from configs import common
+from ldm_jax.recipes import sections
 
 
 def get_config(variant: str = ""):
-    config = common.autoencoder(common.kl_f32())
+    config = sections.autoencoder(sections.kl_f32())
     config.steps = 406_763
-    common.openimages(config)
+    sections.openimages(config)
     config.loss.update(disc_start=50_001, disc_weight=0.5)
-    return common.finish(config, variant)
+    return sections.finish(config, variant)

@@ -13,26 +13,26 @@ neighbours, and f = 2 has levels (1, 2).
         --config.data.source=folder --config.data.path=YOUR_IMAGES
 """
 
-from configs import common
+from ldm_jax.recipes import sections
 
 MODELS = {
-    "vq_f2": common.vq_f2(),
-    "vq_f2_n64": common.vq_f2() | dict(n_embed=64),
-    "vq_f4_n256": common.vq_f4() | dict(n_embed=256),
-    "vq_f32": common.vq_f32(),
-    "vq_f32_c32": common.vq_f32(channels=32),
-    "kl_f2": common.kl_f4() | dict(ch_mult=(1, 2), z_channels=2, embed_dim=2),
-    "kl_f16_c8": common.kl_f16() | dict(z_channels=8, embed_dim=8),
-    "kl_f32_c16": common.kl_f32() | dict(z_channels=16, embed_dim=16),
+    "vq_f2": sections.vq_f2(),
+    "vq_f2_n64": sections.vq_f2() | dict(n_embed=64),
+    "vq_f4_n256": sections.vq_f4() | dict(n_embed=256),
+    "vq_f32": sections.vq_f32(),
+    "vq_f32_c32": sections.vq_f32(channels=32),
+    "kl_f2": sections.kl_f4() | dict(ch_mult=(1, 2), z_channels=2, embed_dim=2),
+    "kl_f16_c8": sections.kl_f16() | dict(z_channels=8, embed_dim=8),
+    "kl_f32_c16": sections.kl_f32() | dict(z_channels=16, embed_dim=16),
 }
 VARIANTS = tuple(MODELS)
 
 
 def get_config(variant: str = "vq_f2"):
-    name, variant = common.split_variant(variant, VARIANTS)
-    config = common.autoencoder(MODELS[name] | dict(recipe=f"first_stage_table8:{name}"))
+    name, variant = sections.split_variant(variant, VARIANTS)
+    config = sections.autoencoder(MODELS[name] | dict(recipe=f"first_stage_table8:{name}"))
     config.steps = 500_000
-    common.openimages(config)
+    sections.openimages(config)
     if name.startswith("vq"):
         config.loss.update(disc_start=250_001, disc_weight=0.75)
-    return common.finish(config, variant)
+    return sections.finish(config, variant)

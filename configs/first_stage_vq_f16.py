@@ -10,12 +10,12 @@ models/first_stage_models/vq-f16/config.yaml and the original's ImageNet recipe 
 Any folder of images of 256 px or more will do: the original used OpenImages (shorter side to 384, random crops of 256).
 """
 
-from configs import common
+from ldm_jax.recipes import sections
 
 
 def get_config(variant: str = ""):
-    config = common.autoencoder(common.vq_f16())
+    config = sections.autoencoder(sections.vq_f16())
     config.steps = 1_101_166
-    common.openimages(config)
+    sections.openimages(config)
     config.loss.update(disc_start=250_001, disc_weight=0.75, disc_layers=2)
-    return common.finish(config, variant)
+    return sections.finish(config, variant)

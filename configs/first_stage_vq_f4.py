@@ -12,12 +12,12 @@ Any folder of images of 256 px or more will do: the original used OpenImages (ra
 The released file says disc_start 0, which fits a resumed run; this starts like the other VQ models.
 """
 
-from configs import common
+from ldm_jax.recipes import sections
 
 
 def get_config(variant: str = ""):
-    config = common.autoencoder(common.vq_f4())
+    config = sections.autoencoder(sections.vq_f4())
     config.steps = 533_066
-    common.openimages(config, crop_only=True)
+    sections.openimages(config, crop_only=True)
     config.loss.update(disc_start=250_001, disc_weight=0.75)
-    return common.finish(config, variant)
+    return sections.finish(config, variant)

@@ -13,12 +13,12 @@ of 256 of the images as they are).
 The released file says disc_start 11, which fits a resumed run; this starts like the other VQ models.
 """
 
-from configs import common
+from ldm_jax.recipes import sections
 
 
 def get_config(variant: str = ""):
-    config = common.autoencoder(common.vq_f4_noattn())
+    config = sections.autoencoder(sections.vq_f4_noattn())
     config.steps = 658_131
-    common.openimages(config, crop_only=True)
+    sections.openimages(config, crop_only=True)
     config.loss.update(disc_start=250_001, disc_weight=0.75)
-    return common.finish(config, variant)
+    return sections.finish(config, variant)

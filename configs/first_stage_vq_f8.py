@@ -12,12 +12,12 @@ Any folder of images of 256 px or more will do: the original used OpenImages (sh
 The released file says disc_start 1, which fits a resumed run; this starts like the other VQ models.
 """
 
-from configs import common
+from ldm_jax.recipes import sections
 
 
 def get_config(variant: str = ""):
-    config = common.autoencoder(common.vq_f8())
+    config = sections.autoencoder(sections.vq_f8())
     config.steps = 971_043
-    common.openimages(config)
+    sections.openimages(config)
     config.loss.update(disc_start=250_001, disc_weight=0.6, disc_layers=2)
-    return common.finish(config, variant)
+    return sections.finish(config, variant)

@@ -10,12 +10,12 @@ models/first_stage_models/vq-f8-n256/config.yaml and the original's ImageNet rec
 Any folder of images of 256 px or more will do: the original used OpenImages (shorter side to 384, random crops of 256).
 """
 
-from configs import common
+from ldm_jax.recipes import sections
 
 
 def get_config(variant: str = ""):
-    config = common.autoencoder(common.vq_f8_n256())
+    config = sections.autoencoder(sections.vq_f8_n256())
     config.steps = 1_608_649
-    common.openimages(config)
+    sections.openimages(config)
     config.loss.update(disc_start=250_001, disc_weight=0.75)
-    return common.finish(config, variant)
+    return sections.finish(config, variant)

@@ -15,24 +15,24 @@ decay 0.01. Rate, batch and steps were never published: those of guided-diffusio
 Before there is an LDM: --config.first_stage.checkpoint=runs/vq_f8 in place of --config.guides.
 """
 
-from configs import common
+from ldm_jax.recipes import sections
 
 # first stage, width and levels of imagenet_ldm8 and imagenet_ldm4, attention (downsampling factors)
 ROWS = {
-    "f8": (common.vq_f8(), 256, (1, 2, 4), (1, 2, 4)),
-    "f4": (common.vq_f4(), 192, (1, 2, 3, 5), (2, 4, 8)),
+    "f8": (sections.vq_f8(), 256, (1, 2, 4), (1, 2, 4)),
+    "f4": (sections.vq_f4(), 192, (1, 2, 3, 5), (2, 4, 8)),
 }
 VARIANTS = tuple(ROWS)
 
 
 def get_config(variant: str = "f8"):
-    name, variant = common.split_variant(variant, VARIANTS)
+    name, variant = sections.split_variant(variant, VARIANTS)
     first_stage, width, levels, attention = ROWS[name]
     network = dict(model_channels=width, channel_mult=levels, attention_downsamples=attention, num_head_channels=32)
-    config = common.classifier(first_stage, network)
+    config = sections.classifier(first_stage, network)
     config.steps = 300_000
     config.batch_size = 256
     config.optim.update(learning_rate=3e-4, schedule="linear")
     config.latent_scale = 1.0
-    common.imagenet(config)
-    return common.finish(config, variant)
+    sections.imagenet(config)
+    return sections.finish(config, variant)

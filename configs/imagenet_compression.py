@@ -9,28 +9,28 @@ First stages: f1 none, f2 and f32 first_stage_table8.py:vq_f2 and :vq_f32_c32, t
     python sample.py --workdir=runs/imagenet_compression_f8 --num=16 --steps=100
 """
 
-from configs import common, conditioners
+from ldm_jax.recipes import conditioners, sections
 
 # z, first stage, UNet width and levels, attention (downsampling factors), batch, learning rate
 ROWS = {
-    "f1": (common.pixels(), 192, (1, 1, 2, 2, 4, 4), (8, 16, 32), 7, 4.9e-5),
-    "f2": (common.vq_f2(), 192, (1, 2, 2, 4, 4), (4, 8, 16), 9, 6.3e-5),
-    "f4": (common.vq_f4(), 192, (1, 2, 3, 5), (2, 4, 8), 40, 8e-5),
-    "f8": (common.vq_f8(), 256, (1, 2, 4), (1, 2, 4), 64, 6.4e-5),
-    "f16": (common.vq_f16(), 256, (1, 2, 4), (1, 2, 4), 112, 4.5e-5),
-    "f32": (common.vq_f32(channels=32), 256, (1, 2, 4), (1, 2, 4), 112, 4.5e-5),
+    "f1": (sections.pixels(), 192, (1, 1, 2, 2, 4, 4), (8, 16, 32), 7, 4.9e-5),
+    "f2": (sections.vq_f2(), 192, (1, 2, 2, 4, 4), (4, 8, 16), 9, 6.3e-5),
+    "f4": (sections.vq_f4(), 192, (1, 2, 3, 5), (2, 4, 8), 40, 8e-5),
+    "f8": (sections.vq_f8(), 256, (1, 2, 4), (1, 2, 4), 64, 6.4e-5),
+    "f16": (sections.vq_f16(), 256, (1, 2, 4), (1, 2, 4), 112, 4.5e-5),
+    "f32": (sections.vq_f32(channels=32), 256, (1, 2, 4), (1, 2, 4), 112, 4.5e-5),
 }
 VARIANTS = tuple(ROWS)
 
 
 def get_config(variant: str = "f4"):
-    name, variant = common.split_variant(variant, VARIANTS)
+    name, variant = sections.split_variant(variant, VARIANTS)
     first_stage, width, levels, attention, batch_size, learning_rate = ROWS[name]
     unet = dict(model_channels=width, channel_mult=levels, attention_downsamples=attention, num_heads=1)
-    config = common.ldm(first_stage, unet, conditioners.class_label(1000, 512))
+    config = sections.ldm(first_stage, unet, conditioners.class_label(1000, 512))
     config.steps = 2_000_000
     config.batch_size = batch_size
     config.optim.learning_rate = learning_rate
     config.latent_scale = 1.0
-    common.imagenet(config)
-    return common.finish(config, variant)
+    sections.imagenet(config)
+    return sections.finish(config, variant)

@@ -11,12 +11,12 @@ row gives. One label in ten is dropped (never stated; the 1001st class is the nu
 The images: TFDS imagenet2012, or a folder with one subfolder per class (`--config.data.source=folder`).
 """
 
-from configs import common, conditioners
+from ldm_jax.recipes import conditioners, sections
 
 
 def get_config(variant: str = ""):
-    config = common.ldm(
-        common.vq_f4(),
+    config = sections.ldm(
+        sections.vq_f4(),
         dict(model_channels=192, channel_mult=(1, 2, 3, 5), attention_downsamples=(2, 4, 8), num_heads=1),
         conditioners.class_label(1000, 512, drop_prob=0.1),
     )
@@ -24,5 +24,5 @@ def get_config(variant: str = ""):
     config.batch_size = 1200
     config.optim.learning_rate = 1e-4
     config.latent_scale = 1.0
-    common.imagenet(config)
-    return common.finish(config, variant)
+    sections.imagenet(config)
+    return sections.finish(config, variant)

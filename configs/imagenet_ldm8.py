@@ -14,12 +14,12 @@ released yaml's 32-wide heads (what today's original code builds from it) are
 The parameters are the same, the function is not.
 """
 
-from configs import common, conditioners
+from ldm_jax.recipes import conditioners, sections
 
 
 def get_config(variant: str = ""):
-    config = common.ldm(
-        common.vq_f8(),
+    config = sections.ldm(
+        sections.vq_f8(),
         dict(model_channels=256, channel_mult=(1, 2, 4), attention_downsamples=(1, 2, 4), num_heads=1),
         conditioners.class_label(1000, 512),
     )
@@ -27,5 +27,5 @@ def get_config(variant: str = ""):
     config.batch_size = 64
     config.optim.learning_rate = 6.4e-5
     config.latent_scale = 1.0
-    common.imagenet(config)
-    return common.finish(config, variant)
+    sections.imagenet(config)
+    return sections.finish(config, variant)

@@ -9,12 +9,12 @@ light BSR pipeline; the paper's bicubic model is --config.data.degradation=bicub
     python sample.py --workdir=runs/imagenet_superres_ldm4 --image=small.png --steps=100
 """
 
-from configs import common, conditioners
+from ldm_jax.recipes import conditioners, sections
 
 
 def get_config(variant: str = ""):
-    config = common.ldm(
-        common.vq_f4(),
+    config = sections.ldm(
+        sections.vq_f4(),
         dict(model_channels=160, channel_mult=(1, 2, 2, 4), attention_downsamples=(8,), num_head_channels=32),
         conditioners.low_res(),
     )
@@ -23,7 +23,7 @@ def get_config(variant: str = ""):
     config.optim.learning_rate = 6.4e-5
     config.diffusion.update(end=0.0155)
     config.latent_scale = 1.0
-    common.imagenet(config)
+    sections.imagenet(config)
     config.data.update(resize="square", smallest_square=0.5, interpolation="box")
     config.data.degradation = "bsr_light"
-    return common.finish(config, variant)
+    return sections.finish(config, variant)

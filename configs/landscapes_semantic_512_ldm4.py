@@ -13,8 +13,8 @@ The images: a folder whose metadata.jsonl gives each a "segmentation" (a PNG of 
 COCO-Stuff); random crops of 512 from a shorter side of 768.
 """
 
-from configs import common
+from ldm_jax.recipes import sections
 
 
 def get_config(variant: str = ""):
-    return common.finish(common.landscapes(image_size=512, batch_size=8, learning_rate=8e-6), variant)
+    return sections.finish(sections.landscapes(image_size=512, batch_size=8, learning_rate=8e-6), variant)

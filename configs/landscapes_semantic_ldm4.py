@@ -13,8 +13,8 @@ The images: a folder whose metadata.jsonl gives each a "segmentation" (a PNG of 
 COCO-Stuff); random crops of 256 from a shorter side of 384.
 """
 
-from configs import common
+from ldm_jax.recipes import sections
 
 
 def get_config(variant: str = ""):
-    return common.finish(common.landscapes(image_size=256, batch_size=48, learning_rate=4.8e-5), variant)
+    return sections.finish(sections.landscapes(image_size=256, batch_size=48, learning_rate=4.8e-5), variant)

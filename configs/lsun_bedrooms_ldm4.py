@@ -10,14 +10,14 @@ Source of the numbers: table 12 and the released models/ldm/lsun_beds256/config.
 The images: TFDS lsun/bedroom or any folder. As in the original: centre square, bicubic to 256, flips.
 """
 
-from configs import common
+from ldm_jax.recipes import sections
 
 
 def get_config(variant: str = ""):
-    config = common.ldm(common.vq_f4(), common.faces_unet())
+    config = sections.ldm(sections.vq_f4(), sections.faces_unet())
     config.steps = 1_900_000
     config.batch_size = 48
     config.optim.learning_rate = 9.6e-5
     config.latent_scale = 1.0  # VQ latents have a standard deviation near 1 (appendix G)
     config.data.update(source="tfds", name="lsun/bedroom", flip=True)
-    return common.finish(config, variant)
+    return sections.finish(config, variant)

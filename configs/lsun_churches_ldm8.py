@@ -11,12 +11,12 @@ L1 loss and a learning rate that is not scaled by the batch, both as released.
 The images: TFDS lsun/church_outdoor or any folder. As in the original: centre square, bicubic to 256, flips.
 """
 
-from configs import common
+from ldm_jax.recipes import sections
 
 
 def get_config(variant: str = ""):
-    config = common.ldm(
-        common.kl_f8(),
+    config = sections.ldm(
+        sections.kl_f8(),
         dict(
             model_channels=192,
             channel_mult=(1, 2, 2, 4, 4),
@@ -33,4 +33,4 @@ def get_config(variant: str = ""):
     config.diffusion.update(end=0.0155, loss="l1")
     config.latent_scale = 0.0  # measured: KL latents are far from unit variance
     config.data.update(source="tfds", name="lsun/church_outdoor", flip=True)
-    return common.finish(config, variant)
+    return sections.finish(config, variant)

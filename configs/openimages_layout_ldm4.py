@@ -21,12 +21,12 @@ from 0. Or a folder whose metadata.jsonl gives each image its "objects":
     --config.data.source=folder --config.data.path=IMAGES
 """
 
-from configs import common, conditioners
+from ldm_jax.recipes import conditioners, sections
 
 
 def get_config(variant: str = ""):
-    config = common.ldm(
-        common.vq_f4(),
+    config = sections.ldm(
+        sections.vq_f4(),
         dict(
             model_channels=128,
             channel_mult=(1, 2, 3, 4),
@@ -43,4 +43,4 @@ def get_config(variant: str = ""):
     config.latent_scale = 1.0
     config.data.update(source="tfds", name="open_images_v4/300k", classes="openimages_classes.txt")
     config.data.update(resize="square", flip=True)
-    return common.finish(config, variant)
+    return sections.finish(config, variant)

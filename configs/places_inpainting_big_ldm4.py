@@ -11,12 +11,12 @@ base rate, then a cosine that ends at step 50,000. Input: z, the latent of the m
 The images: TFDS places365_small, or any folder (--config.data.source=folder --config.data.path=IMAGES).
 """
 
-from configs import common, conditioners
+from ldm_jax.recipes import conditioners, sections
 
 
 def get_config(variant: str = ""):
-    config = common.ldm(
-        common.vq_f4_noattn(),
+    config = sections.ldm(
+        sections.vq_f4_noattn(),
         dict(
             model_channels=256,
             channel_mult=(1, 2, 3, 4),
@@ -33,4 +33,4 @@ def get_config(variant: str = ""):
     config.diffusion.update(end=0.0205, loss="l1")
     config.latent_scale = 1.0
     config.data.update(source="tfds", name="places365_small", crop="random", resize="none", masks="train_256")
-    return common.finish(config, variant)
+    return sections.finish(config, variant)

@@ -10,22 +10,22 @@ pixels can do. 221.58M and 220.52M parameters, the others 215.23M to 215.24M.
     python sample.py --workdir=runs/inpainting_vq_f4 --image=picture.png --mask=hole.png
 """
 
-from configs import common
+from ldm_jax.recipes import sections
 
 # first stage, UNet width and levels, factor of the latents (0: measured)
 ROWS = {
-    "f1": (common.pixels(), 192, (1, 1, 2, 4, 4), 1.0),
-    "f1_narrow": (common.pixels(), 128, (1, 1, 1, 4, 8), 1.0),
-    "kl_f4": (common.kl_f4(), 128, (1, 4, 8), 0.0),
-    "vq_f4": (common.vq_f4(), 128, (1, 4, 8), 1.0),
-    "vq_f4_noattn": (common.vq_f4_noattn(), 128, (1, 4, 8), 1.0),
+    "f1": (sections.pixels(), 192, (1, 1, 2, 4, 4), 1.0),
+    "f1_narrow": (sections.pixels(), 128, (1, 1, 1, 4, 8), 1.0),
+    "kl_f4": (sections.kl_f4(), 128, (1, 4, 8), 0.0),
+    "vq_f4": (sections.vq_f4(), 128, (1, 4, 8), 1.0),
+    "vq_f4_noattn": (sections.vq_f4_noattn(), 128, (1, 4, 8), 1.0),
 }
 VARIANTS = tuple(ROWS)
 
 
 def get_config(variant: str = "vq_f4_noattn"):
-    name, variant = common.split_variant(variant, VARIANTS)
+    name, variant = sections.split_variant(variant, VARIANTS)
     first_stage, width, levels, scale = ROWS[name]
-    config = common.places_inpainting(first_stage, width, levels)
+    config = sections.places_inpainting(first_stage, width, levels)
     config.latent_scale = scale
-    return common.finish(config, variant)
+    return sections.finish(config, variant)

@@ -10,8 +10,8 @@ rate 1e-6 is taken as the base rate of one sample: 128 x 1e-6. Attention stands 
 The images: TFDS places365_small, or any folder (--config.data.source=folder --config.data.path=IMAGES).
 """
 
-from configs import common
+from ldm_jax.recipes import sections
 
 
 def get_config(variant: str = ""):
-    return common.finish(common.places_inpainting(common.vq_f4_noattn()), variant)
+    return sections.finish(sections.places_inpainting(sections.vq_f4_noattn()), variant)

@@ -9,11 +9,11 @@
 The classes are ldm_jax/data/shapes.py's CLASS_NAMES; simple scenes have the 32 of SIMPLE_KINDS.
 """
 
-from configs import common, conditioners, small
+from ldm_jax.recipes import conditioners, laptop, sections
 
 
 def get_config(variant: str = ""):
-    config = small.quickstart(conditioners.class_label(64, dim=64, drop_prob=0.1))
+    config = laptop.quickstart(conditioners.class_label(64, dim=64, drop_prob=0.1))
     config.steps = 8000
     config.every.update(evaluate=2000, picture=2000, checkpoint=1000)
-    return common.finish(config, variant)
+    return sections.finish(config, variant)

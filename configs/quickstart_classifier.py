@@ -9,12 +9,12 @@ The classes are ldm_jax/data/shapes.py's CLASS_NAMES, colour and kind of the mai
 SIMPLE_KINDS. First stage and latent scale are those of the LDM.
 """
 
-from configs import common, small
+from ldm_jax.recipes import laptop, sections
 
 
 def get_config(variant: str = ""):
-    config = common.classifier(
-        small.quickstart_first_stage(),
+    config = sections.classifier(
+        laptop.quickstart_first_stage(),
         dict(
             n_classes=64,
             model_channels=32,
@@ -31,4 +31,4 @@ def get_config(variant: str = ""):
     config.ema.decay = 0.998
     config.every.update(evaluate=500, picture=0, checkpoint=500)
     config.data.update(simple_scenes=True, validation_images=256)
-    return common.finish(config, variant)
+    return sections.finish(config, variant)

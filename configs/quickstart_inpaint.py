@@ -7,11 +7,11 @@
     python scripts/check_quickstart.py runs/quickstart/inpaint
 """
 
-from configs import common, conditioners, small
+from ldm_jax.recipes import conditioners, laptop, sections
 
 
 def get_config(variant: str = ""):
-    config = small.quickstart(conditioners.masked())
+    config = laptop.quickstart(conditioners.masked())
     config.steps = 2400
     config.every.update(evaluate=600, picture=600, checkpoint=600)
-    return common.finish(config, variant)
+    return sections.finish(config, variant)

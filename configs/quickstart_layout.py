@@ -9,7 +9,7 @@
 boxes.json, for example: [{"box": [0.1, 0.2, 0.7, 0.8], "class": 9}]
 """
 
-from configs import common, conditioners, small
+from ldm_jax.recipes import conditioners, laptop, sections
 
 
 def get_config(variant: str = ""):
@@ -17,7 +17,7 @@ def get_config(variant: str = ""):
     # Two objects of a class and two corners, on a grid of 8 x 8: with a finer one each corner is seen too seldom.
     conditioner.update(max_objects=2, min_objects=1, max_length=6, vocab_size=72, flags=(), crop_tokens=False)
     conditioner.update(embedding_std=1.0)
-    config = small.quickstart(conditioner)
+    config = laptop.quickstart(conditioner)
     config.steps = 7000
     config.every.update(evaluate=1000, picture=1000, checkpoint=1000)
-    return common.finish(config, variant)
+    return sections.finish(config, variant)

@@ -5,11 +5,11 @@
     python sample.py --workdir=runs/quickstart/ldm --num=16 --steps=100 --eta=1
 """
 
-from configs import common, small
+from ldm_jax.recipes import laptop, sections
 
 
 def get_config(variant: str = ""):
-    config = small.quickstart()
+    config = laptop.quickstart()
     config.steps = 1600
     config.every.update(evaluate=800, picture=800, checkpoint=800)
-    return common.finish(config, variant)
+    return sections.finish(config, variant)

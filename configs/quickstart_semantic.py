@@ -9,13 +9,13 @@
 A map has 0 for the background and 1 + the number of the kind, in the order of ldm_jax/data/shapes.py's KINDS.
 """
 
-from configs import common, conditioners, small
+from ldm_jax.recipes import conditioners, laptop, sections
 
 
 def get_config(variant: str = ""):
     conditioner = conditioners.segmentation(9, channels=8, drop_prob=0.1)
     conditioner.update(n_stages=1)  # 32 px -> 16x16
-    config = small.quickstart(conditioner)
+    config = laptop.quickstart(conditioner)
     config.steps = 2400
     config.every.update(evaluate=600, picture=600, checkpoint=600)
-    return common.finish(config, variant)
+    return sections.finish(config, variant)

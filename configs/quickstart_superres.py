@@ -7,11 +7,11 @@
     python scripts/check_quickstart.py runs/quickstart/superres
 """
 
-from configs import common, conditioners, small
+from ldm_jax.recipes import conditioners, laptop, sections
 
 
 def get_config(variant: str = ""):
-    config = small.quickstart(conditioners.low_res(), small.quickstart_superres_first_stage())
+    config = laptop.quickstart(conditioners.low_res(), laptop.quickstart_superres_first_stage())
     config.steps = 4000
     config.every.update(evaluate=1000, picture=1000, checkpoint=1000)
-    return common.finish(config, variant)
+    return sections.finish(config, variant)

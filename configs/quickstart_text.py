@@ -8,13 +8,13 @@
     python scripts/check_quickstart.py runs/quickstart/text
 """
 
-from configs import common, conditioners, small
+from ldm_jax.recipes import conditioners, laptop, sections
 
 
 def get_config(variant: str = ""):
     conditioner = conditioners.text(dim=64, depth=2, tokenizer="captions")
     conditioner.update(vocab_size=256, max_length=24, null_tokens=(2, 3), use_mask=True, embedding_std=1.0)
-    config = small.quickstart(conditioner)
+    config = laptop.quickstart(conditioner)
     config.steps = 6000
     config.every.update(evaluate=2000, picture=2000, checkpoint=1000)
-    return common.finish(config, variant)
+    return sections.finish(config, variant)

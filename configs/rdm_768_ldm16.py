@@ -10,12 +10,12 @@ published.
     python sample.py --workdir=runs/rdm_768_ldm16 --vectors=clip.npy --guidance=5
 """
 
-from configs import common, conditioners
+from ldm_jax.recipes import conditioners, sections
 
 
 def get_config(variant: str = ""):
-    config = common.ldm(
-        common.kl_f16(),
+    config = sections.ldm(
+        sections.kl_f16(),
         dict(
             model_channels=448,
             channel_mult=(1, 2, 3, 4),
@@ -32,4 +32,4 @@ def get_config(variant: str = ""):
     config.diffusion.update(end=0.015)
     config.latent_scale = 0.22765929
     config.data.update(source="folder", crop="center")
-    return common.finish(config, variant)
+    return sections.finish(config, variant)

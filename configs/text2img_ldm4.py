@@ -18,12 +18,12 @@ captions at random), in place of the last option:
     --config.data.validation_split=val --config.data.path=TFDS_DIR
 """
 
-from configs import common, conditioners
+from ldm_jax.recipes import conditioners, sections
 
 
 def get_config(variant: str = ""):
-    config = common.ldm(
-        common.vq_f4(),
+    config = sections.ldm(
+        sections.vq_f4(),
         dict(model_channels=192, channel_mult=(1, 2, 3, 5), attention_downsamples=(2, 4, 8), num_heads=1),
         conditioners.text(640, 32),
     )
@@ -32,4 +32,4 @@ def get_config(variant: str = ""):
     config.optim.learning_rate = 5.6e-5
     config.latent_scale = 1.0
     config.data.update(source="folder", crop="center")
-    return common.finish(config, variant)
+    return sections.finish(config, variant)

@@ -15,12 +15,12 @@ captions at random), in place of the last option:
     --config.data.validation_split=val --config.data.path=TFDS_DIR
 """
 
-from configs import common, conditioners
+from ldm_jax.recipes import conditioners, sections
 
 
 def get_config(variant: str = ""):
-    config = common.ldm(
-        common.kl_f8(),
+    config = sections.ldm(
+        sections.kl_f8(),
         dict(
             model_channels=320,
             channel_mult=(1, 2, 4, 4),
@@ -37,4 +37,4 @@ def get_config(variant: str = ""):
     config.diffusion.update(start=0.00085, end=0.012)
     config.latent_scale = 0.18215
     config.data.update(source="folder", crop="center")
-    return common.finish(config, variant)
+    return sections.finish(config, variant)

@@ -27,7 +27,7 @@ from benchmarks import (
     train_step,
     work,
 )
-from ldm_jax import recipe
+from ldm_jax import recipes
 from ldm_jax.models import attention, gpu
 from tests.fast import QUICK
 
@@ -109,7 +109,7 @@ def test_wrong_options_are_refused(capsys):
 
 
 def test_a_step_carries_its_state():
-    config = recipe.load("configs/quickstart_ldm.py:tiny", ["--config.unet.channel_mult=(1,)"])
+    config = recipes.load("configs/quickstart_ldm.py:tiny", ["--config.unet.channel_mult=(1,)"])
     model = work.make_model(config)
     compiled = work.train(model, 2).compile(options=QUICK)
     compiled()
@@ -120,14 +120,14 @@ def test_a_step_carries_its_state():
 
 def test_made_up_weights_reach_the_output():
     """Layers that begin as zeros would hide differences."""
-    config = recipe.load("configs/quickstart_ldm.py:tiny", ["--config.unet.channel_mult=(1,)"])
+    config = recipes.load("configs/quickstart_ldm.py:tiny", ["--config.unet.channel_mult=(1,)"])
     model = work.make_model(config)
     assert all(np.any(leaf) for leaf in jax.tree.leaves(model.state.params))
     assert np.std(work.forward(model, 1).compile(options=QUICK)()) > 0.1
 
 
 def test_latents_of_vq_are_codes():
-    config = recipe.load("configs/celeba_ldm4.py:tiny")
+    config = recipes.load("configs/celeba_ldm4.py:tiny")
     model = work.make_model(config)
     codes = model.first_stage["params"]["quantize"]["embedding"]["embedding"]
     z = model.latents(2).reshape(-1, codes.shape[1])
@@ -159,8 +159,8 @@ def test_flops_of_products_convolutions_and_loops():
 def test_the_formula_counts_networks_as_written(remat):
     """Neither what a backend makes of them nor what is computed twice to save memory."""
     size, variant = 2, ["--config.unet.channel_mult=(1,)", f"--config.unet.remat={remat}"]
-    model = work.make_model(recipe.load("configs/quickstart_ldm.py:tiny", variant))
-    plain = work.make_model(recipe.load("configs/quickstart_ldm.py:tiny", variant[:1]))
+    model = work.make_model(recipes.load("configs/quickstart_ldm.py:tiny", variant))
+    plain = work.make_model(recipes.load("configs/quickstart_ldm.py:tiny", variant[:1]))
     with work.plain():
         program = work.train(plain, size)
         expected = roofline.count_flops(jax.make_jaxpr(program.fn)(*program.args))

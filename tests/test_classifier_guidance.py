@@ -1,6 +1,5 @@
 """A classifier's run beside the run that it guides: what training takes over, what sample.py refuses, what it makes."""
 
-import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 import sample
-from ldm_jax import build
+from ldm_jax import build, recipes
 from ldm_jax.runs import abstract_run, frozen, guide
 from ldm_jax.sampling.options import WrongRequest
 from ldm_jax.training import checkpoint
@@ -24,7 +23,7 @@ ONE_LEVEL = dict(channel_mult=(1,), attention_downsamples=())
 
 def config_of(name, **changes):
     """The tiny variant on 8x8 pixels, one level deep; `changes` of further options, with __ for a dot."""
-    config = importlib.import_module(f"configs.{name}").get_config("tiny")
+    config = recipes.load(f"{name}:tiny")
     config.first_stage.kind, config.data.image_size = "identity", 8
     (config.unet if config.task == "ldm" else config.classifier).update(ONE_LEVEL)
     if config.task == "ldm":

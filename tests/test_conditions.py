@@ -1,19 +1,17 @@
 """Kinds of condition: the tokenizer that a run keeps, and mistakes in a section."""
 
-import importlib
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import conditioners as told
-from ldm_jax import build, conditioners, conditions, runs
+from ldm_jax import build, conditioners, conditions, recipes, runs
+from ldm_jax.recipes import conditioners as told
 
 
 def tiny(recipe):
-    return importlib.import_module(f"configs.{recipe}").get_config("tiny").unlock()
+    return recipes.load(f"{recipe}:tiny").unlock()
 
 
 def test_a_vocabulary_is_trained_on_the_captions_and_kept(tmp_path):

@@ -1,29 +1,20 @@
 """Every recipe: its tiny variant builds, takes a step and stays finite; full-size parameter counts are the paper's."""
 
-import importlib
-from pathlib import Path
+import ast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax import build, runs, tree
+from ldm_jax import build, recipes, runs, tree
 from ldm_jax.data.tokenizers import train_wordpiece
 from tests.fast import compiled
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = ("__init__", "common", "conditioners", "small")  # no recipes
-FILES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in SHARED)
-
-
-def variants(file):
-    """"name" or, for a file of several models, each "name:variant"."""
-    names = getattr(importlib.import_module(f"configs.{file}"), "VARIANTS", None)
-    return [f"{file}:{v}" for v in names] if names else [file]
-
-
-RECIPES = [name for file in FILES for name in variants(file)]
+# "name" or, of a file of several models, each "name:variant"
+RECIPES = [
+    model for name in recipes.names() for model in ([f"{name}:{v}" for v in recipes.variants(name)] or [name])
+]
 
 # Millions of parameters of the UNet (LDMs) or autoencoder (first stages), and of the conditioner where it has any:
 # the released weights and the paper's tables 12 to 15, recomputed where a table does not fit its own row (README).
@@ -90,9 +81,7 @@ OURS = QUICKSTARTS | EMOJI
 
 
 def recipe(name, tiny=False):
-    file, _, variant = name.partition(":")
-    variant = "_".join(filter(None, (variant, "tiny" if tiny else "")))
-    return importlib.import_module(f"configs.{file}").get_config(*[variant] if variant else [])
+    return recipes.load(name + (("_tiny" if ":" in name else ":tiny") if tiny else ""))
 
 
 def state_shapes(config):
@@ -181,9 +170,9 @@ def examples(config):
     return batch
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", recipes.names())
 def test_docstring_is_the_recipe(name):
-    text = importlib.import_module(f"configs.{name}").__doc__
+    text = ast.get_docstring(ast.parse(recipes.find(name).read_text()))
     assert f"--config=configs/{name}.py" in text and "--workdir=" in text
 
 

@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ALLOWED = {
     "tree": set(),
     "keys": set(),
-    "recipe": set(),
+    "errors": set(),
+    "recipes": {"errors"},
     "models": {"tree"},
     "diffusion": {"tree"},
     "data": {"tree"},

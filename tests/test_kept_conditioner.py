@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs import common, conditioners, small
 from ldm_jax import build, runs, tree
+from ldm_jax.recipes import conditioners, laptop, sections
 from ldm_jax.training import checkpoint
 from tests.fast import compiled
 
@@ -14,8 +14,8 @@ def text_model(**options):
     """Text and a map of classes, a hybrid, to images of 16x16 pixels, without a first stage."""
     text = conditioners.text(32, 1) | dict(vocab_size=50, max_length=6)
     places = conditioners.segmentation(9, channels=2) | dict(n_stages=0)
-    config = small.quickstart(conditioners.hybrid(text, places, drop_prob=0.5) | options)
-    config = common.finish(config, "tiny").unlock()
+    config = laptop.quickstart(conditioners.hybrid(text, places, drop_prob=0.5) | options)
+    config = sections.finish(config, "tiny").unlock()
     config.first_stage.kind, config.data.image_size, config.batch_size = "identity", 16, 2
     config.unet.update(out_channels=3, channel_mult=(1,), attention_downsamples=())
     return config

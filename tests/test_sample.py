@@ -1,6 +1,5 @@
 """What sample.py refuses, and how: one paragraph that says what the model takes. Config files are enough for that."""
 
-import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +11,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 import sample
-from configs import common, conditioners, small
-from ldm_jax import build, conditions
+from ldm_jax import build, conditions, recipes
+from ldm_jax.recipes import conditioners, laptop, sections
 from ldm_jax.runs import abstract_run
 from ldm_jax.sampling.options import WrongRequest, requests_of
 from ldm_jax.training import checkpoint
@@ -31,7 +30,7 @@ def runs(tmp_path_factory):
     """Run directories that hold nothing but a config.json, and some pictures beside them."""
     root = tmp_path_factory.mktemp("runs")
     for name, recipe in MODELS.items():
-        config = importlib.import_module(f"configs.{recipe}").get_config("tiny")
+        config = recipes.load(f"{recipe}:tiny")
         checkpoint.keep_config(root / name, config.to_dict())
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(root / "picture.png")
     Image.fromarray(np.full((64, 64), 255, np.uint8)).save(root / "white.png")
@@ -183,7 +182,7 @@ def test_pictures_to_start_from_join_every_condition(runs, monkeypatch):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run directory on pixels with a UNet of zeros, which as v is exact for standard normal pixels."""
-    config = importlib.import_module("configs.quickstart_ldm").get_config("tiny")
+    config = recipes.load("quickstart_ldm:tiny")
     config.first_stage.kind, config.unet.out_channels = "identity", 3
     return without_weights(tmp_path_factory.mktemp("run"), config)
 
@@ -229,7 +228,7 @@ def test_editing_from_a_checkpoint_to_pictures(run, tmp_path):
 def filling(tmp_path_factory):
     """As `run`, but an inpainting model that is told a class as well, a hybrid."""
     both = conditioners.hybrid(conditioners.class_label(64, 32, drop_prob=0.1), conditioners.masked(), drop_prob=0.1)
-    config = common.finish(small.quickstart(both), "tiny").unlock()
+    config = sections.finish(laptop.quickstart(both), "tiny").unlock()
     config.first_stage.kind = "identity"
     config.unet.update(out_channels=3, channel_mult=(1,), attention_downsamples=())
     return without_weights(tmp_path_factory.mktemp("filling"), config)

@@ -2,14 +2,13 @@
 
 import functools
 import gzip
-import importlib
 import json
 from pathlib import Path
 
 import numpy as np
 
 import convert
-from ldm_jax import build, runs, tree
+from ldm_jax import build, recipes, runs, tree
 from ldm_jax.convert import compvis, names
 from ldm_jax.convert.tensors import weights_of
 
@@ -23,9 +22,8 @@ def manifests() -> dict[str, dict[str, list[int]]]:
 
 
 def recipe(name: str):
-    """The config of "file" or "file:variant"."""
-    file, _, variant = name.partition(":")
-    return importlib.import_module(f"configs.{file}").get_config(variant)
+    """The config of "NAME" or "NAME:VARIANT"."""
+    return recipes.load(name)
 
 
 @functools.cache
@@ -67,9 +65,7 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
 
 
 def to_run(name: str, source: Path, target: Path, *options: str) -> None:
-    file, colon, variant = name.partition(":")
-    config = f"--config={HERE.parents[1]}/configs/{file}.py{colon}{variant}"
-    convert.main([config, "--from", str(source), "--to", str(target), *options])
+    convert.main([f"--config={name}", "--from", str(source), "--to", str(target), *options])
 
 
 def from_run(source: Path, target: Path, *options: str) -> None:

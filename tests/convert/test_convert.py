@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import convert
-from ldm_jax import runs
+from ldm_jax import recipes, runs
 from ldm_jax.convert import compvis
 from ldm_jax.convert.safetensors_file import read_safetensors, write_safetensors
 from ldm_jax.convert.tensors import KEPT, given
@@ -77,9 +77,7 @@ def test_first_stage_inside_an_ldm(tmp_path, capsys):
     assert "no discriminator in it" in capsys.readouterr().out
     config = checkpoints.load_config(tmp_path / "run")
     assert config["task"] == "first_stage"
-    from configs.celeba_ldm4 import get_config
-
-    ldm = get_config("tiny").unlock()
+    ldm = recipes.load("celeba_ldm4:tiny").unlock()
     ldm.first_stage.checkpoint = str(tmp_path / "run")
     found = runs.frozen(ldm, tmp_path / "none")["first_stage"]["params"]["quantize"]["embedding"]["embedding"]
     assert np.array_equal(found, state["first_stage_model.quantize.embedding.weight"])

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks import work
-from configs import quickstart_ldm
-from ldm_jax import build, runs
+from ldm_jax import build, recipes, runs
 from ldm_jax.data import latents
 from ldm_jax.data.sources import CorruptExample, ShapesSource
 from ldm_jax.data.transforms import ImageTransform, to_float
@@ -67,7 +66,7 @@ def test_only_what_is_missing_is_encoded(tmp_path):
 
 
 def config_of(**data):
-    config = quickstart_ldm.get_config("tiny")
+    config = recipes.load("quickstart_ldm:tiny")
     config.data.update(flip=True, scenes=16, **data)
     config.unet.channel_mult = (1,)
     return config

@@ -1,4 +1,4 @@
-"""Sections that recipes share; those of conditioners stand in conditioners.py.
+"""Sections that recipes share; those of conditioners are in conditioners.py.
 
 A recipe = one call here + the numbers that make it that model + a docstring.
 Every number is final: `optim.learning_rate` is the rate that is used and `batch_size` is the global batch,
@@ -8,7 +8,8 @@ whatever the number of devices or accumulation steps. Every option can be overri
 
 from ml_collections import ConfigDict
 
-from configs import conditioners
+from ldm_jax.errors import ConfigError
+from ldm_jax.recipes import conditioners
 
 
 def _base(task: str, image_size: int) -> ConfigDict:
@@ -305,17 +306,17 @@ def imagenet(config: ConfigDict) -> None:
 
 
 def split_variant(variant: str, options: tuple[str, ...]) -> tuple[str, str]:
-    """"f8" -> ("f8", ""), "f8_tiny" -> ("f8", "tiny"). Raises ValueError with the options."""
+    """"f8" -> ("f8", ""), "f8_tiny" -> ("f8", "tiny"). Raises ConfigError with the options."""
     name = variant.removesuffix("_tiny")
     if name not in options:
-        raise ValueError(f"variant {variant!r}; there are, after a colon: {', '.join(options)}, each also with _tiny")
+        raise ConfigError(f"variant {variant!r}; there are, after a colon: {', '.join(options)}, each also with _tiny")
     return name, "tiny" if variant.endswith("_tiny") else ""
 
 
 def finish(config: ConfigDict, variant: str) -> ConfigDict:
     """Applies the variant: "" = the recipe, "tiny" = the same structure shrunk to seconds on a CPU."""
     if variant not in ("", "tiny"):
-        raise ValueError(f"unknown variant {variant!r}; there are: (none), tiny")
+        raise ConfigError(f"unknown variant {variant!r}; there are: (none), tiny")
     if variant == "tiny":
         _shrink(config)
     return config.lock()

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import common
+from ldm_jax.recipes import sections
 
 
 def _ldm(
@@ -15,7 +15,7 @@ def _ldm(
         attention_downsamples=(2, 4),
         num_head_channels=32,
     )
-    config = common.ldm(first_stage, unet, conditioner, image_size=image_size)
+    config = sections.ldm(first_stage, unet, conditioner, image_size=image_size)
     config.batch_size = 16
     config.optim.update(schedule="cosine", clip_norm=1.0)
     config.diffusion.prediction = "v"  # small nets: an error of eps at t near 999 is an error of colour, of v it is not
@@ -35,21 +35,23 @@ def quickstart(conditioner: dict | None = None, first_stage: dict | None = None)
 
 def quickstart_first_stage() -> dict:
     """32 px -> 16x16x3."""
-    return common.small_first_stage(
+    return sections.small_first_stage(
         "quickstart_first_stage", "kl", 2, ch=32, z_channels=3, resolution=32, num_res_blocks=1
     )
 
 
 def quickstart_superres_first_stage() -> dict:
     """32 px -> 8x8x16."""
-    return common.small_first_stage(
+    return sections.small_first_stage(
         "quickstart_superres_first_stage", "kl", 4, ch=32, z_channels=16, resolution=32, num_res_blocks=1
     )
 
 
 def emoji_first_stage() -> dict:
     """64 px -> 16x16x4."""
-    return common.small_first_stage("emoji_first_stage", "kl", 4, ch=32, z_channels=4, resolution=64, num_res_blocks=1)
+    return sections.small_first_stage(
+        "emoji_first_stage", "kl", 4, ch=32, z_channels=4, resolution=64, num_res_blocks=1
+    )
 
 
 def emoji(conditioner: dict | None = None, num_res_blocks: int = 2) -> ConfigDict:

@@ -1,8 +1,10 @@
-"""Sections for the `conditioner` of `common.ldm`: what the UNet is told.
+"""Sections for the `conditioner` of `sections.ldm`: what the UNet is told.
 
 drop_prob = share of training samples that are told nothing; guidance needs it. The original never says how often it
 dropped; 0.1 is the custom since.
 """
+
+from ldm_jax.errors import ConfigError
 
 EMBEDDING_STD = 0.02  # of new token and position embeddings, as the original's; small models learn sooner from 1
 WITH_CONTEXT = {"class", "text", "layout", "vectors"}  # kinds that give the UNet a context
@@ -73,5 +75,5 @@ def hybrid(*parts: dict, drop_prob: float = 0.0) -> dict:
     needs its null where drop_prob > 0: class_label(..., drop_prob) makes it."""
     sections = {part["kind"]: {k: v for k, v in part.items() if k != "drop_prob"} for part in parts}
     if len(sections) != len(parts):
-        raise ValueError(f"a hybrid of {', '.join(part['kind'] for part in parts)}: each kind once")
+        raise ConfigError(f"a hybrid of {', '.join(part['kind'] for part in parts)}: each kind once")
     return dict(kind="hybrid", parts=sections, drop_prob=drop_prob)
