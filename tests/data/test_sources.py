@@ -151,8 +151,8 @@ def test_vectors_of_the_metadata(tmp_path):
 
 @pytest.mark.parametrize("vectors, message", [
     ([], "must be"), ([[]], "must be"), ("gone.npy", r"names gone\.npy, but .* does not exist"), (["x"], "must be"),
-    ([[1, 2], [3]], "must be"), ([[[1, 2, 3]]], "must be"), ([1, None, 3], "must be"),
-    ([1, float("nan"), 3], "must be"), (7, "must be"), ({"a": 1}, "must be"), ("a.png", "must be"), ("empty.npy", "must be"),
+    ([[1, 2], [3]], "must be"), ([[[1, 2, 3]]], "must be"), ([1, None, 3], "must be"), (7, "must be"),
+    ([1, float("nan"), 3], "must be"), ({"a": 1}, "must be"), ("a.png", "must be"), ("empty.npy", "must be"),
     ("words.npy", "must be"), ("cut.npy", "must be"), ([1, 2], "has vectors of 2 numbers, but line 1 of 3"),
     ("wide.npy", "has vectors of 4 numbers, but line 1 of 3")])
 def test_wrong_vectors_name_the_file_and_the_row(tmp_path, vectors, message):
