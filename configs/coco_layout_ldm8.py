@@ -12,7 +12,8 @@ The images: TFDS coco/2017 with its boxes of 80 classes, or a folder whose metad
 "objects": --config.data.source=folder --config.data.path=IMAGES.
 """
 
-from ldm_jax.recipes import conditioners, sections
+from ldm_jax.conditions import layout
+from ldm_jax.recipes import sections
 
 
 def get_config(variant: str = ""):
@@ -26,7 +27,7 @@ def get_config(variant: str = ""):
             transformer_depth=2,
             dropout=0.1,
         ),
-        conditioners.layout(n_classes=80, dim=512, depth=8) | dict(flags=("group",), min_area=1e-5),
+        layout.section(n_classes=80, dim=512, depth=8) | dict(flags=("group",), min_area=1e-5),
     )
     config.steps = 170_000
     config.batch_size = 48

@@ -5,11 +5,12 @@
     python sample.py --workdir=runs/emoji/class --steps=200 --eta=1 --guidance=3 --label 3 --num=8
 """
 
-from ldm_jax.recipes import conditioners, laptop, sections
+from ldm_jax.conditions import class_label
+from ldm_jax.recipes import laptop, sections
 
 
 def get_config(variant: str = ""):
-    config = laptop.emoji(conditioners.class_label(9, dim=128, drop_prob=0.1), num_res_blocks=1)
+    config = laptop.emoji(class_label.section(9, dim=128, drop_prob=0.1), num_res_blocks=1)
     config.steps = 3000
     config.every.update(evaluate=1000, picture=1000, checkpoint=1000)
     return sections.finish(config, variant)

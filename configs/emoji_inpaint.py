@@ -5,11 +5,12 @@
     python sample.py --workdir=runs/emoji/inpaint --steps=200 --eta=1 --image=PICTURE.png --mask=HOLE.png
 """
 
-from ldm_jax.recipes import conditioners, laptop, sections
+from ldm_jax.conditions import inpaint
+from ldm_jax.recipes import laptop, sections
 
 
 def get_config(variant: str = ""):
-    config = laptop.emoji(conditioners.masked(), num_res_blocks=1)
+    config = laptop.emoji(inpaint.section(), num_res_blocks=1)
     config.steps = 6000
     config.optim.learning_rate = 6e-4
     config.every.update(evaluate=1000, picture=1000, checkpoint=1000)

@@ -5,11 +5,12 @@
     python sample.py --workdir=runs/emoji/superres --steps=200 --eta=1 --image=SMALL.png
 """
 
-from ldm_jax.recipes import conditioners, laptop, sections
+from ldm_jax.conditions import superres
+from ldm_jax.recipes import laptop, sections
 
 
 def get_config(variant: str = ""):
-    config = laptop.emoji(conditioners.low_res(), num_res_blocks=1)
+    config = laptop.emoji(superres.section(), num_res_blocks=1)
     config.steps = 2000
     config.every.update(evaluate=500, picture=500, checkpoint=500)
     return sections.finish(config, variant)

@@ -5,11 +5,12 @@
     python sample.py --workdir=runs/emoji/text --steps=200 --eta=1 --guidance=3 --prompt "red heart" --num=8
 """
 
-from ldm_jax.recipes import conditioners, laptop, sections
+from ldm_jax.conditions import text
+from ldm_jax.recipes import laptop, sections
 
 
 def get_config(variant: str = ""):
-    conditioner = conditioners.text(dim=128, depth=4, tokenizer="captions")
+    conditioner = text.section(dim=128, depth=4, tokenizer="captions")
     conditioner.update(vocab_size=2048, max_length=16, null_tokens=(2, 3), use_mask=True, embedding_std=1.0)
     config = laptop.emoji(conditioner, num_res_blocks=1)
     config.steps = 6000

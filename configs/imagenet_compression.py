@@ -9,7 +9,8 @@ First stages: f1 none, f2 and f32 first_stage_table8.py:vq_f2 and :vq_f32_c32, t
     python sample.py --workdir=runs/imagenet_compression_f8 --num=16 --steps=100
 """
 
-from ldm_jax.recipes import conditioners, sections
+from ldm_jax.conditions import class_label
+from ldm_jax.recipes import sections
 
 # z, first stage, UNet width and levels, attention (downsampling factors), batch, learning rate
 ROWS = {
@@ -27,7 +28,7 @@ def get_config(variant: str = "f4"):
     name, variant = sections.split_variant(variant, VARIANTS)
     first_stage, width, levels, attention, batch_size, learning_rate = ROWS[name]
     unet = dict(model_channels=width, channel_mult=levels, attention_downsamples=attention, num_heads=1)
-    config = sections.ldm(first_stage, unet, conditioners.class_label(1000, 512))
+    config = sections.ldm(first_stage, unet, class_label.section(1000, 512))
     config.steps = 2_000_000
     config.batch_size = batch_size
     config.optim.learning_rate = learning_rate

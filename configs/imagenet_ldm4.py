@@ -11,14 +11,15 @@ row gives. One label in ten is dropped (never stated; the 1001st class is the nu
 The images: TFDS imagenet2012, or a folder with one subfolder per class (`--config.data.source=folder`).
 """
 
-from ldm_jax.recipes import conditioners, sections
+from ldm_jax.conditions import class_label
+from ldm_jax.recipes import sections
 
 
 def get_config(variant: str = ""):
     config = sections.ldm(
         sections.vq_f4(),
         dict(model_channels=192, channel_mult=(1, 2, 3, 5), attention_downsamples=(2, 4, 8), num_heads=1),
-        conditioners.class_label(1000, 512, drop_prob=0.1),
+        class_label.section(1000, 512, drop_prob=0.1),
     )
     config.steps = 178_000
     config.batch_size = 1200

@@ -14,14 +14,15 @@ released yaml's 32-wide heads (what today's original code builds from it) are
 The parameters are the same, the function is not.
 """
 
-from ldm_jax.recipes import conditioners, sections
+from ldm_jax.conditions import class_label
+from ldm_jax.recipes import sections
 
 
 def get_config(variant: str = ""):
     config = sections.ldm(
         sections.vq_f8(),
         dict(model_channels=256, channel_mult=(1, 2, 4), attention_downsamples=(1, 2, 4), num_heads=1),
-        conditioners.class_label(1000, 512),
+        class_label.section(1000, 512),
     )
     config.steps = 2_900_000
     config.batch_size = 64

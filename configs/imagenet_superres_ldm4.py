@@ -9,14 +9,15 @@ light BSR pipeline; the paper's bicubic model is --config.data.degradation=bicub
     python sample.py --workdir=runs/imagenet_superres_ldm4 --image=small.png --steps=100
 """
 
-from ldm_jax.recipes import conditioners, sections
+from ldm_jax.conditions import superres
+from ldm_jax.recipes import sections
 
 
 def get_config(variant: str = ""):
     config = sections.ldm(
         sections.vq_f4(),
         dict(model_channels=160, channel_mult=(1, 2, 2, 4), attention_downsamples=(8,), num_head_channels=32),
-        conditioners.low_res(),
+        superres.section(),
     )
     config.steps = 860_000
     config.batch_size = 64

@@ -21,7 +21,8 @@ from 0. Or a folder whose metadata.jsonl gives each image its "objects":
     --config.data.source=folder --config.data.path=IMAGES
 """
 
-from ldm_jax.recipes import conditioners, sections
+from ldm_jax.conditions import layout
+from ldm_jax.recipes import sections
 
 
 def get_config(variant: str = ""):
@@ -34,7 +35,7 @@ def get_config(variant: str = ""):
             num_heads=1,
             transformer_depth=3,
         ),
-        conditioners.layout(n_classes=352, dim=512, depth=16),
+        layout.section(n_classes=352, dim=512, depth=16),
     )
     config.steps = 4_400_000
     config.batch_size = 24

@@ -11,7 +11,8 @@ base rate, then a cosine that ends at step 50,000. Input: z, the latent of the m
 The images: TFDS places365_small, or any folder (--config.data.source=folder --config.data.path=IMAGES).
 """
 
-from ldm_jax.recipes import conditioners, sections
+from ldm_jax.conditions import inpaint
+from ldm_jax.recipes import sections
 
 
 def get_config(variant: str = ""):
@@ -24,7 +25,7 @@ def get_config(variant: str = ""):
             num_heads=8,
             resblock_updown=True,
         ),
-        conditioners.masked(),
+        inpaint.section(),
     )
     config.steps = 360_000
     config.batch_size = 128

@@ -9,11 +9,12 @@
 The classes are ldm_jax/data/shapes.py's CLASS_NAMES; simple scenes have the 32 of SIMPLE_KINDS.
 """
 
-from ldm_jax.recipes import conditioners, laptop, sections
+from ldm_jax.conditions import class_label
+from ldm_jax.recipes import laptop, sections
 
 
 def get_config(variant: str = ""):
-    config = laptop.quickstart(conditioners.class_label(64, dim=64, drop_prob=0.1))
+    config = laptop.quickstart(class_label.section(64, dim=64, drop_prob=0.1))
     config.steps = 8000
     config.every.update(evaluate=2000, picture=2000, checkpoint=1000)
     return sections.finish(config, variant)

@@ -9,14 +9,15 @@ The class reaches the UNet through cross-attention, the map through its input ch
 joined with every map. A part's options are config.conditioner.parts.class.dim and the like.
 """
 
-from ldm_jax.recipes import conditioners, laptop, sections
+from ldm_jax.conditions import class_label, hybrid, semantic
+from ldm_jax.recipes import laptop, sections
 
 
 def get_config(variant: str = ""):
-    where = conditioners.segmentation(9, channels=8)
+    where = semantic.section(9, channels=8)
     where.update(n_stages=1)  # 32 px -> 16x16
-    what = conditioners.class_label(64, dim=64, drop_prob=0.1)
-    config = laptop.quickstart(conditioners.hybrid(what, where, drop_prob=0.1))
+    what = class_label.section(64, dim=64, drop_prob=0.1)
+    config = laptop.quickstart(hybrid.section(what, where, drop_prob=0.1))
     config.steps = 4000
     config.every.update(evaluate=1000, picture=1000, checkpoint=1000)
     return sections.finish(config, variant)

@@ -7,11 +7,12 @@
     python scripts/check_quickstart.py runs/quickstart/inpaint
 """
 
-from ldm_jax.recipes import conditioners, laptop, sections
+from ldm_jax.conditions import inpaint
+from ldm_jax.recipes import laptop, sections
 
 
 def get_config(variant: str = ""):
-    config = laptop.quickstart(conditioners.masked())
+    config = laptop.quickstart(inpaint.section())
     config.steps = 2400
     config.every.update(evaluate=600, picture=600, checkpoint=600)
     return sections.finish(config, variant)

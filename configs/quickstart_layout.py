@@ -9,11 +9,12 @@
 boxes.json, for example: [{"box": [0.1, 0.2, 0.7, 0.8], "class": 9}]
 """
 
-from ldm_jax.recipes import conditioners, laptop, sections
+from ldm_jax.conditions import layout
+from ldm_jax.recipes import laptop, sections
 
 
 def get_config(variant: str = ""):
-    conditioner = conditioners.layout(64, dim=64, depth=2, drop_prob=0.1)
+    conditioner = layout.section(64, dim=64, depth=2, drop_prob=0.1)
     # Two objects of a class and two corners, on a grid of 8 x 8: with a finer one each corner is seen too seldom.
     conditioner.update(max_objects=2, min_objects=1, max_length=6, vocab_size=72, flags=(), crop_tokens=False)
     conditioner.update(embedding_std=1.0)

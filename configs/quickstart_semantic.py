@@ -9,11 +9,12 @@
 A map has 0 for the background and 1 + the number of the kind, in the order of ldm_jax/data/shapes.py's KINDS.
 """
 
-from ldm_jax.recipes import conditioners, laptop, sections
+from ldm_jax.conditions import semantic
+from ldm_jax.recipes import laptop, sections
 
 
 def get_config(variant: str = ""):
-    conditioner = conditioners.segmentation(9, channels=8, drop_prob=0.1)
+    conditioner = semantic.section(9, channels=8, drop_prob=0.1)
     conditioner.update(n_stages=1)  # 32 px -> 16x16
     config = laptop.quickstart(conditioner)
     config.steps = 2400

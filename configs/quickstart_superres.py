@@ -7,11 +7,12 @@
     python scripts/check_quickstart.py runs/quickstart/superres
 """
 
-from ldm_jax.recipes import conditioners, laptop, sections
+from ldm_jax.conditions import superres
+from ldm_jax.recipes import laptop, sections
 
 
 def get_config(variant: str = ""):
-    config = laptop.quickstart(conditioners.low_res(), laptop.quickstart_superres_first_stage())
+    config = laptop.quickstart(superres.section(), laptop.quickstart_superres_first_stage())
     config.steps = 4000
     config.every.update(evaluate=1000, picture=1000, checkpoint=1000)
     return sections.finish(config, variant)

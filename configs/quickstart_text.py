@@ -8,11 +8,12 @@
     python scripts/check_quickstart.py runs/quickstart/text
 """
 
-from ldm_jax.recipes import conditioners, laptop, sections
+from ldm_jax.conditions import text
+from ldm_jax.recipes import laptop, sections
 
 
 def get_config(variant: str = ""):
-    conditioner = conditioners.text(dim=64, depth=2, tokenizer="captions")
+    conditioner = text.section(dim=64, depth=2, tokenizer="captions")
     conditioner.update(vocab_size=256, max_length=24, null_tokens=(2, 3), use_mask=True, embedding_std=1.0)
     config = laptop.quickstart(conditioner)
     config.steps = 6000

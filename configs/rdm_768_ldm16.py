@@ -10,7 +10,8 @@ published.
     python sample.py --workdir=runs/rdm_768_ldm16 --vectors=clip.npy --guidance=5
 """
 
-from ldm_jax.recipes import conditioners, sections
+from ldm_jax.conditions import vectors
+from ldm_jax.recipes import sections
 
 
 def get_config(variant: str = ""):
@@ -23,7 +24,7 @@ def get_config(variant: str = ""):
             num_head_channels=32,
             remat=True,
         ),
-        conditioners.vectors(number=1, dim=768),
+        vectors.section(number=1, dim=768),
         image_size=768,
     )
     config.steps = 500_000

@@ -18,14 +18,15 @@ captions at random), in place of the last option:
     --config.data.validation_split=val --config.data.path=TFDS_DIR
 """
 
-from ldm_jax.recipes import conditioners, sections
+from ldm_jax.conditions import text
+from ldm_jax.recipes import sections
 
 
 def get_config(variant: str = ""):
     config = sections.ldm(
         sections.vq_f4(),
         dict(model_channels=192, channel_mult=(1, 2, 3, 5), attention_downsamples=(2, 4, 8), num_heads=1),
-        conditioners.text(640, 32),
+        text.section(640, 32),
     )
     config.steps = 500_000
     config.batch_size = 28

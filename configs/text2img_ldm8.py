@@ -15,7 +15,8 @@ captions at random), in place of the last option:
     --config.data.validation_split=val --config.data.path=TFDS_DIR
 """
 
-from ldm_jax.recipes import conditioners, sections
+from ldm_jax.conditions import text
+from ldm_jax.recipes import sections
 
 
 def get_config(variant: str = ""):
@@ -29,7 +30,7 @@ def get_config(variant: str = ""):
             legacy=False,
             remat=True,
         ),
-        conditioners.text(1280, 32),
+        text.section(1280, 32),
     )
     config.steps = 390_000
     config.batch_size = 680

@@ -2,7 +2,8 @@
 
 A source knows neither transforms nor batches. Its examples are dicts with "image" uint8 [H,W,C] and, where
 known, "label" int, "text" str (or a tuple of them, of which any will do), "objects" [{"box": [x0,y0,x1,y1] in 0..1,
-"class": int}] (and flags, layout.py), "segmentation" uint8 [H,W], "mask" uint8 [H,W] (1 = hole), "name" str.
+"class": int}] (and flags, layout.py), "segmentation" uint8 [H,W], "mask" uint8 [H,W] (1 = hole), "vectors" float32
+[n,dim], "name" str.
 Sources can be pickled, for worker processes.
 """
 
@@ -14,6 +15,7 @@ from PIL import Image, ImageOps
 
 from ldm_jax.data import folder, prepared, shapes
 from ldm_jax.data.layout import LayoutRules
+from ldm_jax.data.metadata import read_vectors
 from ldm_jax.images import to_channels
 
 SPLITS = ("train", "validation", "all")
@@ -121,6 +123,9 @@ class FolderSource(Source):
             example["image"] = self._image(entry["name"], reduced=not maps)
             for key in maps:
                 example[key] = self._map(key, entry[key], example["image"].shape[:2])
+            vectors = entry.get("vectors")
+            if vectors is not None:
+                example["vectors"] = read_vectors(self.path / vectors) if isinstance(vectors, str) else vectors
         # A broken file can raise nearly anything in a decoder.
         except Exception as error:
             raise CorruptExample(entry["name"], f"{type(error).__name__}: {error}") from error

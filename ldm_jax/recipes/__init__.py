@@ -1,7 +1,7 @@
 """Recipes: found by name, read with the options of a command line.
 
 Each file in configs/ is a recipe: one model, or one that its variant chooses; its docstring says how it is run. What
-recipes share is here: `sections`, `laptop` (the small ones) and `conditioners`.
+recipes share is here: `sections` and `laptop` (the small ones).
 """
 
 import difflib

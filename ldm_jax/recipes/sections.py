@@ -1,4 +1,4 @@
-"""Sections that recipes share; those of conditioners are in conditioners.py.
+"""Sections that recipes share; those of conditions are in ldm_jax/conditions.
 
 A recipe = one call here + the numbers that make it that model + a docstring.
 Every number is final: `optim.learning_rate` is the rate that is used and `batch_size` is the global batch,
@@ -9,7 +9,7 @@ whatever the number of devices or accumulation steps. Every option can be overri
 from ml_collections import ConfigDict
 
 from ldm_jax.errors import ConfigError
-from ldm_jax.recipes import conditioners
+from ldm_jax.conditions import inpaint, needs_context, none, semantic
 
 
 def _base(task: str, image_size: int) -> ConfigDict:
@@ -20,6 +20,9 @@ def _base(task: str, image_size: int) -> ConfigDict:
             steps=100_000,
             batch_size=48,
             dtype="float32",  # compute type of the networks: float32 | bfloat16; parameters stay float32
+            # Precision of float32 products in networks: default (the device's: TF32 on GPUs, bfloat16 on TPUs) | high |
+            # highest (exact). First stages are always exact when they encode and decode for a diffusion model.
+            matmul_precision="default",
             data=dict(
                 source="shapes",  # shapes (drawn on the fly) | folder | tfds
                 scenes=50_000,  # shapes: how many
@@ -194,7 +197,7 @@ def ldm(first_stage: dict, unet: dict, conditioner: dict | None = None, image_si
     config.first_stage = ConfigDict(first_stage)
     config.latent_scale = 0.0  # 0 = measured over latent_scale_batches batches and kept with the run
     config.latent_scale_batches = 16
-    section = conditioner or dict(kind="none", drop_prob=0.0)
+    section = conditioner or none.section()
     config.conditioner = ConfigDict(
         dict(
             trainable=True,  # False: as it is in the run `checkpoint`, never moved
@@ -211,7 +214,7 @@ def ldm(first_stage: dict, unet: dict, conditioner: dict | None = None, image_si
             attention_downsamples=(),  # levels with attention, as downsampling factors of the latent
             num_heads=-1,  # heads everywhere, or
             num_head_channels=-1,  # the width of each; the other is -1
-            use_spatial_transformer=bool({section["kind"], *section.get("parts", ())} & conditioners.WITH_CONTEXT),
+            use_spatial_transformer=needs_context(section),
             transformer_depth=1,
             legacy=True,
             use_scale_shift_norm=False,
@@ -278,7 +281,7 @@ def faces_unet() -> dict:
 def landscapes(image_size: int, batch_size: int, learning_rate: float) -> ConfigDict:
     """The semantic models: 182 classes, f = 4, attention in the middle alone, crops from 1.5 times their size."""
     unet = dict(model_channels=128, channel_mult=(1, 4, 8), attention_downsamples=(), num_heads=8)
-    config = ldm(vq_f4(), unet, conditioners.segmentation(182), image_size=image_size)
+    config = ldm(vq_f4(), unet, semantic.section(182), image_size=image_size)
     config.steps = 360_000
     config.batch_size = batch_size
     config.optim.learning_rate = learning_rate
@@ -291,7 +294,7 @@ def landscapes(image_size: int, batch_size: int, learning_rate: float) -> Config
 def places_inpainting(first_stage: dict, model_channels: int = 128, channel_mult=(1, 4, 8)) -> ConfigDict:
     """The inpainting models of tables 6 and 15: attention in the middle alone."""
     unet = dict(model_channels=model_channels, channel_mult=channel_mult, attention_downsamples=(), num_heads=1)
-    config = ldm(first_stage, unet, conditioners.masked())
+    config = ldm(first_stage, unet, inpaint.section())
     config.steps = 360_000
     config.batch_size = 128
     config.optim.learning_rate = 1.28e-4

@@ -5,9 +5,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import rdm_768_ldm16
+from ldm_jax import build
+from ldm_jax.data import batches
 from ldm_jax.data.fields import Placed, Text
 from ldm_jax.data.sources import CorruptExample, FolderSource, ShapesSource, TfdsSource
 from ldm_jax.data.tokenizers import captions
+from ldm_jax.errors import DataError
 
 
 def save(path, mode="RGB", size=(6, 4), value=0, **options):
@@ -119,6 +123,63 @@ def test_metadata_with_numbers_as_labels(tmp_path):
     write_metadata(tmp_path, {"file_name": "a.png", "label": 2})
     source = FolderSource(tmp_path, "all")
     assert source[0]["label"] == 2 and source.class_names == ("0", "1", "2")
+
+
+def test_vectors_of_the_metadata(tmp_path):
+    """One vector, a list of them, or the name of a .npy file with either."""
+    for name in "abcd":
+        save(tmp_path / f"{name}.png")
+    array = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float16)
+    (tmp_path / "clip").mkdir()
+    np.save(tmp_path / "clip/c.npy", array)
+    np.save(tmp_path / "clip/d.npy", array[0])
+    write_metadata(
+        tmp_path, {"file_name": "a.png", "vectors": [1, 2.5, -3]},
+        {"file_name": "b.png", "vectors": [[1, 2, 3], [4, 5, 6]]},
+        {"file_name": "c.png", "vectors": "clip/c.npy"}, {"file_name": "d.png", "vectors": "clip/d.npy"})
+    source = pickle.loads(pickle.dumps(FolderSource(tmp_path, "all")))
+    expected = [[[1, 2.5, -3]], [[1, 2, 3], [4, 5, 6]], array, array[:1]]
+    for example, vectors in zip(source, expected):
+        assert example["vectors"].dtype == np.float32 and example["vectors"].ndim == 2
+        assert np.array_equal(example["vectors"], np.asarray(vectors, np.float32))
+    np.save(tmp_path / "clip/c.npy", array[:0])
+    (tmp_path / "clip/d.npy").unlink()
+    for i in (2, 3):
+        with pytest.raises(CorruptExample, match=rf"{'abcd'[i]}\.png"):
+            source[i]
+
+
+@pytest.mark.parametrize("vectors, message", [
+    ([], "must be"), ([[]], "must be"), ("gone.npy", r"names gone\.npy, but .* does not exist"), (["x"], "must be"),
+    ([[1, 2], [3]], "must be"), ([[[1, 2, 3]]], "must be"), ([1, None, 3], "must be"), (7, "must be"),
+    ([1, float("nan"), 3], "must be"), ({"a": 1}, "must be"), ("a.png", "must be"), ("empty.npy", "must be"),
+    ("words.npy", "must be"), ("cut.npy", "must be"), ([1, 2], "has vectors of 2 numbers, but line 1 of 3"),
+    ("wide.npy", "has vectors of 4 numbers, but line 1 of 3")])
+def test_wrong_vectors_name_the_file_and_the_row(tmp_path, vectors, message):
+    for name in "ab":
+        save(tmp_path / f"{name}.png")
+    for name, array in (("wide", np.ones(4)), ("empty", np.ones((0, 3))), ("words", np.array(["x"])),
+                        ("cut", np.ones((9, 3)))):
+        np.save(tmp_path / f"{name}.npy", array)
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:150])
+    write_metadata(tmp_path, {"file_name": "a.png", "vectors": [1, 2, 3]}, {"file_name": "b.png", "vectors": vectors})
+    with pytest.raises(DataError, match=rf"metadata\.jsonl, line 2.*{message}"):
+        FolderSource(tmp_path, "all")
+
+
+def test_the_retrieval_recipe_reads_a_folder(tmp_path):
+    """configs/rdm_768_ldm16.py on a folder with vectors: its batches have what the conditioner reads."""
+    config = rdm_768_ldm16.get_config("tiny")
+    number, dim = config.conditioner.number, config.conditioner.dim
+    rows = []
+    for k in range(8):
+        save(tmp_path / f"{k}.png", size=(80, 64))
+        rows.append({"file_name": f"{k}.png", "vectors": [float(k)] * dim})
+    write_metadata(tmp_path, *rows)
+    config.data.update(source="folder", path=str(tmp_path), validation_fraction=0.0)
+    batch = batches.batch_at(build.source(config, True), build.transform(config, True), 4, 0, seed=0, shuffle=False)
+    assert batch["vectors"].shape == (4, number, dim) and batch["vectors"].dtype == np.float32
+    assert batch["vectors"][:, 0, 0].tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("records, message", [
