@@ -48,8 +48,8 @@ def main() -> None:
     from absl import logging
 
     logging.set_verbosity(logging.WARNING)
-    from ldm_jax import build, runs
-    from ldm_jax.training import loop, runtime
+    from ldm_jax.errors import Missing
+    from ldm_jax.training import loop, runtime, setup
 
     recipe = args.config
     workdir = Path(args.workdir or Path("runs") / Path(recipe.split(":")[0]).stem)
@@ -57,9 +57,9 @@ def main() -> None:
         if args.distributed:
             runtime.join_hosts()
         runtime.setup(args.require_accelerator)
-        mesh = build.mesh(config)
-        task, loaders, frozen = runs.training_run(config, workdir)
-    except build.Missing as error:
+        mesh = setup.mesh(config)
+        task, loaders, frozen = setup.training_run(config, workdir)
+    except Missing as error:
         sys.exit(f"\n{recipe} cannot start. What is missing:\n\n{error}\n")
     except ValueError as error:
         sys.exit(f"\n{recipe} cannot start: {error}\n")

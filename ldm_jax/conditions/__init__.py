@@ -5,17 +5,19 @@ To add one, put a file with a subclass of `Condition` (base.py) here; docs/archi
 
 from importlib import import_module
 from pkgutil import iter_modules
-
-from ml_collections import ConfigDict
+from typing import TYPE_CHECKING
 
 from ldm_jax.conditions.base import KINDS, Condition, Option
 from ldm_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
 
-def condition_of(config: ConfigDict) -> Condition:
+def condition_of(config: 'ConfigDict') -> Condition:
     """The condition of a diffusion model. ConfigError for an unknown kind."""
     kind = config.conditioner.kind
     if kind not in KINDS:

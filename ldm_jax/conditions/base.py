@@ -8,16 +8,18 @@ a recipe, the network that reads it, the fields of a training batch, and how a u
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from ldm_jax.data.fields import Field
 from ldm_jax.data.sources import Source
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 Batch = dict[str, jax.Array]
 Encode = Callable[[jax.Array], jax.Array]
@@ -104,7 +106,7 @@ class Condition:
     extra_options: ClassVar[tuple[Option, ...]] = ()  # that nobody must give
     has_context: ClassVar[bool] = False  # the UNet needs cross-attention
 
-    def __init__(self, section: ConfigDict):
+    def __init__(self, section: 'ConfigDict'):
         self.section = section
 
     def __init_subclass__(cls, **keywords):
@@ -131,7 +133,7 @@ class Condition:
         """{field: (shape of one example, type)} of what `network` reads of a batch."""
         raise NotImplementedError
 
-    def fields(self, data: ConfigDict, frame: Frame, train: bool, tokenizer: Path | None) -> tuple[Field, ...]:
+    def fields(self, data: 'ConfigDict', frame: Frame, train: bool, tokenizer: Path | None) -> tuple[Field, ...]:
         """Makers of these fields from a training example. data: config.data; tokenizer: the run's own folder."""
         raise NotImplementedError
 

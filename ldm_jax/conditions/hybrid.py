@@ -5,7 +5,6 @@ from functools import reduce
 
 import flax.linen as nn
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from ldm_jax.conditions.base import KINDS, Asked, Batch, Cond, Condition, ConditionNetwork, Encode, Frame
 from ldm_jax.errors import ConfigError, RequestError
@@ -47,6 +46,8 @@ class Hybrid(Condition):
     kind = "hybrid"
 
     def parts(self):
+        from ml_collections import ConfigDict
+
         c = self.section
         unknown = [name for name in c.parts if name not in KINDS or name in ("none", "hybrid")]
         if unknown:

@@ -4,10 +4,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from ldm_jax import images as pictures
 from ldm_jax.conditions.base import Asked, Condition, Option
@@ -17,6 +16,9 @@ from ldm_jax.data.layout import LayoutCoder, LayoutRules
 from ldm_jax.data.sources import FilteredSource
 from ldm_jax.errors import ConfigError, RequestError
 from ldm_jax.models.text_encoder import EMBEDDING_STD
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 EXAMPLE = '[{"box": [0.1, 0.2, 0.5, 0.9], "class": 3}]'
 
@@ -55,7 +57,7 @@ class LayoutTokens(Field):
         return {"tokens": self.coder.encode(objects, placing.shown, placing.flip, rng if self.shuffle else None)}
 
 
-def layout_coder(c: ConfigDict) -> LayoutCoder:
+def layout_coder(c: 'ConfigDict') -> LayoutCoder:
     """Objects -> tokens. ConfigError when their number is not the transformer's."""
     coder = LayoutCoder(c.n_classes, c.max_objects, c.vocab_size, c.crop_tokens, tuple(c.flags))
     if coder.length != c.max_length:

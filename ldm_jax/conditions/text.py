@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from ldm_jax.conditions.base import Asked, Batch, Cond, Condition, ConditionNetwork, Encode, Option
 from ldm_jax.data import tokenizers
@@ -19,6 +19,9 @@ from ldm_jax.data.fields import Field, Placed
 from ldm_jax.data.sources import Source
 from ldm_jax.errors import ConfigError, RequestError
 from ldm_jax.models.text_encoder import EMBEDDING_STD, TextEncoder
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 # The value of conditioner.tokenizer for a vocabulary that is trained on the captions of the training images.
 FROM_CAPTIONS = "captions"
@@ -162,7 +165,7 @@ def _padded(tokens: tuple[int, ...], length: int) -> tuple[int, ...]:
     return (*tokens, *(0,) * (length - len(tokens)))
 
 
-def text_tokenizer(c: ConfigDict, kept: Path | None) -> tokenizers.TextTokenizer:
+def text_tokenizer(c: 'ConfigDict', kept: Path | None) -> tokenizers.TextTokenizer:
     """Captions -> tokens: the run's own tokenizer where it has one. FileNotFoundError says how to get one."""
     name = str(kept) if kept is not None and kept.exists() else c.tokenizer
     tokenizer = tokenizers.TextTokenizer(name, c.max_length)
@@ -175,7 +178,7 @@ def text_tokenizer(c: ConfigDict, kept: Path | None) -> tokenizers.TextTokenizer
     return tokenizer
 
 
-def keep_tokenizer(conditioner: ConfigDict, text: ConfigDict | None, images: Source, folder: Path) -> None:
+def keep_tokenizer(conditioner: 'ConfigDict', text: 'ConfigDict | None', images: Source, folder: Path) -> None:
     """Puts the tokenizer of a text model into its run directory, once, so that the directory is complete.
 
     text: the text's section of config.conditioner, None where there is none. A tokenizer that an earlier start left

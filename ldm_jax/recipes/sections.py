@@ -8,8 +8,8 @@ whatever the number of devices or accumulation steps. Every option can be overri
 
 from ml_collections import ConfigDict
 
-from ldm_jax.errors import ConfigError
 from ldm_jax.conditions import inpaint, needs_context, none, semantic
+from ldm_jax.errors import ConfigError
 
 
 def _base(task: str, image_size: int) -> ConfigDict:
