@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ldm_jax.training.hugepages import restart_with_hugepages
+from ldm_jax import process
 
 # --guide-distance: the backbone of LPIPS, whose weights --lpips-weights holds.
 DISTANCES = {"l2": None, "lpips": "vgg16", "lpips_alex": "alex"}
@@ -149,9 +149,9 @@ def main(args: argparse.Namespace) -> Path:
 
     from ldm_jax import build, runs
     from ldm_jax.sampling import loop, options
-    from ldm_jax.training import checkpoint, logging, runtime
+    from ldm_jax.training import checkpoint, logging
 
-    runtime.setup()
+    process.setup()
     config = ConfigDict(checkpoint.load_config(args.workdir))
     if config.task != "ldm":
         raise build.Missing(
@@ -205,7 +205,7 @@ def _slug(name: str) -> str:
 
 
 if __name__ == "__main__":
-    restart_with_hugepages()
+    process.restart_with_hugepages()
     arguments = parse()
     try:
         main(arguments)

@@ -20,11 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax import build, runs, tree
+from ldm_jax import build, process, runs, tree
 from ldm_jax.diffusion.timetable import make_timetable
 from ldm_jax.generate import image_keys, sample_latents
 from ldm_jax.models import cpu, gpu
-from ldm_jax.training import runtime
 from ldm_jax.training.state import TrainState
 
 Tree = Any
@@ -160,7 +159,7 @@ class Compiled:
     @property
     def memory_gib(self) -> float | None:
         """Arguments, results and temporaries on one device, as planned by the compiler."""
-        planned = runtime.planned_gib(self.executable)
+        planned = process.planned_gib(self.executable)
         return None if planned is None else sum(planned)
 
 

@@ -16,6 +16,7 @@ from ldm_jax import conditions
 from ldm_jax.data import batches, fields, sources, transforms
 from ldm_jax.diffusion.schedule import NoiseSchedule, make_schedule
 from ldm_jax.diffusion.timetable import make_timetable
+from ldm_jax.errors import ConfigError, Missing
 from ldm_jax.ldm import LDM
 from ldm_jax.models.autoencoder import AutoencoderKL, IdentityFirstStage, VQModel
 from ldm_jax.models.classifier import EncoderUNet
@@ -31,13 +32,9 @@ NOT_ARCHITECTURE = ("kind", "checkpoint", "recipe")
 VQ_ONLY = ("n_embed", "beta", "legacy_beta")
 
 
-class Missing(Exception):
-    """Something that the run needs is not there; the message says what and how to get it."""
-
-
 def _choose(what: str, value: str, options: dict):
     if value not in options:
-        raise ValueError(f"{what}={value!r} is not one of {', '.join(options)}")
+        raise ConfigError(f"{what}={value!r} is not one of {', '.join(options)}")
     return options[value]
 
 
@@ -117,7 +114,7 @@ def latent_shape(config: ConfigDict, size: tuple[int, int] | None = None) -> tup
     f = 1 if s.kind == "identity" else 2 ** (len(s.ch_mult) - 1)
     height, width = size or (config.data.image_size,) * 2
     if height % f or width % f:
-        raise ValueError(f"images of {height}x{width} pixels do not divide by the first stage's f={f}")
+        raise ConfigError(f"images of {height}x{width} pixels do not divide by the first stage's f={f}")
     return height // f, width // f, s.in_channels if s.kind == "identity" else s.embed_dim
 
 
@@ -125,8 +122,8 @@ def source(config: ConfigDict, train: bool) -> sources.Source:
     """The training or validation images that the condition can be learnt from. Missing: how to get them."""
     images = _images(config, train)
     if config.task == "classifier" and len(images.class_names) > config.classifier.n_classes:
-        raise ValueError(f"the images have {len(images.class_names)} classes, more than config.classifier.n_classes="
-                         f"{config.classifier.n_classes}")  # fmt: skip
+        raise ConfigError(f"the images have {len(images.class_names)} classes, more than config.classifier.n_classes="
+                          f"{config.classifier.n_classes}")  # fmt: skip
     return images if config.task != "ldm" else conditions.kind_of(config).source(config.conditioner, images)
 
 
@@ -149,7 +146,7 @@ def _images(config: ConfigDict, train: bool) -> sources.Source:
         except FileNotFoundError as error:
             hint = "Or take a folder of images:\n    --config.data.source=folder --config.data.path=DIR"
             raise Missing(f"the images: {error}\n{hint}") from None
-    raise ValueError(f"config.data.source={d.source!r} is not one of shapes, folder, tfds")
+    raise ConfigError(f"config.data.source={d.source!r} is not one of shapes, folder, tfds")
 
 
 def transform(config: ConfigDict, train: bool, kept_tokenizer: Path | None = None) -> batches.Transform:
@@ -225,10 +222,10 @@ def _first_stage_task(config: ConfigDict) -> tasks.FirstStageTask:
     loss, rate = config.loss, learning_rate(config)
     kind = config.first_stage.kind
     if kind == "identity":
-        raise ValueError("config.first_stage.kind='identity' has no parameters: there is nothing to train")
+        raise ConfigError("config.first_stage.kind='identity' has no parameters: there is nothing to train")
     learns_from = loss.disc_start if loss.disc_learns_from < 0 else loss.disc_learns_from
     if learns_from > loss.disc_start:
-        raise ValueError(
+        raise ConfigError(
             f"config.loss.disc_learns_from={learns_from} is after disc_start={loss.disc_start}: the generator would "
             "follow a discriminator that never learnt; -1 means from disc_start on"
         )
@@ -261,7 +258,7 @@ def first_stage_variables(model: nn.Module, image_size: int, channels: int) -> T
 
 
 def mesh(config: ConfigDict) -> Mesh:
-    """The device mesh; raises ValueError when devices, batch and accumulation do not fit together."""
+    """The device mesh; raises ConfigError when devices, batch and accumulation do not fit together."""
     devices = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch(config.batch_size, devices, config.optim.accumulate)
     return devices

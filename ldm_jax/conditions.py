@@ -23,6 +23,7 @@ from ldm_jax import conditioners
 from ldm_jax.data import fields, requests, tokenizers
 from ldm_jax.data.layout import LayoutCoder, LayoutRules
 from ldm_jax.data.sources import FilteredSource, Source
+from ldm_jax.errors import ConfigError
 
 Shapes = dict[str, tuple[tuple[int, ...], type]]
 # The value of conditioner.tokenizer for a vocabulary that is trained on the captions of the training images.
@@ -61,23 +62,23 @@ class Kind:
 
 
 def kind_of(config: ConfigDict) -> Kind:
-    """Raises ValueError for an unknown kind."""
+    """Raises ConfigError for an unknown kind."""
     name = config.conditioner.kind
     if name not in KINDS:
-        raise ValueError(f"config.conditioner.kind={name!r} is not one of {', '.join(KINDS)}")
+        raise ConfigError(f"config.conditioner.kind={name!r} is not one of {', '.join(KINDS)}")
     return KINDS[name]
 
 
 def parts(c: ConfigDict) -> dict[str, ConfigDict]:
     """kind -> section: of a hybrid its parts, which are dropped as the whole is; else the section alone.
 
-    ValueError for a part of an unknown kind.
+    ConfigError for a part of an unknown kind.
     """
     if c.kind != "hybrid":
         return {c.kind: c}
     unknown = [name for name in c.parts if name not in KINDS or name in ("none", "hybrid")]
     if unknown:
-        raise ValueError(f"config.conditioner.parts has {unknown[0]!r}, no kind that can be joined with others")
+        raise ConfigError(f"config.conditioner.parts has {unknown[0]!r}, no kind that can be joined with others")
     return {name: ConfigDict({**part.to_dict(), "drop_prob": c.drop_prob}) for name, part in sorted(c.parts.items())}
 
 
@@ -87,10 +88,10 @@ def takes(c: ConfigDict) -> tuple[tuple[str, ...], ...]:
 
 
 def context_dim(c: ConfigDict) -> int | None:
-    """Width of the context, or None. ValueError where parts have different ones."""
+    """Width of the context, or None. ConfigError where parts have different ones."""
     widths = {name: part.dim for name, part in parts(c).items() if "dim" in part}
     if len(set(widths.values())) > 1:
-        raise ValueError(f"the parts of config.conditioner need one width of the context, not dim={widths}")
+        raise ConfigError(f"the parts of config.conditioner need one width of the context, not dim={widths}")
     return next(iter(widths.values()), None)
 
 
@@ -117,7 +118,7 @@ def _layout_network(c: ConfigDict, dtype: jnp.dtype) -> nn.Module:
 
 def _class_network(c: ConfigDict, dtype: jnp.dtype) -> nn.Module:
     if c.drop_prob and not c.null_class:
-        raise ValueError(f"config.conditioner.drop_prob={c.drop_prob} needs config.conditioner.null_class=True")
+        raise ConfigError(f"config.conditioner.drop_prob={c.drop_prob} needs config.conditioner.null_class=True")
     return conditioners.ClassEmbedder(c.n_classes, c.dim, c.null_class)
 
 
@@ -126,10 +127,10 @@ def _padded(tokens: tuple[int, ...], length: int) -> tuple[int, ...]:
 
 
 def layout_coder(c: ConfigDict) -> LayoutCoder:
-    """Objects -> tokens. Raises ValueError when their number is not the transformer's."""
+    """Objects -> tokens. Raises ConfigError when their number is not the transformer's."""
     coder = LayoutCoder(c.n_classes, c.max_objects, c.vocab_size, c.crop_tokens, tuple(c.flags))
     if coder.length != c.max_length:
-        raise ValueError(
+        raise ConfigError(
             f"config.conditioner.max_length={c.max_length}, but {c.max_objects} objects make {coder.length} tokens"
         )
     return coder
@@ -141,7 +142,7 @@ def text_tokenizer(c: ConfigDict, kept: Path | None) -> tokenizers.TextTokenizer
     tokenizer = tokenizers.TextTokenizer(name, c.max_length)
     null = tuple(int(k) for k in tokenizer("")[0])
     if null != _padded(tuple(c.null_tokens), c.max_length) or tokenizer.vocab_size > c.vocab_size:
-        raise ValueError(
+        raise ConfigError(
             f"tokenizer {name}: {tokenizer.vocab_size} entries, the empty text is {null[:4]}...; but "
             f"config.conditioner.vocab_size={c.vocab_size} and null_tokens={tuple(c.null_tokens)}"
         )
@@ -177,13 +178,13 @@ def _prompts(c: ConfigDict, asked: Namespace, frame: Frame, kept: Path | None) -
 
 def _hybrid_network(c: ConfigDict, dtype: jnp.dtype) -> nn.Module:
     if len(c.parts) < 2:
-        raise ValueError(f"config.conditioner.parts has {list(c.parts)}: a hybrid has two parts or more")
+        raise ConfigError(f"config.conditioner.parts has {list(c.parts)}: a hybrid has two parts or more")
     context_dim(c)
     frame = Frame((8, 8), (8, 8), 1)
     read = Counter(name for kind, part in parts(c).items() for name in KINDS[kind].shapes(part, frame))
     shared = [name for name, times in read.items() if times > 1]
     if shared:
-        raise ValueError(f"config.conditioner.parts={list(c.parts)}: two of them read {shared[0]!r} of a batch")
+        raise ConfigError(f"config.conditioner.parts={list(c.parts)}: two of them read {shared[0]!r} of a batch")
     return conditioners.Hybrid({name: KINDS[name].network(part, dtype) for name, part in parts(c).items()})
 
 

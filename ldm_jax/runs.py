@@ -1,7 +1,7 @@
 """Run directories: what a run begins with, what it keeps, and how its parameters come back.
 
-What is not there raises build.Missing, which says how to get it; what is there but does not fit this configuration
-raises ValueError with both values.
+What is not there raises Missing, which says how to get it; what is there but does not fit this configuration raises
+ConfigError with both values.
 """
 
 import json
@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ldm_jax import build, conditions
-from ldm_jax.build import Missing
 from ldm_jax.data import batches
+from ldm_jax.errors import ConfigError, Missing
 from ldm_jax.models.lpips import load_lpips
 from ldm_jax.training import checkpoint, latent_cache, loop
 from ldm_jax.training.classifier import check_latents, check_options
@@ -57,7 +57,7 @@ def training_run(config: ConfigDict, workdir: str | Path) -> tuple[Any, loop.Loa
 
 
 def _check_same_run(config: ConfigDict, workdir: str | Path) -> None:
-    """Raises ValueError when the run in `workdir` was begun with options that its checkpoints cannot follow."""
+    """Raises ConfigError when the run in `workdir` was begun with options that its checkpoints cannot follow."""
     wrong = [
         f"    {name}: {before!r} there, {now!r} here"
         for name, (before, now) in checkpoint.changes(workdir, config.to_dict()).items()
@@ -65,7 +65,7 @@ def _check_same_run(config: ConfigDict, workdir: str | Path) -> None:
         or (name in ON_OFF_OPTIONS and bool(before) != bool(now))
     ]
     if wrong:
-        raise ValueError(
+        raise ConfigError(
             f"{workdir} holds a run with other options:\n" + "\n".join(wrong) + "\nUse another --workdir, or the "
             "options of that run (in its config.json)."
         )
@@ -75,7 +75,7 @@ def loaders(config: ConfigDict, workdir: str | Path, frozen: Tree | None = None)
     """With config.data.cache_latents and `frozen`, what the cache lacks is written first."""
     d = config.data
     if d.validation_images < 1:
-        raise ValueError(f"config.data.validation_images={d.validation_images} must be at least 1")
+        raise ConfigError(f"config.data.validation_images={d.validation_images} must be at least 1")
     images, validation = build.source(config, train=True), build.source(config, train=False)
     print(f"training images: {images.describe()}")
     print(f"validation images: {validation.describe()}")
@@ -85,7 +85,7 @@ def loaders(config: ConfigDict, workdir: str | Path, frozen: Tree | None = None)
     train_transform, eval_transform = (build.transform(config, train, tokenizer) for train in (True, False))
     hosts = dict(process_index=jax.process_index(), process_count=jax.process_count())
     if d.cache_latents and config.task != "ldm":
-        raise ValueError(f"config.data.cache_latents is for diffusion models; a {config.task} trains on images")
+        raise ConfigError(f"config.data.cache_latents is for diffusion models; a {config.task} trains on images")
     if d.cache_latents and frozen is not None:
         encoder = build.first_stage(config)
         images, train_transform = latent_cache.from_cache(config, images, train_transform, encoder, frozen)
@@ -107,7 +107,7 @@ def loaders(config: ConfigDict, workdir: str | Path, frozen: Tree | None = None)
 def frozen(config: ConfigDict, workdir: str | Path, kept_only: bool = False) -> Tree:
     """What the task never changes: the run's own copy in `workdir`, else (unless `kept_only`) from where config says.
 
-    Raises Missing when it is nowhere, ValueError when the first stage found has another architecture.
+    Raises Missing when it is nowhere, ConfigError when the first stage found has another architecture.
     """
     if config.task == "first_stage":
         return _lpips_params(config)
@@ -153,7 +153,7 @@ def _config_of_run(run: str, what: str) -> ConfigDict:
     """The configuration of the run that `what` is taken from. Missing where `run` is none."""
     try:
         return ConfigDict(checkpoint.load_config(run))
-    except FileNotFoundError as error:
+    except Missing as error:
         raise Missing(f"{what}: {error}") from None
 
 
@@ -166,7 +166,7 @@ def _first_stage_of_run(config: ConfigDict, run: str) -> Tree:
     ours, found = build.keywords(config.first_stage, skip), build.keywords(theirs.first_stage, skip)
     differences = [f"    {k}: {found.get(k)!r} in {run}, {v!r} here" for k, v in ours.items() if found.get(k) != v]
     if differences:
-        raise ValueError(
+        raise ConfigError(
             f"the first stage in {run} has another architecture than config.first_stage:\n"
             + "\n".join(differences)
             + "\nOverride them, for example --config.first_stage.ch=64, or use another recipe."
@@ -201,12 +201,12 @@ def _conditioner_of_run(config: ConfigDict) -> Tree:
                    for c in (config.conditioner, theirs.get("conditioner", ConfigDict())))  # fmt: skip
     different = [f"    {k}: {found.get(k)!r} in {run}, {v!r} here" for k, v in ours.items() if found.get(k) != v]
     if different:
-        raise ValueError(f"{run} has another conditioner than config.conditioner:\n" + "\n".join(different))
+        raise ConfigError(f"{run} has another conditioner than config.conditioner:\n" + "\n".join(different))
     if not _conditioner_learns(theirs):
         return frozen(theirs, run, kept_only=True)["conditioner"]
     shapes = abstract_run(theirs)[0].params["conditioner"]
     if not shapes:
-        raise ValueError(f"config.conditioner.trainable=False: kind {config.conditioner.kind!r} has no parameters")
+        raise ConfigError(f"config.conditioner.trainable=False: kind {config.conditioner.kind!r} has no parameters")
     step, part = _checkpoint(run, None), "ema" if theirs.ema.decay else "params"
     print(f"conditioner: {run}, step {step}, not trained further")
     return checkpoint.restore_numpy(run, step, {part: {"conditioner": shapes}})[part]["conditioner"]
@@ -236,7 +236,7 @@ def abstract_run(config: ConfigDict) -> tuple[TrainState, Tree]:
 def restore(config: ConfigDict, workdir: str | Path, step: int | None = None) -> TrainState:
     """The newest TrainState of a run (or that of `step`) on one device, whatever devices wrote it.
 
-    Raises Missing when the run has no checkpoint, FileNotFoundError when it has not that step.
+    Raises Missing when the run has no checkpoint, or not that of `step`.
     """
     step = _checkpoint(workdir, step)
     one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -276,14 +276,14 @@ def _checkpoint(workdir: str | Path, step: int | None) -> int:
     if not steps:
         raise Missing(f"a checkpoint: {workdir} has none yet")
     if step not in (None, *steps):
-        raise FileNotFoundError(f"no checkpoint of step {step} in {workdir}; there are: {steps}")
+        raise Missing(f"no checkpoint of step {step} in {workdir}; there are: {steps}")
     return steps[-1] if step is None else step
 
 
 def guide(run: str | Path, ldm_config: ConfigDict, ldm_frozen: Tree, ldm_run: str | Path) -> tuple:
     """(LatentClassifier, its averaged parameters, step) of the classifier's `run`, for the LDM of `ldm_run`.
 
-    Raises ValueError unless it was trained on that LDM's latents.
+    Raises ConfigError unless it was trained on that LDM's latents.
     """
     config = guide_config(run, ldm_config, ldm_run)
     check_latents(frozen(config, run, kept_only=True), ldm_frozen, ldm_run)

@@ -23,10 +23,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ldm_jax import process
+from ldm_jax.cli.options import Parser
 from ldm_jax.data import shapes
 from ldm_jax.data.transforms import resize, to_uint8
 from ldm_jax.metrics import scenes
-from ldm_jax.training.hugepages import restart_with_hugepages
 
 
 def psnr(image: np.ndarray, truth: np.ndarray, where: np.ndarray | None = None) -> float:
@@ -126,7 +127,7 @@ ANY_PICTURES = ("superres", "inpaint")  # conditions whose score needs no shapes
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("workdir", help="the run directory of a conditional model")
     parser.add_argument("--num", type=int, default=128, help="scenes (default 128)")
     parser.add_argument("--batch", type=int, default=64, help="samples at a time (default 64)")
@@ -185,9 +186,9 @@ def main() -> None:
     args = parse()
     from ml_collections import ConfigDict
 
-    from ldm_jax.training import checkpoint, logging, runtime
+    from ldm_jax.training import checkpoint, logging
 
-    runtime.setup()
+    process.setup()
     config = ConfigDict(checkpoint.load_config(args.workdir))
     kind = config.conditioner.kind if config.task == "ldm" else "none"
     simple = config.data.source == "shapes" and config.data.simple_scenes
@@ -230,5 +231,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    restart_with_hugepages()
+    process.restart_with_hugepages()
     main()

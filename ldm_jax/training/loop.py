@@ -16,8 +16,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from ldm_jax import tree
-from ldm_jax.training import checkpoint, logging, runtime, sharding
+from ldm_jax import process, tree
+from ldm_jax.training import checkpoint, logging, sharding
 
 Tree = Any
 
@@ -137,7 +137,7 @@ def _compile(task, state: Tree, frozen: Tree, batch: Tree, shardings: Tree, mesh
     began = time.perf_counter()
     jitted = jax.jit(task.step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
     compiled = jitted.lower(state, frozen, batch).compile()
-    planned = runtime.planned_gib(compiled)
+    planned = process.planned_gib(compiled)
     size = "" if planned is None else f", about {sum(planned):.2f} GiB a device"
     say(f"train step compiled in {time.perf_counter() - began:.1f} s{size}", flush=True)
     return compiled
