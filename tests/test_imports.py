@@ -52,7 +52,7 @@ def imported_rooms(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", sorted((ROOT / "ldm_jax").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_follow_the_plan(path):
     if path.parent.name == "ldm_jax" and path.name == "__init__.py":
-        assert not imported_rooms(path)
+        assert imported_rooms(path) <= {"errors", "pipeline"}  # the latter when it is first used
         return
     own = room(path)
     forbidden = imported_rooms(path) - ALLOWED[own] - {own}
