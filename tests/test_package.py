@@ -1,5 +1,6 @@
 """`import ldm_jax`, and the wheel: what it holds, and that its commands work in an empty environment."""
 
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -42,8 +43,13 @@ def test_requirements_are_those_of_the_package():
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
+    """Built from a copy, because a build leaves its files in the checkout."""
     folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "--no-deps", f"--wheel-dir={folder}", str(ROOT)], check=True)
+    for part in ("ldm_jax", "configs"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for part in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / part, folder)
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "--no-deps", f"--wheel-dir={folder}", folder], check=True)
     (path,) = folder.glob("*.whl")
     return path
 

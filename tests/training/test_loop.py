@@ -164,6 +164,13 @@ def test_sigterm_saves_and_the_run_goes_on(tmp_path):
     assert (tmp_path / "checkpoints" / str(step)).is_dir()
 
 
+def test_the_final_state_is_saved_whatever_the_interval(tmp_path):
+    train(tmp_path, "--config.steps=2", "--config.every.checkpoint=0", *SMALL)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()] == ["2"]
+    table = (tmp_path / "parameters.txt").read_text()
+    assert "unet/time_embed_0/kernel" in table and "(32, 128)" in table and "Total: " in table
+
+
 def test_unknown_option_is_an_error(tmp_path):
     result = train(tmp_path, "--config.optim.learning_rat=1", check=False)
     assert result.returncode == 2 and "Traceback" not in result.stderr
