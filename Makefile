@@ -1,7 +1,11 @@
 # Every target sets up its own .venv first; nothing needs to be installed by hand.
+# PYTHON may be 3.11, 3.12 or 3.13: each has its lock, and .venv is made anew when the version changes.
 PYTHON ?= python3
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+LOCK := $(if $(filter 3.11,$(VERSION)),requirements.lock,requirements-py312.lock)
 VENV := .venv
 PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed-$(VERSION)
 RUNS ?= runs
 
 .PHONY: help setup demo test test-all lint clean
@@ -9,13 +13,14 @@ RUNS ?= runs
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 14
 
-setup: $(VENV)/.installed  ## make .venv from requirements.lock
+setup: $(INSTALLED)  ## make .venv from the lock of this Python's version
 
-$(VENV)/.installed: requirements.lock
+$(INSTALLED): $(LOCK)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	test -e $(VENV)/bin/python$(VERSION) || rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
-	$(PY) -m pip install --quiet -r requirements.lock
+	$(PY) -m pip install --quiet -r $(LOCK)
 	touch $@
 
 demo: setup      ## train a small first stage and a small LDM on built-in shapes, sample (minutes on 2 cores)

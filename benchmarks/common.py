@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax import recipes
-from ldm_jax.training import runtime
-from ldm_jax.training.hugepages import restart_with_hugepages
+from ldm_jax import process
+from ldm_jax.cli.options import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -36,16 +35,14 @@ Row = dict[str, Any]
 
 def run(main: Callable[[], None]) -> None:
     """A script's `__main__`: in large pages as train.py, which serve whatever else runs in this process (PyTorch)."""
-    restart_with_hugepages()
+    process.restart_with_hugepages()
     main()
 
 
-def parser(doc: str, config: bool = True, batch: str = "1", repeats: int = 10) -> argparse.ArgumentParser:
+def parser(doc: str, config: bool = True, batch: str = "1", repeats: int = 10) -> Parser:
     """The options that all scripts have; `load` reads them. Also makes train.py's settings for CPUs."""
-    runtime.faster_cpu()
-    p = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    process.faster_cpu()
+    p = Parser(doc)
     if config:
         p.add_argument("--config", required=True, help="recipe, NAME[:VARIANT]; also --config.OPTION=VALUE")
         p.add_argument("--dtype", choices=("float32", "bfloat16"), help="compute type (default: the recipe's)")
@@ -68,17 +65,10 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(part for part in text.split(",") if part)
 
 
-def load(p: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Any]:
+def load(p: Parser, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Any]:
     """(arguments, the recipe's ConfigDict with the overrides of the command line). Exits with 2 if either is wrong."""
-    args, rest = p.parse_known_args(argv)
-    unknown = [option for option in rest if not option.startswith("--config.")]
-    if unknown:
-        p.error(f"unexpected: {' '.join(unknown)} (options of the recipe are written --config.NAME=VALUE)")
-    args.overrides = rest
-    try:
-        config = recipes.load(args.config, rest)
-    except ValueError as error:
-        p.error(str(error))
+    args, args.overrides = p.parse_with_overrides(argv)
+    config = p.recipe(args.config, args.overrides)
     config.dtype = args.dtype or config.dtype
     return args, config
 

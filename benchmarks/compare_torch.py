@@ -28,7 +28,7 @@ if __name__ == "__main__":  # the root, instead of this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import common, work
-from ldm_jax.training import runtime
+from ldm_jax import process
 
 WHAT = ("forward", "train", "sample", "decode")
 LIMITS = {"float32": 1e-3, "bfloat16": 0.1}
@@ -147,7 +147,7 @@ def no_room(compiled: work.Compiled) -> str:
     whole process; GPUs raise."""
     import jax
 
-    planned, free = runtime.planned_gib(compiled.executable), common.free_gib()
+    planned, free = process.planned_gib(compiled.executable), common.free_gib()
     if planned is None or free is None or jax.default_backend() != "cpu":
         return ""
     held, temporary = planned  # JAX's arguments are there already; PyTorch's sizes are roughly the same

@@ -35,10 +35,10 @@ def main(argv: list[str] | None = None) -> list[common.Row]:
 
 def measure(config, size: int, workers: int, batches: int) -> common.Row:
     """Rate after the first two batches; `first_s` is the time to the first."""
-    from ldm_jax import build
     from ldm_jax.data.batches import batches as make_batches
+    from ldm_jax.training import setup
 
-    source, transform = build.source(config, train=True), build.transform(config, train=True)
+    source, transform = setup.source(config, train=True), setup.transform(config, train=True)
     began = time.perf_counter()
     iterator = make_batches(source, transform, size, seed=0, workers=workers)
     try:

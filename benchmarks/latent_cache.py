@@ -39,15 +39,14 @@ def measure(config, cache: str, steps: int) -> common.Row:
     """Training steps one after another, as the loop makes them, after the first two; cache: its folder, or ""."""
     import jax
 
-    from ldm_jax import build, runs
-    from ldm_jax.training import sharding
+    from ldm_jax.training import setup, sharding
 
     config.data.cache_latents = cache
-    mesh, model = build.mesh(config), work.make_model(config)
+    mesh, model = setup.mesh(config), work.make_model(config)
     state, frozen = jax.device_put((model.state, model.frozen), sharding.replicated(mesh))
     with tempfile.TemporaryDirectory() as workdir:
         began = time.perf_counter()
-        loaders = runs.loaders(config, workdir, model.frozen)
+        loaders = setup.loaders(config, workdir, model.frozen)
         made = time.perf_counter() - began
         batches = loaders.train(0)
         try:

@@ -22,8 +22,7 @@ if __name__ == "__main__":  # the root, instead of this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import common, topology, work
-from ldm_jax import build
-from ldm_jax.training import runtime
+from ldm_jax import build, process
 
 COLUMNS = {
     "batch": "batch", "remat": "recompute", "state_gib": "state GiB", "temporary_gib": "temporary GiB",
@@ -79,7 +78,7 @@ def measure(config, size: int, remat: bool | None, device: jax.Device) -> common
         if not common.out_of_memory(error):
             raise
         return row | {"note": "more than this device has"}
-    held, temporary = runtime.planned_gib(compiled)
+    held, temporary = process.planned_gib(compiled)
     sizes = {"state_gib": held, "temporary_gib": temporary, "peak_gib": held + temporary}
     return row | sizes | {"compile_s": seconds}
 

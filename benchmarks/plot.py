@@ -4,7 +4,6 @@
     python benchmarks/plot.py --results=DIR --image=FILE.png
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -15,13 +14,14 @@ if __name__ == "__main__":  # the root, instead of this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import common
+from ldm_jax.cli.options import Parser
 
 TITLES = {"train": "training step", "forward": "UNet forward", "sample": "DDIM step", "decode": "decode"}
 ORDER = list(TITLES)
 
 
 def main(argv: list[str] | None = None) -> str:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(__doc__)
     p.add_argument("--results", type=Path, default=common.RESULTS)
     p.add_argument("--image", type=Path, default=common.ROOT / "docs" / "benchmarks.png")
     args = p.parse_args(argv)

@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax import build, runs, tree
+from ldm_jax import build, process, tree
 from ldm_jax.diffusion.timetable import make_timetable
 from ldm_jax.generate import image_keys, sample_latents
 from ldm_jax.models import cpu, gpu
-from ldm_jax.training import runtime
+from ldm_jax.training import setup
 from ldm_jax.training.state import TrainState
 
 Tree = Any
@@ -94,7 +94,7 @@ class Model:
 
 def abstract(config) -> tuple[Any, TrainState, Tree]:
     """(task, TrainState, frozen) of shapes. Raises what build raises for a recipe that does not fit together."""
-    task, (state, frozen) = build.task(config), runs.abstract_run(config)
+    task, (state, frozen) = setup.task(config), setup.abstract_run(config)
     if config.task == "first_stage" and task.lpips is not None:
         image = jax.ShapeDtypeStruct((1, config.data.image_size, config.data.image_size, 3), jnp.float32)
         frozen = {"lpips": jax.eval_shape(task.lpips.init, jax.random.key(0), image, image)["params"]}
@@ -160,7 +160,7 @@ class Compiled:
     @property
     def memory_gib(self) -> float | None:
         """Arguments, results and temporaries on one device, as planned by the compiler."""
-        planned = runtime.planned_gib(self.executable)
+        planned = process.planned_gib(self.executable)
         return None if planned is None else sum(planned)
 
 
@@ -220,5 +220,5 @@ def formula(make: Callable[..., Program], model: Model, *args) -> Any:
     if "unet" in config:
         config.unet.remat = False
     with plain():
-        program = make(replace(model, config=config, task=build.task(config)), *args)
+        program = make(replace(model, config=config, task=setup.task(config)), *args)
         return jax.make_jaxpr(program.fn)(*program.args)

@@ -21,7 +21,8 @@ _WHERE = {
     "UsageError": "errors", "ConfigError": "errors", "DataError": "errors", "RequestError": "errors",
     "Missing": "errors",
 }  # fmt: skip
-__all__ = list(_WHERE)
+__version__ = "0.1.0"
+__all__ = [*_WHERE, "__version__"]
 
 
 def __getattr__(name: str):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ldm_jax.conditions.base import Batch, Cond, ConditionNetwork
 from ldm_jax.diffusion.guidance import Denoise, classified, guided, steered
-from ldm_jax.diffusion.samplers import Loop, advance, get_sampler, latent, start_noise
+from ldm_jax.diffusion.samplers import Loop, Sampler, get_sampler, start_noise
 from ldm_jax.diffusion.schedule import NoiseSchedule
 from ldm_jax.diffusion.timetable import Timetable
 from ldm_jax.keys import keys_of, purpose_key
@@ -79,7 +79,11 @@ def make_loop(
 ) -> Loop:
     """The sampler's loop; eta is given to samplers that take it. ValueError for an unknown sampler."""
     record = get_sampler(sampler)
-    return record.loop(denoise, z_T, timetable, keys, **({"eta": eta} if record.takes_eta else {}))
+    return record.loop(denoise, z_T, timetable, keys, **_options(record, eta))
+
+
+def _options(record: Sampler, eta: float | jax.Array) -> dict:
+    return {"eta": eta} if record.takes_eta else {}
 
 
 def sample_latents(
@@ -107,9 +111,8 @@ def sample_latents(
     denoise = denoiser(model, params, cond, null, guidance, log_p, classifier)
     if z_T is None:
         z_T = start_noise(keys, latent_shape)
-    loop = make_loop(sampler, denoise, z_T, timetable, keys, eta)
-    carry, _ = advance(loop, (loop.carry, jnp.zeros_like(z_T)), 0, valid_entries(loop))
-    return latent(carry)
+    record = get_sampler(sampler)
+    return record(denoise, z_T, timetable, keys, **_options(record, eta))
 
 
 def valid_entries(loop: Loop) -> jax.Array:

@@ -90,8 +90,8 @@ class Programs:
     ) -> jax.Array:  # fmt: skip
         """Latents z [B,h,w,c] of the images `indices` [B] of `seed`, on the devices.
 
-        batch: fields [B,...] of the condition; also "z" [B,h,w,c], a latent to be noised and begun from, or "z_T", where
-        to begin; "guide" [B,h',w',C] and "label" [B] for guidance. on_step is called after each step: (k, of S, a
+        batch: fields [B,...] of the condition; also "z" [B,h,w,c], a latent to noise and begin from, or "z_T", where to
+        begin; "guide" [B,h',w',C] and "label" [B] for guidance. on_step is called after each step: (k, of S, a
         function that makes the images [B,H,W,C] which the model expects at that step).
         """
         tables = self._tables(method.timetable)

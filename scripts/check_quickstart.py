@@ -23,10 +23,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import ldm_jax
+from ldm_jax import process
+from ldm_jax.cli.options import Parser
 from ldm_jax.data import shapes
-from ldm_jax.data.transforms import resize, to_uint8
+from ldm_jax.data.transforms import resize
+from ldm_jax.images import save_png, to_uint8
 from ldm_jax.metrics import scenes
-from ldm_jax.training.hugepages import restart_with_hugepages
 
 
 def psnr(image: np.ndarray, truth: np.ndarray, where: np.ndarray | None = None) -> float:
@@ -126,7 +129,7 @@ ANY_PICTURES = ("superres", "inpaint")  # conditions whose score needs no shapes
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("workdir", help="the run directory of a conditional model")
     parser.add_argument("--num", type=int, default=128, help="scenes (default 128)")
     parser.add_argument("--batch", type=int, default=64, help="samples at a time (default 64)")
@@ -139,56 +142,38 @@ def parse() -> argparse.Namespace:
 
 def unseen(config, workdir: str, number: int) -> tuple[list[dict], list[dict]]:
     """Scenes of the validation stream, and the fields of each that the model reads."""
-    from ldm_jax import build
+    from ldm_jax.training import setup
 
-    source = build.source(config, train=False)
+    source = setup.source(config, train=False)
     if number > len(source):
         sys.exit(f"--num={number}: there are {len(source)} validation images")
-    transform = build.transform(config, False, Path(workdir) / "tokenizer")
+    transform = setup.transform(config, False, Path(workdir) / "tokenizer")
     found = [source[i] for i in range(number)]
     return found, [transform(scene, np.random.default_rng([7, i])) for i, scene in enumerate(found)]
 
 
-def generate(args: argparse.Namespace, config, fields: list[dict], guidance: float | None) -> tuple[list, list]:
+def generate(
+    args: argparse.Namespace, pipe, fields: list[dict], guidance: float | None
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """(samples, reconstructions), uint8 [H,W,3] each."""
-    import jax
+    batch = {name: np.stack([f[name] for f in fields]) for name in fields[0]}
 
-    from ldm_jax import build, runs
-    from ldm_jax import generate as sampling
-    from ldm_jax.diffusion.timetable import make_timetable
+    def show(progress) -> None:
+        if progress.step == progress.steps:
+            print(f"{progress.first + progress.number}/{progress.total} samples", flush=True)
 
-    frozen = runs.frozen(config, args.workdir, kept_only=True)
-    params, _ = runs.weights(config, args.workdir)
-    ldm = build.ldm(config)
-    timetable = make_timetable(ldm.schedule, args.steps)
-
-    @jax.jit
-    def both(params, frozen, batch, indices):
-        keys = sampling.image_keys(args.seed, indices)
-        shape = build.latent_shape(config)
-        z = sampling.sample_latents(ldm, params, frozen, batch, keys, shape, timetable, args.eta, guidance=guidance)
-        return ldm.decode(frozen, z), ldm.decode(frozen, ldm.encode(frozen, batch["image"]))
-
-    samples, reconstructions = [], []
-    for start in range(0, args.num, args.batch):
-        indices = np.arange(start, start + args.batch) % args.num  # a full batch, so that nothing is compiled again
-        batch = {name: np.stack([fields[i][name] for i in indices]) for name in fields[0]}
-        made, again = both(params, frozen, batch, indices.astype(np.int32))
-        wanted = args.num - start
-        samples += list(to_uint8(np.asarray(made)))[:wanted]
-        reconstructions += list(to_uint8(np.asarray(again)))[:wanted]
-        print(f"{len(samples)}/{args.num} samples", flush=True)
-    return samples, reconstructions
+    samples = pipe.sample(
+        fields=batch, steps=args.steps, eta=args.eta, guidance=guidance, seed=args.seed, batch=args.batch,
+        on_progress=show,
+    )  # fmt: skip
+    return list(samples), list(pipe.reconstruct(batch["image"], batch=args.batch))
 
 
 def main() -> None:
     args = parse()
-    from ml_collections import ConfigDict
-
-    from ldm_jax.training import checkpoint, logging, runtime
-
-    runtime.setup()
-    config = ConfigDict(checkpoint.load_config(args.workdir))
+    process.setup()
+    pipe = ldm_jax.load(args.workdir)
+    config = pipe.config
     kind = config.conditioner.kind if config.task == "ldm" else "none"
     simple = config.data.source == "shapes" and config.data.simple_scenes
     if kind not in (CHECKS if simple else ANY_PICTURES):
@@ -201,7 +186,7 @@ def main() -> None:
     guidance = args.guidance if args.guidance is not None else check.guidance
     found, fields = unseen(config, args.workdir, args.num)
     began = time.perf_counter()
-    samples, reconstructions = generate(args, config, fields, guidance)
+    samples, reconstructions = generate(args, pipe, fields, guidance)
     seconds = time.perf_counter() - began
     images = [true(f) for f in fields]
     samples = [check.finish(f, made, image) for f, made, image in zip(fields, samples, images)]
@@ -225,10 +210,10 @@ def main() -> None:
     report = dict(what=check.what, **settings, goal=goal, **scores)
     Path(args.workdir, "check.json").write_text(json.dumps(report, indent=1) + "\n")
     strips = [np.concatenate(strip) for strip in zip(*rows)][:16]
-    logging.save_png(Path(args.workdir, "check.png"), np.concatenate(strips, axis=1), {"condition": kind})
+    save_png(Path(args.workdir, "check.png"), np.concatenate(strips, axis=1), {"condition": kind})
     sys.exit(0 if scores["samples"] >= goal else 1)
 
 
 if __name__ == "__main__":
-    restart_with_hugepages()
+    process.restart_with_hugepages()
     main()

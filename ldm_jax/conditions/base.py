@@ -104,6 +104,7 @@ class Condition:
     kind: ClassVar[str]
     options: ClassVar[tuple[tuple[Option, ...], ...]] = ()
     extra_options: ClassVar[tuple[Option, ...]] = ()  # that nobody must give
+    example: ClassVar[str] = ""  # options of sample.py, to be shown
     has_context: ClassVar[bool] = False  # the UNet needs cross-attention
 
     def __init__(self, section: 'ConfigDict'):

@@ -67,6 +67,7 @@ def requests(labels: int | Sequence[int], n_classes: int) -> list[Asked]:
 
 class ClassLabel(Condition):
     kind = "class"
+    example = "--label=0"
     options = ((Option("label", "class number; may be given again for more", int, repeats=True),),)
     has_context = True
 

@@ -64,6 +64,7 @@ class Masked(Field):
 
 class Inpaint(Condition):
     kind = "inpaint"
+    example = "--image=PICTURE.png --mask=MASK.png"
     options = (
         SuperResolution.options[0],
         (Option("mask", "inpainting: a PNG, white where the picture is to be filled, or a folder"),),

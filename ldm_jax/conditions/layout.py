@@ -102,6 +102,7 @@ def _checked(objects: Any, origin: str) -> list[dict]:
 
 class Layout(Condition):
     kind = "layout"
+    example = "--layout=BOXES.json"
     options = ((Option("layout", f"boxes: a JSON file like {EXAMPLE}, or a folder of them"),),)
     has_context = True
 

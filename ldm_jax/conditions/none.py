@@ -19,6 +19,7 @@ class Unconditional(ConditionNetwork):
 
 class NoCondition(Condition):
     kind = "none"
+    example = "--num=16"
 
     def network(self, dtype):
         return Unconditional()

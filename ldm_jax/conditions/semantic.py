@@ -60,6 +60,7 @@ class Segmentation(Field):
 
 class Semantic(Condition):
     kind = "semantic"
+    example = "--segmentation=MAP.png"
     options = ((Option("segmentation", "map of classes: a grey PNG, or a folder of them"),),)
 
     def network(self, dtype):

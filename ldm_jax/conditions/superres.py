@@ -44,6 +44,7 @@ class Degraded(Field):
 
 class SuperResolution(Condition):
     kind = "superres"
+    example = "--image=SMALL.png"
     options = ((Option("image", "picture to enlarge (super-resolution) or to fill (inpainting), or a folder"),),)
 
     def network(self, dtype):

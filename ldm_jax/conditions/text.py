@@ -114,6 +114,7 @@ def requests(texts: Sequence[str], tokenizer: tokenizers.TextTokenizer, mask: bo
 
 class Text(Condition):
     kind = "text"
+    example = '--prompt="a painting of a squirrel"'
     options = (
         (
             Option("prompt", "text; may be given again for more", repeats=True),

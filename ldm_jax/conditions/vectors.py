@@ -59,6 +59,7 @@ def requests(given: Any, number: int, dim: int) -> list[Asked]:
 
 class VectorsCondition(Condition):
     kind = "vectors"
+    example = "--vectors=VECTORS.npy"
     options = ((Option("vectors", "retrieval-augmented models: a .npy file of CLIP vectors"),),)
     has_context = True
 

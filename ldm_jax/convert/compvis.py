@@ -16,6 +16,7 @@ import numpy as np
 from ldm_jax import tree
 from ldm_jax.convert import names
 from ldm_jax.convert.names import torch_key
+from ldm_jax.errors import UsageError
 
 UNET, FIRST_STAGE, CONDITIONER, EMA = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "model_ema."
 PREFIXES = {
@@ -70,7 +71,7 @@ def has_ema(keys: Iterable[str]) -> bool:
 def split(state: Mapping[str, np.ndarray], template: tree.Tree) -> tuple[tree.Tree, dict[str, np.ndarray]]:
     """(the weights tree of `template` filled from a state dict, the known rest that has no leaf).
 
-    Raises ValueError listing the original's keys when one that is not known to be left over has no leaf, or a
+    Raises UsageError listing the original's keys when one that is not known to be left over has no leaf, or a
     leaf has no key, or shapes differ.
     """
     wanted = set(original_keys(template).values())
@@ -99,14 +100,14 @@ def schedule_buffers(betas: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def check_schedule(state: Mapping[str, np.ndarray], betas: np.ndarray) -> None:
-    """Raises ValueError when the state dict's betas [T] are not `betas`: the config is another model's."""
+    """Raises UsageError when the state dict's betas [T] are not `betas`: the config is another model's."""
     if "betas" not in state:
         return
     theirs = state["betas"]
     near = 1e-2 if theirs.dtype.itemsize == 2 else 1e-4
     if theirs.shape != betas.shape or not np.allclose(theirs.astype(np.float64), betas, rtol=near, atol=0):
         shown = [f"{len(b)} steps from {float(b[0]):.6g} to {float(b[-1]):.6g}" for b in (theirs, betas)]
-        raise ValueError(
+        raise UsageError(
             f"the file's noise schedule has betas of {shown[0]}, the config's {shown[1]}. It is the config of another "
             "model, or needs --config.diffusion.start, .end, .timesteps or .schedule"
         )

@@ -20,6 +20,7 @@ import numpy as np
 from ldm_jax.convert.compvis import CONDITIONER, UNET
 from ldm_jax.convert.safetensors_file import Spec, read_safetensors, write_safetensors
 from ldm_jax.convert.torch_reader import read_torch
+from ldm_jax.errors import UsageError
 
 Section = Mapping[str, Any]
 Tensors = Mapping[str, tuple[Spec, Callable[[], np.ndarray]]]
@@ -60,13 +61,13 @@ class Component:
 def autoencoder(section: Section, shapes: Mapping[str, tuple[int, ...]], prefix: str, scale: float) -> Component:
     """The first stage of config.first_stage `section`; `shapes` by the original's key, which begins with `prefix`.
 
-    Raises ValueError for what neither class can express.
+    Raises UsageError for what neither class can express.
     """
     vq = section["kind"] == "vq"
     if section["attn_type"] == "linear":
-        raise ValueError("diffusers has no linear attention in its autoencoders (first_stage.attn_type='linear')")
+        raise UsageError("diffusers has no linear attention in its autoencoders (first_stage.attn_type='linear')")
     if not vq and section["embed_dim"] != section["z_channels"]:
-        raise ValueError(
+        raise UsageError(
             f"diffusers' AutoencoderKL has one number of latent channels; here embed_dim={section['embed_dim']} and "
             f"z_channels={section['z_channels']}"
         )
@@ -114,12 +115,12 @@ _UNET_ENDS = {"time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_e
 
 
 def unet(section: Section, shapes: Mapping[str, tuple[int, ...]], context_dim: int | None, size: int) -> Component:
-    """The UNet of config.unet `section` on latents of `size`. Raises ValueError for what neither class can express."""
+    """The UNet of config.unet `section` on latents of `size`. Raises UsageError for what neither class can express."""
     head_width, spatial = section["num_head_channels"], section["use_spatial_transformer"]
     if section["resblock_updown"] or section["use_scale_shift_norm"]:
-        raise ValueError("diffusers' UNets cannot express unet.resblock_updown or unet.use_scale_shift_norm")
+        raise UsageError("diffusers' UNets cannot express unet.resblock_updown or unet.use_scale_shift_norm")
     if head_width == -1 and not spatial:
-        raise ValueError(
+        raise UsageError(
             f"diffusers' UNet2DModel has heads of one width; here unet.num_heads={section['num_heads']} at every level"
         )
     layers, mult = section["num_res_blocks"], section["channel_mult"]
@@ -245,7 +246,7 @@ def read_folder(path: str | Path, wanted: list[Component]) -> tuple[dict[str, np
     """(state dict with the original's keys, {folder: its config.json}) of the components in `path`.
 
     What a component has beyond the wanted keys is kept as "<folder>/<key>". Also gives the scheduler's config.
-    Raises ValueError when a component is missing, damaged, of another class or of other numbers.
+    Raises UsageError when a component is missing, damaged, of another class or of other numbers.
     """
     path = Path(path)
     state: dict[str, np.ndarray] = {}
@@ -280,9 +281,9 @@ def _json(path: Path) -> dict:
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        raise UsageError(f"{path} cannot be read: {error}") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no settings")
+        raise UsageError(f"{path} holds no settings")
     return found
 
 
@@ -292,7 +293,7 @@ def _folder_of(path: Path, component: Component) -> Path:
             component.kind, *((None,) if component.kind == "LDMBertModel" and folder != path else ()),
         ):  # fmt: skip
             return folder
-    raise ValueError(
+    raise UsageError(
         f"{path} holds no {component.kind}, which this config needs, in {component.folder}/ with a config.json of "
         f"that _class_name; it holds {', '.join(sorted(p.name for p in path.iterdir())) or 'nothing'}"
     )
@@ -310,7 +311,7 @@ def _checked_config(folder: Path, component: Component) -> dict:
         if name not in NOT_COMPARED and component.kind != "LDMBertModel" and theirs != value:
             wrong.append(f"    {name}: {theirs} in the folder, {value} by the config")
     if wrong:
-        raise ValueError(f"{folder} holds another {component.kind} than the config's:\n" + "\n".join(wrong))
+        raise UsageError(f"{folder} holds another {component.kind} than the config's:\n" + "\n".join(wrong))
     return found
 
 
@@ -319,7 +320,7 @@ def _tensors(folder: Path) -> dict[str, np.ndarray]:
         if (folder / name).is_file():
             read = read_safetensors if name.endswith(".safetensors") else lambda p: (read_torch(p), {})
             return dict(read(folder / name)[0])
-    raise ValueError(f"{folder} holds no weights; looked for {', '.join(WEIGHT_FILES)}")
+    raise UsageError(f"{folder} holds no weights; looked for {', '.join(WEIGHT_FILES)}")
 
 
 def scale_of(config: Section) -> float | None:
@@ -331,7 +332,7 @@ def scale_of(config: Section) -> float | None:
 
 
 def check_scheduler(scheduler: Section, diffusion: Section) -> None:
-    """Raises ValueError when the folder's noise schedule is not that of config.diffusion."""
+    """Raises UsageError when the folder's noise schedule is not that of config.diffusion."""
     expected = scheduler_config(diffusion)
     names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
     wrong = [
@@ -340,7 +341,7 @@ def check_scheduler(scheduler: Section, diffusion: Section) -> None:
         if name in scheduler and not _same(scheduler[name], expected[name])
     ]
     if wrong:
-        raise ValueError("the folder's scheduler has another noise schedule than the config:\n" + "\n".join(wrong))
+        raise UsageError("the folder's scheduler has another noise schedule than the config:\n" + "\n".join(wrong))
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -348,9 +349,9 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def scheduler_config(diffusion: Section) -> dict:
-    """scheduler_config.json of config.diffusion. Raises ValueError for a schedule that diffusers has not."""
+    """scheduler_config.json of config.diffusion. Raises UsageError for a schedule that diffusers has not."""
     if diffusion["schedule"] not in SCHEDULES:
-        raise ValueError(f"diffusers has no noise schedule {diffusion['schedule']!r}")
+        raise UsageError(f"diffusers has no noise schedule {diffusion['schedule']!r}")
     return dict(
         _class_name="DDIMScheduler",
         _diffusers_version=VERSION,

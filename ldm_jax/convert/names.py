@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from ldm_jax import tree
+from ldm_jax.errors import UsageError
 
 LEAVES = {
     "kernel": "weight",
@@ -89,7 +90,7 @@ def from_torch(
 
     The template may be a params tree or {"params": ..., "batch_stats": ...}; `key_of` gives the key of a leaf's
     path. Arrays are views of the state's where layout and type allow. Every leaf must be filled and every key
-    used (except BatchNorm's counters), else ValueError with what is missing, what is left over and which shapes
+    used (except BatchNorm's counters), else UsageError with what is missing, what is left over and which shapes
     differ, of each kind the first `SHOWN`.
     """
     leaves, wrong = {}, []
@@ -104,7 +105,7 @@ def from_torch(
     missing = sorted(set(keys.values()) - set(state))
     unexpected = sorted(key for key in set(state) - set(keys.values()) if not key.endswith(IGNORED))
     if missing or unexpected or wrong:
-        raise ValueError(
+        raise UsageError(
             "the state dict does not fit; is it of another architecture?\n"
             + "\n".join(
                 _listed(title, lines)
@@ -134,7 +135,7 @@ def to_torch(
         try:
             state[key] = to_torch_array(path, leaf, shapes.get(key))
         except ValueError as error:
-            raise ValueError(f"{key}: {error}") from error
+            raise UsageError(f"{key}: {error}") from error
     return state
 
 

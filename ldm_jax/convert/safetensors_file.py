@@ -12,6 +12,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from ldm_jax.errors import UsageError
+
 TYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -29,7 +31,7 @@ Spec = tuple[np.dtype, tuple[int, ...]]  # type and shape of a tensor
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """({key: read-only view of the mapped file}, metadata). Raises ValueError for a damaged or cut file."""
+    """({key: read-only view of the mapped file}, metadata). Raises UsageError for a damaged or cut file."""
     try:
         with open(path, "rb") as file:
             mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
@@ -40,7 +42,7 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str,
         metadata = header.pop("__metadata__", {})
         return {key: _view(mapped[begin:], key, **entry) for key, entry in header.items()}, metadata
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
+        raise UsageError(
             f"{path} cannot be read as a safetensors file: {type(error).__name__}: {error}. If it should be one, "
             "it is damaged or cut short: compare its size or checksum and download it again"
         ) from error

@@ -19,6 +19,7 @@ from ldm_jax import tree
 from ldm_jax.convert import compvis, diffusers, names
 from ldm_jax.convert.safetensors_file import read_safetensors
 from ldm_jax.convert.torch_reader import read_torch_checkpoint
+from ldm_jax.errors import Missing, UsageError
 
 Tree = Any
 KEPT = "original.safetensors"  # in a converted run directory: what has no leaf, and the list of all keys
@@ -37,7 +38,7 @@ class Source:
 def weights_of(config: ConfigDict, state: Tree, frozen: Tree, ema: bool) -> Tree:
     """The weights tree of convert/compvis.py from a state and frozen, of arrays or of shapes."""
     if config.task == "classifier":
-        raise ValueError("classifiers are not converted: no weights of one were published")
+        raise UsageError("classifiers are not converted: no weights of one were published")
     if config.task == "first_stage":
         discriminator = {"params": state.params["discriminator"]} | dict(state.variables)
         return {"autoencoder": state.params["autoencoder"], "discriminator": discriminator}
@@ -55,9 +56,9 @@ def components(config: ConfigDict, weights: Tree, latent_size: int | None) -> li
         return [diffusers.autoencoder(config.first_stage, shapes, "", float(config.get("latent_scale", 0)) or 1.0)]
     kind = config.conditioner.kind
     if kind not in diffusers.PIPELINES:
-        raise ValueError(f"diffusers has no pipeline for the condition {kind!r}; use .ckpt or .safetensors instead")
+        raise UsageError(f"diffusers has no pipeline for the condition {kind!r}; use .ckpt or .safetensors instead")
     if config.first_stage.kind == "identity":
-        raise ValueError("diffusers has no pipeline without a first stage; use .ckpt or .safetensors instead")
+        raise UsageError("diffusers has no pipeline without a first stage; use .ckpt or .safetensors instead")
     context = config.conditioner.dim if config.unet.use_spatial_transformer else None
     scale = weights["latent_scale"]
     scale = float(scale) if hasattr(scale, "__float__") else 1.0
@@ -74,7 +75,7 @@ def read(path: Path, config: ConfigDict, weights: Tree, latent_size: int | None)
         state, configs = diffusers.read_folder(path, components(config, weights, latent_size))
         return _from_diffusers(Source(state, "diffusers"), configs, config)
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist")
+        raise Missing(f"{path} does not exist")
     if path.suffix == ".safetensors":
         state, metadata = read_safetensors(path)
         step = metadata.get("global_step", "")
@@ -126,7 +127,7 @@ def _scale(source: Source, config: ConfigDict, found: Tree) -> np.ndarray:
             source.notes.append(f"latent scale {float(found):.5f} of the file, not the recipe's {config.latent_scale}")
         return np.asarray(found, np.float32)
     if not config.latent_scale and config.first_stage.kind == "kl":
-        raise ValueError(
+        raise UsageError(
             "the file says no latent scale (scale_factor) and the recipe has none, without which its latents mean "
             "nothing: give the model's with --config.latent_scale=NUMBER"
         )

@@ -22,6 +22,8 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
+from ldm_jax.errors import UsageError
+
 OLD_MAGIC = 0x1950A86A20F9469CFC6C
 STORAGES = {
     "DoubleStorage": np.float64,
@@ -133,7 +135,7 @@ class _Unpickler(pickle.Unpickler):
 def read_torch_object(path: str | Path) -> Any:
     """The whole object in the file: containers, numbers, strings, numpy arrays for tensors, `Placeholder`s.
 
-    Raises ValueError when the file is not PyTorch's, or is truncated or damaged.
+    Raises UsageError when the file is not PyTorch's, or is truncated or damaged.
     """
     return _guarded(path, lambda root, numbers: _materialise(root, numbers))
 
@@ -143,7 +145,7 @@ def read_torch(path: str | Path) -> dict[str, np.ndarray]:
 
     Values that are no tensors are left out, and of a whole checkpoint only the state dict is read. bfloat16
     tensors have the dtype of ml_dtypes. The arrays are read-only views of the mapped file where its format
-    allows, so a large file takes no memory of its own. Raises ValueError when the file is not PyTorch's, is
+    allows, so a large file takes no memory of its own. Raises UsageError when the file is not PyTorch's, is
     damaged or holds no tensors at that place.
     """
     return read_torch_checkpoint(path)[0]
@@ -167,7 +169,7 @@ def read_torch_checkpoint(path: str | Path) -> tuple[dict[str, np.ndarray], int 
 
 
 def _guarded(path: str | Path, use: Callable) -> Any:
-    """use(root object, storage -> numbers), with every way a damaged file shows itself as ValueError."""
+    """use(root object, storage -> numbers), with every way a damaged file shows itself as UsageError."""
     try:
         with open(path, "rb") as file:
             if zipfile.is_zipfile(file):
@@ -177,7 +179,7 @@ def _guarded(path: str | Path, use: Callable) -> Any:
             return use(*_open_old(file, _mapped(file)))
     except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, KeyError, IndexError, TypeError,
             AttributeError, ValueError, OverflowError) as error:  # fmt: skip
-        raise ValueError(
+        raise UsageError(
             f"{path} cannot be read as a PyTorch file: {type(error).__name__}: {error}. If it should be one, "
             "it is damaged or cut short: compare its size or checksum and download it again"
         ) from error

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from ldm_jax.data import folder, prepared, shapes
 from ldm_jax.data.layout import LayoutRules
 from ldm_jax.data.metadata import read_vectors
+from ldm_jax.errors import Missing
 from ldm_jax.images import to_channels
 
 SPLITS = ("train", "validation", "all")
@@ -177,7 +178,10 @@ class TfdsSource(Source):
 
     def __init__(self, name: str, split: str = "train", data_dir: str | Path | None = None,
                  channels: int = 3, classes: str | Path | None = None):
-        import tensorflow_datasets as tfds  # an import of seconds that only this source needs
+        try:
+            import tensorflow_datasets as tfds  # an import of seconds that only this source needs
+        except ImportError as error:
+            raise Missing(f"{name} is read by tensorflow_datasets ({error}): pip install 'ldm_jax[data]'") from error
 
         default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
         at = prepared.folder_of(name, Path(data_dir or default).expanduser())

@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ldm_jax.errors import ConfigError
+
 PREDICTIONS = ("eps", "x0", "v")
 KINDS = ("scaled_linear", "linear", "sqrt", "cosine")
 WEIGHTINGS = ("none", "min_snr")
@@ -121,7 +123,7 @@ class NoiseSchedule:
         snr times that of x0 and the error of v is snr + 1 times that of x0, hence the divisions.
         """
         if kind not in WEIGHTINGS:
-            raise ValueError(f"loss weighting {kind!r} is not one of {', '.join(WEIGHTINGS)}")
+            raise ConfigError(f"loss weighting {kind!r} is not one of {', '.join(WEIGHTINGS)}")
         if kind == "none":
             return jnp.ones(t.shape, jnp.float32)
         snr = self.alpha_bar / (1 - self.alpha_bar)
@@ -164,13 +166,13 @@ def make_schedule(
     """
     if kind not in KINDS:
         hint = " (the original's 'sqrt_linear' is 'linear' here)" if kind == "sqrt_linear" else ""
-        raise ValueError(f"noise schedule {kind!r} is not one of {', '.join(KINDS)}{hint}")
+        raise ConfigError(f"noise schedule {kind!r} is not one of {', '.join(KINDS)}{hint}")
     if prediction not in PREDICTIONS:
-        raise ValueError(f"prediction {prediction!r} is not one of {', '.join(PREDICTIONS)}")
+        raise ConfigError(f"prediction {prediction!r} is not one of {', '.join(PREDICTIONS)}")
     if timesteps < 2:
-        raise ValueError(f"timesteps must be at least 2, got {timesteps}")
+        raise ConfigError(f"timesteps must be at least 2, got {timesteps}")
     if kind != "cosine" and not 0 < start <= end < 1:
-        raise ValueError(f"beta must rise within (0, 1), got start {start} and end {end}")
+        raise ConfigError(f"beta must rise within (0, 1), got start {start} and end {end}")
     betas = _betas(kind, timesteps, start, end, cosine_s)
     alpha_bar = np.cumprod(1 - betas)
     alpha_bar_prev = np.append(1.0, alpha_bar[:-1])

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from ldm_jax.diffusion.schedule import NoiseSchedule
+from ldm_jax.errors import RequestError
 
 SPACINGS = ("even", "trailing", "log_snr", "original", "original_quad")
 
@@ -41,9 +42,9 @@ def make_timetable(schedule: NoiseSchedule, steps: int, spacing: str = "even") -
     """
     total = schedule.timesteps
     if spacing not in SPACINGS:
-        raise ValueError(f"spacing {spacing!r} is not one of {', '.join(SPACINGS)}")
+        raise RequestError(f"spacing {spacing!r} is not one of {', '.join(SPACINGS)}")
     if not 1 <= steps <= total:
-        raise ValueError(f"the number of sampling steps must lie in 1..{total}, got {steps}")
+        raise RequestError(f"the number of sampling steps must lie in 1..{total}, got {steps}")
     if spacing.startswith("original"):
         quad = spacing == "original_quad"
         ascending = _quad_steps(total, steps) if quad else _original_steps(total, steps)
@@ -85,7 +86,7 @@ def _original_steps(total: int, steps: int) -> np.ndarray:
         below = next(s for s in range(steps, 0, -1) if _fits(total, s))
         above = next((s for s in range(steps, total + 1) if _fits(total, s)), None)
         near = f"{below} and {above}" if above else f"{below}"
-        raise ValueError(
+        raise RequestError(
             f"spacing 'original' with {steps} steps needs training step {total}, the last is {total - 1}; "
             f"nearest usable: {near}; or spacing 'even', which takes any number"
         )

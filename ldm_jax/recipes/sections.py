@@ -48,7 +48,7 @@ def _base(task: str, image_size: int) -> ConfigDict:
                 cache_latents="",  # LDM: a folder for the latents of all training images, made once, read ever after
             ),
             mesh=dict(data=-1, fsdp=1),
-            every=dict(log=50, evaluate=5000, picture=5000, checkpoint=5000),  # steps; 0 = never
+            every=dict(log=50, evaluate=5000, picture=5000, checkpoint=5000),  # steps; 0 = never, but at the end
             keep=3,  # checkpoints
             optim=dict(
                 name="adamw",

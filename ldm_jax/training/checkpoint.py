@@ -15,6 +15,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 
+from ldm_jax.errors import Missing
+
 Tree = Any
 
 
@@ -189,10 +191,10 @@ YOUNGER = {
 
 
 def load_config(workdir: str | Path) -> dict:
-    """The configuration of a run. Raises FileNotFoundError that says what a run directory is."""
+    """The configuration of a run. Raises Missing that says what a run directory is."""
     path = Path(workdir) / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(
+        raise Missing(
             f"{workdir} is not a run directory: it has no config.json. Runs are made by "
             "`python train.py --config=... --workdir=DIR`."
         )

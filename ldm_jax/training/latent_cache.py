@@ -25,6 +25,7 @@ from ldm_jax.data import fields
 from ldm_jax.data.latents import LatentSource, LatentTransform, Store, needs_pictures, open_store
 from ldm_jax.data.sources import CorruptExample, FilteredSource, Source
 from ldm_jax.data.transforms import ImageTransform
+from ldm_jax.errors import ConfigError
 from ldm_jax.training.logging import duration
 
 Tree = Any
@@ -43,14 +44,14 @@ def from_cache(
     """Source and transform of batches with "moments" in place of "image"; what the cache lacks is written first.
 
     images, transform: those of training without a cache. model: the first stage, frozen["first_stage"] its variables.
-    ValueError for what cannot be cached, and for a cache that was made from something else.
+    ConfigError for what cannot be cached, and for a cache that was made from something else.
     """
     data, kind, variables = config.data, config.first_stage.kind, frozen["first_stage"]
     placing, made = getattr(transform, "transform", transform), getattr(transform, "fields", ())
     if kind == "identity":
-        raise ValueError("config.data.cache_latents: a model of the pixels themselves has no latents to keep")
+        raise ConfigError("config.data.cache_latents: a model of the pixels themselves has no latents to keep")
     if any(field.is_encoded for field in made):
-        raise ValueError(
+        raise ConfigError(
             "config.data.cache_latents is not for inpainting: its condition is the latent of the masked image, another "
             "one at every visit, so every step encodes anyway"
         )
@@ -167,7 +168,7 @@ def fill(store: Store, images: Source, transform: ImageTransform, encode: Encode
     """Writes the shards that `store` lacks; returns when those of all hosts are there.
 
     Images are mirrored as well where the transform mirrors. batch_size: images of this host that are encoded together.
-    ValueError when the other hosts' shards are not seen here.
+    ConfigError when the other hosts' shards are not seen here.
     """
     host, hosts = jax.process_index(), jax.process_count()
     missing = store.missing()
@@ -188,5 +189,5 @@ def fill(store: Store, images: Source, transform: ImageTransform, encode: Encode
         multihost_utils.sync_global_devices("cached latents are written")
     left = store.missing() if missing else []
     if left:
-        raise ValueError(f"{store.path(left[0])} and {len(left) - 1} more were written by other hosts but are not "
-                         f"seen by host {host}: --config.data.cache_latents must be a folder that all hosts share")
+        raise ConfigError(f"{store.path(left[0])} and {len(left) - 1} more were written by other hosts but are not "
+                          f"seen by host {host}: --config.data.cache_latents must be a folder that all hosts share")

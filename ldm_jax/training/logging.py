@@ -38,7 +38,7 @@ class Writer:
         try:
             from tensorboardX import SummaryWriter
         except ImportError:
-            print("TensorBoard files are off (pip install tensorboardX); metrics.jsonl is written.")
+            print("TensorBoard files are off (pip install 'ldm_jax[logging]'); metrics.jsonl is written.")
         else:
             self.events = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=resume_step + 1)
 

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from clu import parameter_overview
+from clu.metrics import Average
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from ldm_jax import tree
+from ldm_jax import process
 from ldm_jax.images import grid
-from ldm_jax.training import checkpoint, logging, runtime, sharding
+from ldm_jax.training import checkpoint, logging, sharding
 
 Tree = Any
 
@@ -44,8 +45,9 @@ class NonFinite(RuntimeError):
 def run(task, loaders: Loaders, frozen: Tree, config, mesh: Mesh, workdir: str | Path) -> None:
     """Trains to `config.steps`; resumes from `workdir` when it holds a checkpoint.
 
-    `config.every` says after how many steps something happens (log, evaluate, picture, checkpoint; 0 = never),
-    `config.keep` how many checkpoints stay. Raises NonFinite naming the step; older checkpoints stay as they are.
+    `config.every` says after how many steps something happens (log, evaluate, picture, checkpoint; 0 = never), and
+    `config.keep` how many checkpoints stay. The final state is always saved. Raises NonFinite naming the step; older
+    checkpoints stay as they are.
     """
     workdir = Path(workdir)
     checkpoints = checkpoint.Checkpoints(workdir, config.keep)
@@ -80,6 +82,7 @@ def run(task, loaders: Loaders, frozen: Tree, config, mesh: Mesh, workdir: str |
             pending.append((step, metrics))
             stopping, end = stop.requested_at(step), step == config.steps
             due = {name: n > 0 and (step % n == 0 or end) for name, n in config.every.items()}
+            due["checkpoint"] |= end
             if not (stopping or end):
                 batch = sharding.put(next(batches), mesh)
             if any(due.values()) or stopping or len(pending) >= MOST_PENDING:
@@ -138,7 +141,7 @@ def _compile(task, state: Tree, frozen: Tree, batch: Tree, shardings: Tree, mesh
     began = time.perf_counter()
     jitted = jax.jit(task.step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
     compiled = jitted.lower(state, frozen, batch).compile()
-    planned = runtime.planned_gib(compiled)
+    planned = process.planned_gib(compiled)
     size = "" if planned is None else f", about {sum(planned):.2f} GiB a device"
     say(f"train step compiled in {time.perf_counter() - began:.1f} s{size}", flush=True)
     return compiled
@@ -147,10 +150,10 @@ def _compile(task, state: Tree, frozen: Tree, batch: Tree, shardings: Tree, mesh
 def _overview(params: Tree, workdir: Path, say) -> None:
     """Sizes per part on the screen, every array in parameters.txt."""
     for name, part in params.items():
-        say(f"  {name}: {tree.count(part):,} parameters")
-    lines = [f"{name}  {tuple(leaf.shape)}  {leaf.dtype}" for name, leaf in tree.flatten(params).items()]
+        say(f"  {name}: {parameter_overview.count_parameters(part):,} parameters")
     if jax.process_index() == 0:
-        (workdir / "parameters.txt").write_text("\n".join(lines) + "\n")
+        table = parameter_overview.get_parameter_overview(params, include_stats=False)
+        (workdir / "parameters.txt").write_text(table + "\n")
 
 
 def _collect(pending: list, workdir: Path) -> dict[str, float]:
@@ -167,29 +170,35 @@ def _collect(pending: list, workdir: Path) -> dict[str, float]:
     return {k: float(np.mean([m[k] for m in values])) for k in values[0]}
 
 
+def _averages(values: dict[str, jax.Array], mask: jax.Array) -> dict[str, Average]:
+    """Of a batch's [B] values where mask [B]."""
+    return {name: Average.from_model_output(value, mask) for name, value in values.items()}
+
+
 class _Evaluator:
     """Validation metrics and pictures, each compiled once."""
 
     def __init__(self, task, loaders: Loaders, mesh, writer: logging.Writer, say):
         self.task, self.loaders, self.mesh, self.writer, self.say = task, loaders, mesh, writer, say
         self.metrics_fn = jax.jit(task.evaluate)
+        self.average_fn = jax.jit(_averages)
         self.picture_batch = None
 
     def metrics(self, step: int, state: Tree, frozen: Tree) -> None:
-        totals, weight = {}, 0.0
+        averages: dict[str, Average] = {}
         batches = self.loaders.evaluate()
         for i, batch in enumerate(batches):
             batch = sharding.put(batch, self.mesh)
-            w = batch.pop("weight")
-            values = self.metrics_fn(state, frozen, batch, i)
-            sums = jax.device_get({k: jnp.sum(v * w) for k, v in values.items()} | {"weight": jnp.sum(w)})
-            weight += sums.pop("weight")
-            totals = {k: totals.get(k, 0.0) + v for k, v in sums.items()}
+            true = batch.pop("weight") > 0  # the rest fills the last batch up
+            found = self.average_fn(self.metrics_fn(state, frozen, batch, i), true)
+            averages = {name: a.merge(averages[name]) if averages else a for name, a in found.items()}
+            jax.block_until_ready(averages)  # one batch at a time
         batches.close()
-        means = {k: v / weight for k, v in totals.items()}
+        means = {name: float(average.compute()) for name, average in averages.items()}
+        count = int(next(iter(averages.values())).count)
         self.writer.scalars(step, means, prefix="val_")
         shown = "  ".join(f"{k} {v:.4g}" for k, v in means.items())
-        self.say(f"step {step}  validation ({weight:.0f} images): {shown}", flush=True)
+        self.say(f"step {step}  validation ({count} images): {shown}", flush=True)
 
     def pictures(self, step: int, state: Tree, frozen: Tree) -> None:
         if self.picture_batch is None:

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ldm_jax.errors import ConfigError
+
 Tree = Any
 Schedule = Callable[[jax.Array | int], jax.Array]
 
@@ -35,12 +37,12 @@ def learning_rate(
     from `peak` at step 0 to `final_fraction * peak` at `total_steps` (so it drops a little where the warm-up ends,
     as the original's does). `warmup_fraction` 0 gives the first step a
     rate of 0; the original's churches recipe has 1e-6, its inpainting recipe 0.01.
-    Raises ValueError for an unknown schedule or for a warm-up that does not end before `total_steps`.
+    Raises ConfigError for an unknown schedule or for a warm-up that does not end before `total_steps`.
     """
     if schedule not in SCHEDULES:
-        raise ValueError(f"schedule={schedule!r} is not one of {', '.join(SCHEDULES)}")
+        raise ConfigError(f"schedule={schedule!r} is not one of {', '.join(SCHEDULES)}")
     if schedule in ("linear", "cosine") and warmup_steps >= total_steps:
-        raise ValueError(
+        raise ConfigError(
             f"{schedule}: warmup_steps={warmup_steps} is not less than total_steps={total_steps}; "
             "lower --config.optim.warmup_steps"
         )
@@ -97,12 +99,12 @@ def make_optimizer(
     """"adam" or "adamw" with gradients clipped to the global norm `clip_norm` first (0 = not).
 
     The decay of "adamw" is decoupled and acts on all parameters, as PyTorch's default does.
-    Raises ValueError for an unknown name, or for weight decay with "adam", which has none.
+    Raises ConfigError for an unknown name, or for weight decay with "adam", which has none.
     """
     if name not in OPTIMIZERS:
-        raise ValueError(f"optimizer name={name!r} is not one of {', '.join(OPTIMIZERS)}")
+        raise ConfigError(f"optimizer name={name!r} is not one of {', '.join(OPTIMIZERS)}")
     if name == "adam" and weight_decay:
-        raise ValueError(f"weight_decay={weight_decay} has no effect with adam; set it to 0 or use adamw")
+        raise ConfigError(f"weight_decay={weight_decay} has no effect with adam; set it to 0 or use adamw")
     if name == "adam":
         update = optax.adam(rate, b1, b2, eps)
     else:

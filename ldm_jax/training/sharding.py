@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ldm_jax.errors import ConfigError
+
 Tree = Any
 Rules = Sequence[tuple[str, PartitionSpec]]
 MIN_SHARDED_SIZE = 2**16  # smaller leaves are copied: gathering them costs more than they hold
@@ -20,13 +22,13 @@ MIN_SHARDED_SIZE = 2**16  # smaller leaves are copied: gathering them costs more
 def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A (data, fsdp) mesh over all devices; `data=-1` takes what `fsdp` leaves.
 
-    Raises ValueError when data * fsdp is not the number of devices.
+    Raises ConfigError when data * fsdp is not the number of devices.
     """
     devices = np.array(jax.devices() if devices is None else devices)
     if data == -1 and fsdp > 0 and devices.size % fsdp == 0:
         data = devices.size // fsdp
     if data * fsdp != devices.size:
-        raise ValueError(
+        raise ConfigError(
             f"mesh data={data} x fsdp={fsdp} does not cover {devices.size} devices; set "
             f"--config.mesh.data=-1 and --config.mesh.fsdp to a divisor of {devices.size}"
         )
@@ -43,9 +45,9 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def check_batch(batch_size: int, mesh: Mesh, accumulate: int) -> None:
-    """Raises ValueError unless the global batch divides into devices and accumulation steps."""
+    """Raises ConfigError unless the global batch divides into devices and accumulation steps."""
     if batch_size % (mesh.size * accumulate):
-        raise ValueError(
+        raise ConfigError(
             f"batch_size={batch_size} is not a multiple of {mesh.size} devices x {accumulate} accumulation "
             "steps; change --config.batch_size or --config.optim.accumulate"
         )

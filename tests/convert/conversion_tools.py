@@ -3,12 +3,15 @@
 import functools
 import gzip
 import json
+import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-import convert
 from ldm_jax import build, recipes, runs, tree
+from ldm_jax.cli import convert
 from ldm_jax.convert import compvis, names
 from ldm_jax.convert.tensors import weights_of
 
@@ -70,3 +73,12 @@ def to_run(name: str, source: Path, target: Path, *options: str) -> None:
 
 def from_run(source: Path, target: Path, *options: str) -> None:
     convert.main(["--from", str(source), "--to", str(target), *options])
+
+
+@contextmanager
+def refused(capsys, pattern: str):
+    """The command ends with code 2 and one paragraph that `pattern` is found in."""
+    with pytest.raises(SystemExit) as stopped:
+        yield
+    told = capsys.readouterr().err
+    assert stopped.value.code == 2 and re.search(pattern, told) and "Traceback" not in told, told

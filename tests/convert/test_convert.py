@@ -1,6 +1,7 @@
 """convert.py: bit by bit there and back, what is decided on the way, and errors without a traceback."""
 
 import pickle
+from pathlib import Path
 
 import jax
 import ml_dtypes
@@ -8,15 +9,15 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-import convert
 from ldm_jax import recipes, runs
+from ldm_jax.cli import convert
 from ldm_jax.convert import compvis
 from ldm_jax.convert.safetensors_file import read_safetensors, write_safetensors
 from ldm_jax.convert.tensors import KEPT, given
 from ldm_jax.convert.torch_reader import read_torch, read_torch_checkpoint
 from ldm_jax.convert.torch_writer import write_torch
 from ldm_jax.training import checkpoint as checkpoints
-from tests.convert.conversion_tools import assert_same, checkpoint, from_run, manifests, to_run
+from tests.convert.conversion_tools import assert_same, checkpoint, from_run, manifests, refused, to_run
 from tests.convert.test_compvis import RECIPES
 from tests.convert.test_torch_reader import Call, Global, Storage, tensor, write_zip
 from tests.golden import weights as made_up
@@ -119,9 +120,9 @@ def test_a_run_of_our_own(tmp_path):
     assert_same(read_torch(tmp_path / "back.ckpt"), state)
 
 
-def test_latent_scale_of_a_kl_model_must_be_known(tmp_path):
+def test_latent_scale_of_a_kl_model_must_be_known(tmp_path, capsys):
     write_torch(tmp_path / "m.ckpt", checkpoint(KL))
-    with pytest.raises(SystemExit, match=r"no latent scale.*--config\.latent_scale=NUMBER"):
+    with refused(capsys, r"no latent scale.*--config\.latent_scale=NUMBER"):
         to_run(KL, tmp_path / "m.ckpt", tmp_path / "run")
     to_run(KL, tmp_path / "m.ckpt", tmp_path / "run", "--config.latent_scale=0.22")
     assert float(restored(tmp_path / "run")[2]["latent_scale"]) == np.float32(0.22)
@@ -134,32 +135,33 @@ def ldm_file(tmp_path_factory):
     return path
 
 
-def test_truncated_file(ldm_file, tmp_path):
+def test_truncated_file(ldm_file, tmp_path, capsys):
     (tmp_path / "cut.ckpt").write_bytes(ldm_file.read_bytes()[:100_000])
-    with pytest.raises(SystemExit, match=r"convert\.py: .*cut\.ckpt cannot be read as a PyTorch file"):
+    with refused(capsys, r"cut\.ckpt cannot be read as a PyTorch file"):
         to_run(LDM, tmp_path / "cut.ckpt", tmp_path / "run")
     assert not list(tmp_path.glob("run*"))
 
 
-def test_damaged_numbers(ldm_file, tmp_path):
+def test_damaged_numbers(ldm_file, tmp_path, capsys):
     data = bytearray(ldm_file.read_bytes())
     data[len(data) // 3] ^= 1
     (tmp_path / "bad.ckpt").write_bytes(data)
-    with pytest.raises(SystemExit, match=r"is damaged \(checksum\)"):
+    with refused(capsys, r"is damaged \(checksum\)"):
         to_run(LDM, tmp_path / "bad.ckpt", tmp_path / "run")
 
 
-def test_another_architecture_shows_both_lists(ldm_file, tmp_path):
+def test_another_architecture_shows_both_lists(ldm_file, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         to_run(LDM, ldm_file, tmp_path / "run", "--config.unet.num_res_blocks=2")
-    text = str(stopped.value)
+    text = capsys.readouterr().err
+    assert stopped.value.code == 2
     assert "missing (" in text and "unexpected (" in text and "other shape (" in text
     assert "model.diffusion_model.input_blocks.10.0." in text and "... and " in text
     assert len(text.splitlines()) < 70 and not (tmp_path / "run").exists()
 
 
-def test_another_schedule(ldm_file, tmp_path):
-    with pytest.raises(SystemExit, match=r"noise schedule has betas of 1000 steps.*config\.diffusion\.start"):
+def test_another_schedule(ldm_file, tmp_path, capsys):
+    with refused(capsys, r"noise schedule has betas of 1000 steps.*config\.diffusion\.start"):
         to_run(LDM, ldm_file, tmp_path / "run", "--config.diffusion.end=0.02")
 
 
@@ -188,26 +190,44 @@ def test_lightning_checkpoint_of_foreign_classes_and_nothing_of_it_runs(tmp_path
     assert_same(read_torch(tmp_path / "back.ckpt"), state)
 
 
-def test_a_pickle_that_is_no_checkpoint(tmp_path):
+def test_a_pickle_that_is_no_checkpoint(tmp_path, capsys):
     (tmp_path / "m.ckpt").write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(SystemExit, match="neither a zip file nor PyTorch's older format"):
+    with refused(capsys, "neither a zip file nor PyTorch's older format"):
         to_run(LDM, tmp_path / "m.ckpt", tmp_path / "run")
 
 
-def test_nothing_is_overwritten(ldm_file, tmp_path):
+def test_nothing_is_overwritten(ldm_file, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
-    with pytest.raises(SystemExit, match="exists already"):
+    with refused(capsys, "exists already"):
         to_run(LDM, ldm_file, tmp_path / "full")
     assert (tmp_path / "full" / "x").exists()
-    with pytest.raises(SystemExit, match="does not exist"):
+    with refused(capsys, "does not exist"):
         to_run(LDM, tmp_path / "absent.ckpt", tmp_path / "run")
+
+
+def test_a_folder_of_somebody_else_is_not_deleted(ldm_file, tmp_path, capsys):
+    """TARGET.partial that is there already: of another conversion, or of the user."""
+    (tmp_path / "run.partial").mkdir()
+    (tmp_path / "run.partial" / "mine").touch()
+    with refused(capsys, r"run\.partial exists already"):
+        to_run(LDM, ldm_file, tmp_path / "run")
+    assert (tmp_path / "run.partial" / "mine").exists() and not (tmp_path / "run").exists()
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(ldm_file, tmp_path, monkeypatch):
+    def broken(*_):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(convert, "_tell", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        to_run(LDM, ldm_file, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
     "argv,message",
     [
-        (["--from", "x.ckpt", "--to", "y"], "give its recipe: --config=configs/X.py"),
+        (["--from", "x.ckpt", "--to", "y"], "give its recipe: --config=NAME"),
         (["--config=configs/none.py", "--from", "x", "--to", "y"], "configs/none.py"),
         (["--config=configs/celeba_ldm4.py:huge", "--from", "x", "--to", "y"], "unknown variant 'huge'"),
         (["--config=configs/celeba_ldm4.py", "--from", "x", "--to", "y", "--config.nonsense=1"], "nonsense"),
@@ -216,7 +236,7 @@ def test_nothing_is_overwritten(ldm_file, tmp_path):
     ],
 )
 def test_wrong_arguments(argv, message, capsys, monkeypatch):
-    monkeypatch.chdir(convert.Path(convert.__file__).parent)
+    monkeypatch.chdir(Path(__file__).parents[2])
     with pytest.raises(SystemExit) as stopped:
         convert.main(argv)
     assert stopped.value.code == 2 and message in capsys.readouterr().err

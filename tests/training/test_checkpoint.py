@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from ldm_jax.errors import Missing
 from ldm_jax.training import checkpoint
 
 
@@ -17,5 +18,5 @@ def test_runs_of_older_versions_get_the_options_they_lack(tmp_path):
 
 def test_a_folder_without_a_configuration_is_no_run(tmp_path):
     assert checkpoint.changes(tmp_path, {"task": "ldm"}) == {}
-    with pytest.raises(FileNotFoundError, match="not a run directory"):
+    with pytest.raises(Missing, match="not a run directory"):
         checkpoint.load_config(tmp_path)

@@ -1,0 +1,256 @@
+"""Converts models of the original PyTorch code and of diffusers to run directories, and back.
+
+    python convert.py --config=celeba_ldm4 --from model.ckpt --to runs/celeba
+    python convert.py --config=first_stage_vq_f4 --from vqvae/ --to runs/vq_f4
+    python convert.py --from runs/celeba --to model.ckpt        (or model.safetensors, or a folder)
+
+In: .ckpt, .pth (nothing in them is executed, torch is not needed), .safetensors, or a folder of diffusers with
+unet/, vqvae/, ... or one autoencoder. The run directory works with sample.py and train.py at once. --config is the
+recipe of the model that the file holds; options are overridden as in train.py (--config.latent_scale=0.18). With a
+first-stage recipe, the first stage inside a whole LDM is taken out.
+
+Out: the direction follows from --from being a run directory. Names ending in .ckpt, .pth or .safetensors get the
+original's keys, any other name becomes a folder of diffusers. What the original held and we have no use for was kept
+in original.safetensors, so that a model comes back bit by bit. Installed, the command is ldm-convert.
+"""
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ldm_jax.cli import options
+from ldm_jax.errors import UsageError
+
+TOKENIZER = "tokenizer"  # its folder, in a run directory and with diffusers
+TORCH_ENDINGS = (".ckpt", ".pth", ".pt")
+Tree = Any
+
+
+def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Any]:
+    """(arguments, the configuration or None). Exits with 2 for wrong arguments."""
+    parser = options.Parser(__doc__)
+    add = parser.add_argument
+    add("--from", dest="source", required=True, help="file, folder of diffusers, or run directory")
+    add("--to", dest="target", required=True, help="run directory to make; or file or folder to write")
+    add("--config", help="recipe of the model, NAME[:VARIANT]; needed when --from is not a run directory")
+    add("--checkpoint", type=int, help="writing: step of the run's checkpoint (default: the newest)")
+    add("--no-ema", action="store_true", help="writing a folder: the raw instead of the averaged parameters")
+    args, args.overrides = parser.parse_with_overrides(argv)
+    args.importing = args.config is not None
+    run = _is_run(Path(args.source))
+    if not args.importing and not run:
+        parser.error(f"{args.source} is no run directory; to convert it to one, give its recipe: --config=NAME")
+    if args.importing and run:
+        parser.error(f"{args.source} is a run directory, which knows its own configuration: leave --config out")
+    if args.importing and (args.checkpoint is not None or args.no_ema):
+        parser.error("--checkpoint and --no-ema belong to writing from a run directory")
+    if not args.importing and args.overrides:
+        parser.error(f"{args.overrides[0]} belongs to reading; a run directory has its configuration")
+    return args, parser.recipe(args.config, args.overrides) if args.importing else None
+
+
+def _is_run(path: Path) -> bool:
+    try:
+        return "task" in json.loads((path / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+
+
+def _betas(config):
+    """[T] of a diffusion model's schedule, else None."""
+    from ldm_jax import build
+
+    return build.schedule(config).betas if config.task == "ldm" else None
+
+
+def _latent_size(config) -> int | None:
+    """Height of a diffusion model's latents, else None."""
+    from ldm_jax import build
+
+    return build.latent_shape(config)[0] if config.task == "ldm" else None
+
+
+# In
+
+
+def fresh_discriminator(config) -> Tree:
+    """{"params", "batch_stats"} as numpy, as a new run would begin with."""
+    import jax
+    import jax.numpy as jnp
+
+    from ldm_jax.training import setup
+
+    model = setup.task(config).discriminator
+    size = 3 * 2**config.loss.disc_layers
+    variables = jax.jit(model.init)(jax.random.key(config.seed), jnp.zeros((1, size, size, config.data.channels)))
+    return jax.device_get(dict(variables))
+
+
+def to_run(args: argparse.Namespace, config) -> None:
+    from ldm_jax.convert import tensors
+    from ldm_jax.convert.safetensors_file import write_safetensors
+    from ldm_jax.training import checkpoint, setup
+
+    target = Path(args.target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"{target} exists already; give a new directory")
+    abstract, frozen = setup.abstract_run(config)
+    template = tensors.weights_of(config, abstract, frozen, ema=False)
+    source = tensors.read(Path(args.source), config, template, _latent_size(config))
+    weights, beside = tensors.fill(source, config, abstract, frozen, _betas(config))
+    step = config.steps if source.step is None else source.step
+    if config.task == "first_stage":
+        weights = {"discriminator": {}} | weights
+        weights["discriminator"] = weights["discriminator"] or fresh_discriminator(config)
+    state = tensors.train_state(config, abstract, weights, step)
+    with _whole(target) as partial:
+        if config.task == "ldm":
+            first_stage = {"params": weights["first_stage"]} if frozen["first_stage"] else {}
+            checkpoint.save_tree(
+                partial / "frozen", {"first_stage": first_stage, "latent_scale": weights["latent_scale"]}
+            )
+            if config.conditioner.kind == "text" and (Path(args.source) / TOKENIZER).is_dir():
+                shutil.copytree(Path(args.source) / TOKENIZER, partial / TOKENIZER)
+        manifest = {key: [str(array.dtype), list(array.shape)] for key, array in source.state.items()}
+        metadata = {"layout": source.layout, "step": str(step), "manifest": json.dumps(manifest)}
+        write_safetensors(partial / tensors.KEPT, tensors.given(beside), metadata)
+        checkpoint.save_from_numpy(partial, step, state)
+        checkpoint.keep_config(partial, config.to_dict())
+    _tell(args, config, source, weights, beside, step)
+
+
+@contextmanager
+def _whole(target: Path) -> Iterator[Path]:
+    """A new folder to fill, TARGET.partial. It becomes `target`, which does not exist or is an empty folder, when all
+    went well; otherwise it is removed."""
+    partial = target.with_name(target.name + ".partial")
+    try:
+        partial.mkdir(parents=True)
+    except FileExistsError:
+        raise UsageError(
+            f"{partial} exists already: another conversion is at work, or was interrupted. Remove it, or give another "
+            "name with --to"
+        ) from None
+    try:
+        yield partial
+        if target.exists():
+            target.rmdir()
+        os.replace(partial, target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _tell(args, config, source, weights: Tree, beside: dict, step: int) -> None:
+    from ldm_jax import conditions, tree
+
+    print(f"{args.source}: {len(source.state)} tensors, {len(source.state) - len(beside)} of them used")
+    for name, part in weights.items():
+        if name not in ("latent_scale", "ema") and tree.count(part):
+            print(f"  {name}: {tree.count(part) / 1e6:.2f}M parameters")
+    if config.task == "ldm":
+        where = "the file's" if "scale_factor" in source.state else "the recipe's"
+        print(f"  latent scale {float(weights['latent_scale']):.5f} ({where})")
+        if config.ema.decay:
+            print("  averaged weights: " + ("yes" if "ema" in weights else "none in the file; the raw ones stand in"))
+        elif any(key.startswith("model_ema.") for key in beside):
+            print("  averaged weights: in the file but not used, because the recipe has config.ema.decay=0")
+    print(f"  step {step} ({'the file' if source.step is not None else 'the recipe: config.steps'})")
+    for note in source.notes:
+        print(f"  {note}")
+    print(f"{args.target} is ready:")
+    if config.task == "ldm":
+        condition = " ".join(part.example for part in conditions.condition_of(config).parts().values())
+        print(f"    python sample.py --workdir={args.target} --steps=50 {condition}")
+    changed = " ".join(o for o in args.overrides if not o.startswith("--config.steps"))
+    print(
+        f"    python train.py --config={args.config} --workdir={args.target} --config.steps={step + 10_000} {changed}"
+        "   (fine-tuning, 10,000 steps)"
+    )
+
+
+# Out
+
+
+def to_file(args: argparse.Namespace) -> None:
+    from ml_collections import ConfigDict
+
+    from ldm_jax.training import checkpoint
+
+    source, target = Path(args.source), Path(args.target)
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise UsageError(f"{target} exists already; give a new name")
+    config = ConfigDict(checkpoint.load_config(source))
+    state, frozen = restore(config, source, args.checkpoint)
+    if target.suffix in (*TORCH_ENDINGS, ".safetensors"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _write_file(target, config, source, state, frozen)
+    else:
+        _write_folder(target, config, source, state, frozen, averaged=not args.no_ema)
+    print(f"{target} holds the model of {source} at step {int(state.step)}")
+
+
+def restore(config, run: Path, step: int | None) -> tuple[Any, Tree]:
+    """(TrainState without optimiser state, frozen) of a run as numpy arrays."""
+    from ldm_jax import rundir
+    from ldm_jax.training import setup
+
+    state = setup.restore_parts(config, run, ("step", "params", "ema", "variables"), step)
+    return state, rundir.kept_frozen(config, run) if config.task == "ldm" else {}
+
+
+def _write_file(target: Path, config, run: Path, state, frozen: Tree) -> None:
+    from ldm_jax.convert import tensors
+    from ldm_jax.convert.safetensors_file import write_safetensors
+    from ldm_jax.convert.torch_writer import write_torch
+
+    weights = tensors.weights_of(config, state, frozen, ema=True)
+    out = tensors.tensors_of(config, run, state, weights, extras=True, betas=_betas(config))
+    step = int(state.step)
+    if target.suffix == ".safetensors":
+        write_safetensors(target, out, {"format": "pt", "global_step": str(step)})
+    else:
+        write_torch(target, {key: give for key, (_, give) in out.items()}, step)
+
+
+def _write_folder(target: Path, config, run: Path, state, frozen: Tree, averaged: bool) -> None:
+    from ldm_jax.convert import diffusers, tensors
+
+    if averaged and state.ema:
+        state = state.replace(params=state.ema)
+    weights = tensors.weights_of(config, state, frozen, ema=False)
+    parts = tensors.components(config, weights, _latent_size(config))
+    out = tensors.tensors_of(config, run, state, weights, extras=False)
+    with _whole(target) as partial:
+        for part in parts:
+            where = partial if config.task == "first_stage" else partial / part.folder
+            diffusers.write_component(where, part, out)
+        if config.task == "ldm":
+            diffusers.write_pipeline(partial, parts, config.conditioner.kind, config.diffusion)
+            if config.conditioner.kind == "text":
+                _write_tokenizer(run, partial, target, config.conditioner.tokenizer)
+
+
+def _write_tokenizer(run: Path, folder: Path, final: Path, name: str) -> None:
+    """The run's own tokenizer, or that of the folder `name`; else says what is missing."""
+    found = next((t for t in (run / TOKENIZER, Path(name)) if t.is_dir()), None)
+    if found:
+        shutil.copytree(found, folder / TOKENIZER)
+    else:
+        print(f"note: {final / TOKENIZER}, which its pipeline needs, is not written; it is that of {name}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args, config = parse(argv)
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)
+    try:
+        to_run(args, config) if args.importing else to_file(args)
+    except UsageError as error:
+        options.stop(error)

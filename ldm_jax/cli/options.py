@@ -1,0 +1,60 @@
+"""What all commands and scripts share: how options are written, a recipe on the command line, how errors are told.
+
+Imports nothing slow.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from ldm_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+_OF_RECIPE = ("--config.", "--noconfig.")  # options that the recipe has, not the command
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, but the description is shown as it is written, options are not abbreviated, and `-` and `_` are
+    alike in their names: --require_accelerator is --require-accelerator. Define them with `-`."""
+
+    def __init__(self, description: str | None, **settings):
+        settings |= dict(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+        super().__init__(description=description, **settings)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
+        args = sys.argv[1:] if args is None else args
+        return super().parse_known_args([_hyphens(arg) for arg in args], namespace)
+
+    def parse_with_overrides(self, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+        """(arguments, the options of the recipe). Exits with 2 for options that nobody has."""
+        args, rest = self.parse_known_args(argv)
+        unknown = [arg for arg in rest if arg.startswith("-") and not arg.startswith(_OF_RECIPE)]
+        if unknown:
+            self.error(f"unexpected: {' '.join(unknown)} (options of the recipe are written --config.NAME=VALUE)")
+        return args, rest
+
+    def recipe(self, name: str, overrides: Sequence[str]) -> "ConfigDict":
+        """The configuration of a recipe. Exits with 2 for a recipe or an option that does not exist."""
+        from ldm_jax import recipes
+
+        try:
+            return recipes.load(name, overrides)
+        except ConfigError as error:
+            self.error(str(error))
+
+
+def _hyphens(arg: str) -> str:
+    """The argument with hyphens in its option's name, if it has one."""
+    if not arg.startswith("--") or arg.startswith(_OF_RECIPE):
+        return arg
+    name, equals, value = arg.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def stop(message: object) -> NoReturn:
+    """Ends a command with an error that the user can mend: one paragraph and exit code 2."""
+    print(f"\n{message}\n", file=sys.stderr)
+    sys.exit(2)

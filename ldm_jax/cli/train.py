@@ -1,0 +1,71 @@
+"""Trains a first stage, a latent diffusion model or a classifier.
+
+    python train.py --config=quickstart_first_stage --workdir=runs/first_stage
+    python train.py --config=quickstart_ldm --workdir=runs/ldm --config.first_stage.checkpoint=runs/first_stage
+
+Every option of the recipe can be changed: --config.batch_size=32, --config.data.source=folder ... The same command
+goes on from the newest checkpoint in --workdir. --config=NAME:tiny shrinks any recipe to seconds. In the working
+directory: config.json, metrics.jsonl, tensorboard/, pictures/, checkpoints/. Installed, the command is ldm-train.
+"""
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ldm_jax import process
+from ldm_jax.cli import options
+from ldm_jax.errors import Missing, UsageError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+
+def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, "ConfigDict"]:
+    """(arguments, the configuration). Exits with 2 if either is wrong."""
+    from ldm_jax import recipes
+
+    names = textwrap.fill(f"recipes: {', '.join(recipes.names())}", 100)
+    parser = options.Parser(__doc__, epilog=names)
+    add = parser.add_argument
+    add("--config", required=True, metavar="RECIPE", help="its name, or its file; RECIPE:tiny shrinks it")
+    add("--workdir", metavar="DIR", help="where the run lives, resumed if it exists (default runs/NAME)")
+    add(
+        "--distributed",
+        action="store_true",
+        help="several hosts or processes, the same command on each: TPU pods, Slurm and Open MPI are recognised; "
+        "elsewhere set JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID. --workdir is a folder "
+        "that all share",
+    )
+    add("--require-accelerator", action="store_true", help="stop when JAX finds only the CPU")
+    args, overrides = parser.parse_with_overrides(argv)
+    return args, parser.recipe(args.config, overrides)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    process.restart_with_hugepages()
+    args, config = parse(argv)
+    from absl import logging
+
+    from ldm_jax.training import loop, setup
+
+    logging.set_verbosity(logging.WARNING)
+    workdir = Path(args.workdir or Path("runs") / Path(args.config.split(":")[0]).stem)
+    try:
+        if args.distributed:
+            process.join_hosts()
+        process.setup(args.require_accelerator)
+        mesh = setup.mesh(config)
+        task, loaders, frozen = setup.training_run(config, workdir)
+    except Missing as error:
+        options.stop(f"{args.config} cannot start. What is missing:\n\n{error}")
+    except UsageError as error:
+        options.stop(f"{args.config} cannot start: {error}")
+    try:
+        loop.run(task, loaders, frozen, config, mesh, workdir)
+    except UsageError as error:
+        options.stop(error)
+    except loop.NonFinite as error:
+        sys.exit(f"\n{error}\n")

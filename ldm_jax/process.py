@@ -1,0 +1,134 @@
+"""Settings of the process, made once before the first computation; a program's planned memory.
+
+Nothing slow is imported at the top: scripts call `restart_with_hugepages` first of all.
+"""
+
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ldm_jax.errors import ConfigError, Missing
+
+if TYPE_CHECKING:
+    import jax
+
+# Of this version XLA's default path for convolutions and products on CPUs (YNNPACK fusions) is slower than its older
+# one. Only for versions where that was seen: XLA refuses to start with a flag that it does not know.
+CPU_FLAGS = {"0.10.2": "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution,-individual_dot"}
+
+# By default glibc maps a step's temporary arrays anew in each step and gives them back, and every 4 KiB of them fault
+# at first use: up to half of a training step. With this, Linux is asked for pages of 2 MiB. glibc reads it when a
+# process begins and at no other time. (Its mallopt can keep memory instead, but only in one heap for all threads;
+# their waiting for it cost more than the faults, once the compiler had left that heap in pieces.)
+VARIABLE, SETTING = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
+SWITCH = "LDM_JAX_HUGEPAGES"
+
+# What may start anew: these scripts of a checkout, all benchmarks, and the commands that an installation makes.
+SCRIPTS = ("train.py", "sample.py", "scripts/check_quickstart.py")
+COMMANDS = ("ldm-train", "ldm-sample")
+# Options of the interpreter that such a start may have.
+_OPTIONS = {"-u", "-B", "-E", "-I", "-s", "-O"}
+
+
+def restart_with_hugepages() -> None:
+    """Starts this process anew with memory in large pages: same command, same process number. Says so.
+
+    Only where it helps (Linux, the CPU alone) and harms nothing: the process was started as `python train.py ...` or
+    `ldm-train ...`, and nothing traces it. A program that imports this package is left alone, so is one that runs a
+    script by `%run`, `runpy`, `-m` or `-c`. LDM_JAX_HUGEPAGES=0 turns it off; a hugetlb in GLIBC_TUNABLES is kept.
+    """
+    given = os.environ.get(VARIABLE, "")
+    wanted = os.environ.get(SWITCH) != "0" and "hugetlb" not in given
+    if sys.platform != "linux" or not wanted or not _is_our_script() or _is_traced() or not _cpu_alone():
+        return
+    name = Path(sys.argv[0]).name
+    print(f"{name}: starts anew with memory in large pages, faster on CPUs ({SWITCH}=0 turns it off)", file=sys.stderr)
+    sys.stderr.flush()
+    os.environ[VARIABLE] = f"{given}:{SETTING}".strip(":")
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _is_our_script() -> bool:
+    """Whether the interpreter was given one of our scripts, which is what runs now."""
+    options, arguments = sys.orig_argv[1 : -len(sys.argv)], sys.orig_argv[-len(sys.argv) :]
+    main = getattr(sys.modules["__main__"], "__file__", None)
+    if not set(options) <= _OPTIONS or arguments != sys.argv or main is None:
+        return False
+    script, root = Path(arguments[0]).resolve(), Path(__file__).resolve().parents[1]
+    ours = script.parent == root / "benchmarks" or script in [root / name for name in SCRIPTS]
+    return Path(main).resolve() == script and (ours or script.name in COMMANDS)
+
+
+def _is_traced() -> bool:
+    """Whether a debugger, a profiler or a measure of coverage is at work."""
+    monitoring = getattr(sys, "monitoring", None)  # of Python 3.12
+    tools = monitoring and any(monitoring.get_tool(number) for number in range(6))
+    return bool(sys.gettrace() or sys.getprofile() or tools)
+
+
+def _cpu_alone() -> bool:
+    """Whether JAX has the CPU alone, said without importing it."""
+    accelerators = any(find_spec(name) for name in ("jax_plugins", "libtpu"))
+    return os.environ.get("JAX_PLATFORMS") == "cpu" or not accelerators
+
+
+def setup(require_accelerator: bool = False) -> None:
+    """Persistent compilation cache; on CPUs also the faster of XLA's two ways to convolve. Call it before the first
+    computation.
+
+    The cache is ~/.cache/ldm_jax/xla, or JAX_COMPILATION_CACHE_DIR. Raises Missing without an accelerator if one is
+    required (a broken CUDA plugin makes JAX fall back to the CPU with a warning that is easily missed), ConfigError
+    on one of several hosts that do not know of each other.
+    """
+    import jax
+
+    faster_cpu()
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "ldm_jax" / "xla"))
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise ConfigError(f"this is one of {jax.process_count()} hosts: give --distributed on each")
+    if require_accelerator and jax.default_backend() == "cpu":
+        raise Missing("an accelerator: JAX finds only the CPU. Is the jax[cuda12] or jax[tpu] plugin installed and "
+                      "working?")  # fmt: skip
+
+
+def join_hosts() -> None:
+    """Makes this process one of several: afterwards `jax.devices()` are those of all. Before the first computation.
+
+    TPU pods, Slurm and Open MPI are recognised; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID say who takes part. Raises ConfigError when that cannot be told.
+    """
+    import jax
+
+    number, own = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    try:
+        jax.distributed.initialize(
+            num_processes=int(number) if number else None, process_id=int(own) if own else None
+        )
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"--distributed: {error} Neither a TPU pod nor Slurm nor Open MPI was found; set "
+            "JAX_COORDINATOR_ADDRESS=HOST:PORT (of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID (0, 1, ...)"
+        ) from error
+
+
+def faster_cpu() -> None:
+    """The part of `setup` that makes CPUs faster."""
+    import jaxlib.version
+
+    flag = CPU_FLAGS.get(jaxlib.version.__version__, "")
+    given = os.environ.get("XLA_FLAGS", "")
+    if flag and flag.split("=")[0] not in given:
+        os.environ["XLA_FLAGS"] = f"{given} {flag}".strip()
+
+
+def planned_gib(compiled: "jax.stages.Compiled") -> tuple[float, float] | None:
+    """(arguments and results, donated ones once; temporaries) on one device, as the compiler plans them. None where
+    the backend does not say."""
+    plan = compiled.memory_analysis()
+    if plan is None:
+        return None
+    held = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+    return held / 2**30, plan.temp_size_in_bytes / 2**30

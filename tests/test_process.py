@@ -1,0 +1,104 @@
+"""The restart with memory in large pages: real processes, in the shape of a checkout with one small script."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = """
+import os, sys
+from ldm_jax import process
+print("starting", os.getpid(), flush=True)
+process.restart_with_hugepages()
+print("at work", os.getpid(), os.environ.get("GLIBC_TUNABLES"), sys.argv[1:], "jax" in sys.modules)
+"""
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the restart is for Linux alone")
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    root = tmp_path_factory.mktemp("checkout")
+    (root / "ldm_jax").mkdir()
+    for name in ("errors.py", "process.py"):
+        shutil.copy(ROOT / "ldm_jax" / name, root / "ldm_jax" / name)
+    for name in ("train.py", "other.py", "benchmarks/step.py", "bin/ldm-train"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text(SCRIPT)
+    (root / "imports.py").write_text("import train")
+    (root / "runs.py").write_text("import runpy; runpy.run_path('train.py', run_name='__main__')")
+    (root / "acts.py").write_text("import sys; sys.argv = ['train.py']; import runpy; runpy.run_path('train.py')")
+    return root
+
+
+def run(checkout: Path, *command: str, **variables: str) -> tuple[int, str, str]:
+    """(number of beginnings, what the work sees, standard error)"""
+    env = {k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", "LDM_JAX_HUGEPAGES")}
+    env |= {"PYTHONPATH": str(checkout), "JAX_PLATFORMS": "cpu"} | variables
+    command = [sys.executable, *command]
+    result = subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True, check=True, input="c\nq\n")
+    lines = result.stdout.splitlines()
+    starts = [line for line in lines if "starting " in line]
+    work = next(line for line in lines if line.startswith("at work "))
+    process, seen = work.removeprefix("at work ").split(" ", 1)
+    assert {start.split("starting ")[1] for start in starts} == {process}
+    return len(starts), seen, result.stderr
+
+
+@pytest.mark.parametrize("script", [("train.py",), ("-u", "train.py"), ("benchmarks/step.py",), ("bin/ldm-train",)])
+def test_starts_anew_once_with_its_arguments_and_says_so(checkout, script):
+    starts, seen, told = run(checkout, *script, "--a=b c", "d")
+    assert (starts, seen) == (2, "glibc.malloc.hugetlb=1 ['--a=b c', 'd'] False")
+    assert len(told.splitlines()) == 1 and "LDM_JAX_HUGEPAGES=0" in told and Path(script[-1]).name in told
+
+
+def test_other_tunables_stay(checkout):
+    starts, seen, _ = run(checkout, "train.py", GLIBC_TUNABLES="glibc.malloc.check=0")
+    assert starts == 2 and seen.startswith("glibc.malloc.check=0:glibc.malloc.hugetlb=1 ")
+
+
+@pytest.mark.parametrize(
+    "variables, seen", [({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, "glibc"), ({"LDM_JAX_HUGEPAGES": "0"}, "None")]
+)
+def test_can_be_turned_off(checkout, variables, seen):
+    starts, work, told = run(checkout, "train.py", **variables)
+    assert starts == 1 and work.startswith(seen) and not told
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("other.py",),
+        ("imports.py",),
+        ("runs.py",),
+        ("acts.py",),
+        ("-m", "train"),
+        ("-c", "import train"),
+        ("-c", "import sys; sys.argv = ['train.py']; exec(open('train.py').read())"),
+        ("-i", "train.py"),
+        ("-m", "pdb", "train.py"),
+        ("-m", "trace", "--count", "--coverdir=.", "train.py"),
+        ("-m", "cProfile", "train.py"),
+        ("-m", "runpy", "train"),
+    ],
+    ids=" ".join,
+)
+def test_leaves_other_programs_alone(checkout, command):
+    starts, seen, told = run(checkout, *command)
+    assert starts == 1 and seen.startswith("None ") and "anew" not in told
+
+
+@pytest.mark.parametrize("trace", ["sys.settrace(lambda *_: None)", "sys.setprofile(lambda *_: None)"])
+def test_leaves_a_traced_process_alone(checkout, tmp_path, trace):
+    """As coverage does in the processes that a measured program starts."""
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\n{trace}\n")
+    assert run(checkout, "train.py", PYTHONPATH=f"{checkout}:{tmp_path}")[0] == 1
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="sys.monitoring is of Python 3.12")
+def test_leaves_a_monitored_process_alone(checkout, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.monitoring.use_tool_id(1, 'coverage')\n")
+    assert run(checkout, "train.py", PYTHONPATH=f"{checkout}:{tmp_path}")[0] == 1
