@@ -17,6 +17,7 @@ Names of files are relative to the folder of the metadata.jsonl, and the files l
 
 import json
 import os
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,6 @@ from ldm_jax.errors import DataError
 NAME = "metadata.jsonl"
 _BOX = '{"box": [x0, y0, x1, y1] in 0..1, "class": int}'
 _PIXEL_BOXES = '{"bbox": [[x, y, width, height], ...], "categories": [int, ...]}'
-
 
 def read(path: Path, name: str, files: set[str]) -> list[dict]:
     """The entries (folder.Listing) of the metadata file `name` in the folder `path`.
@@ -54,7 +54,8 @@ class _Reader:
 
     def __init__(self, path: Path, prefix: str, files: set[str]):
         self.path, self.prefix, self.files = path, prefix, files
-        self.root = os.path.join(os.path.realpath(path), "")
+        self.real_path = lru_cache(maxsize=1024)(os.path.realpath)  # looked up once for a folder of many files
+        self.root = os.path.join(self.real_path(path), "")
         self.width = None  # of the vectors, as soon as one is read
 
     def entry(self, line: str) -> dict:
@@ -85,10 +86,15 @@ class _Reader:
         inside = not os.path.isabs(given) and ".." not in given.split("/")
         if inside and name not in self.files and not os.path.isfile(self.path / name):
             raise DataError(f'"{key}" names {given}, but {self.path / name} does not exist')
-        if not inside or not os.path.realpath(self.path / name).startswith(self.root):
+        if not inside or not self._stays(os.path.join(self.path, name)):
             raise DataError(f'"{key}" names {given}, which leaves the folder {self.path}: names must be relative, '
                             "without '..', and not links to files elsewhere")
         return name
+
+    def _stays(self, file: str) -> bool:
+        """Whether a file is in the folder when links are followed."""
+        where = file if os.path.islink(file) else os.path.dirname(file)
+        return os.path.join(self.real_path(where), "").startswith(self.root)
 
     def _vectors(self, given) -> np.ndarray | str:
         """Listed vectors as an array [n,dim], or the name of their file, once they are checked."""
