@@ -30,6 +30,7 @@ NAME = "metadata.jsonl"
 _BOX = '{"box": [x0, y0, x1, y1] in 0..1, "class": int}'
 _PIXEL_BOXES = '{"bbox": [[x, y, width, height], ...], "categories": [int, ...]}'
 
+
 def read(path: Path, name: str, files: set[str]) -> list[dict]:
     """The entries (folder.Listing) of the metadata file `name` in the folder `path`.
 
