@@ -32,13 +32,23 @@ class Listing:
 
 
 def _files(path: Path) -> list[str]:
-    """All files below, as sorted relative names; hidden files and folders are left out."""
-    names = []
-    for where, folders, files in os.walk(path, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
-        below = os.path.relpath(where, path).replace(os.sep, "/")
-        prefix = "" if below == "." else f"{below}/"
-        names += [prefix + name for name in files if not name.startswith(".")]
+    """All files below, as sorted relative names; hidden files and folders are left out.
+
+    Linked folders are walked last, and none that was walked before: each file counts once, and nothing is endless.
+    """
+    names, walked, starts = [], set(), [path]
+    for start in starts:  # grows by linked folders
+        for where, folders, files in os.walk(start):
+            status = os.stat(where)
+            if (status.st_dev, status.st_ino) in walked:
+                folders.clear()
+                continue
+            walked.add((status.st_dev, status.st_ino))
+            folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+            starts += [Path(where, name) for name in folders if os.path.islink(os.path.join(where, name))]
+            below = os.path.relpath(where, path).replace(os.sep, "/")
+            prefix = "" if below == "." else f"{below}/"
+            names += [prefix + name for name in files if not name.startswith(".")]
     return sorted(names)
 
 

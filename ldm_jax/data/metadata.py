@@ -1,87 +1,185 @@
 """metadata.jsonl: what is known of the images beside it, one JSON object a line (Hugging Face's imagefolder).
 
-    {"file_name": "a.png", "text": "a cat", "label": "cat", "vectors": "clip/a.npy", ...}
+    {"file_name": "a.png", "text": "a cat", "label": "cat", "vectors": "clip/a.npy"}
 
-"file_name"     the image; all names are relative to the folder of the metadata.jsonl
-"text"          a caption
-"label"         int or str; sorted unique strings are numbered
-"objects"       [{"box": [x0, y0, x1, y1] in 0..1, "class": int}], flags may be added (layout.py)
-"segmentation"  the name of an image file, its values are classes
-"mask"          the name of an image file, 128 and above is the hole
-"vectors"       a list of numbers, a list of such lists, or the name of a .npy file with an array [dim] or [n,dim];
-                for large sets files, because lists stay in memory
+"file_name"     the image
+"text"          a caption, or a list of captions, of which each pass over the data takes one
+"label"         an int from 0 on, or a str; the sorted unique strings are numbered (folder.py)
+"objects"       [{"box": [x0, y0, x1, y1] in 0..1, "class": int}], flags may be added (layout.py); or
+                {"bbox": [[x, y, width, height]], "categories": [int]} in pixels of the upright image, cut to it
+"segmentation"  an image file whose values are classes
+"mask"          an image file, 128 and above is the hole
+"vectors"       a list of numbers, a list of such lists, or a .npy file with an array [dim] or [n,dim] (for large sets:
+                lists stay in memory)
+
+Names of files are relative to the folder of the metadata.jsonl, and the files lie in it.
 """
 
 import json
+import os
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from PIL import ExifTags, Image
 
+from ldm_jax.data.layout import clip_box
 from ldm_jax.errors import DataError
 
 NAME = "metadata.jsonl"
-_FILES = ("segmentation", "mask")
+_BOX = '{"box": [x0, y0, x1, y1] in 0..1, "class": int}'
+_PIXEL_BOXES = '{"bbox": [[x, y, width, height], ...], "categories": [int, ...]}'
 
 
 def read(path: Path, name: str, files: set[str]) -> list[dict]:
-    """The entries of the metadata file `name`, relative to the folder `path`, as folder.Listing has them.
+    """The entries (folder.Listing) of the metadata file `name` in the folder `path`.
 
-    files: known files below `path`, which need not be looked for. DataError with file and line for a wrong record.
+    files: names of files known to be in `path`. DataError with the file and the line of what is wrong.
     """
-    prefix = name[:-len(NAME)]
-    entries, first = [], None
-    for number, line in enumerate((path / name).read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"{path / name}, line {number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where} is not JSON: {error}") from None
-        if not isinstance(record, dict) or "file_name" not in record:
-            raise DataError(f'{where} needs a JSON object with "file_name", not {line[:80]}')
-        record = {key: value for key, value in record.items() if value is not None}
-        entry = {"name": prefix + record["file_name"]}
-        entry |= {key: record[key] for key in ("text", "label", "objects") if key in record}
-        entry |= {key: prefix + record[key] for key in _FILES if record.get(key)}
-        if "vectors" in record:
-            given = record["vectors"]
-            entry["vectors"] = prefix + given if isinstance(given, str) else given
-        named = [entry[key] for key in ("name", *_FILES, "vectors") if isinstance(entry.get(key), str)]
-        for file in named:
-            if file not in files and not (path / file).is_file():
-                raise DataError(f"{where} names {file[len(prefix):]}, but {path / file} does not exist")
-        if "objects" in entry:
-            _check_objects(entry["objects"], where)
-        if "vectors" in entry:
-            width = _check_vectors(path, entry, where)
-            first = first or (number, width)
-            if width != first[1]:
-                raise DataError(f"{where} has vectors of {width} numbers, but line {first[0]} of {first[1]}")
-        entries.append(entry)
+    try:
+        text = (path / name).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path / name} is not UTF-8: {error}") from None
+    reader, entries = _Reader(path, name.removesuffix(NAME), files), []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                entries.append(reader.entry(line))
+            except DataError as error:
+                raise DataError(f"{path / name}, line {number}: {error}") from None
     return entries
 
 
-def _check_objects(objects, where: str) -> None:
-    for item in objects if isinstance(objects, list) else [objects]:
-        box = item.get("box") if isinstance(item, dict) else None
-        if not (isinstance(box, list) and len(box) == 4 and isinstance(item.get("class"), int)
-                and 0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
-            raise DataError(f'{where}: an object must be {{"box": [x0, y0, x1, y1] in 0..1, "class": int}}, '
-                            f"not {item}")
+class _Reader:
+    """From lines of one metadata file to entries. `prefix` is its folder, "" or "some/folder/"."""
+
+    def __init__(self, path: Path, prefix: str, files: set[str]):
+        self.path, self.prefix, self.files = path, prefix, files
+        self.real_path = lru_cache(maxsize=1024)(os.path.realpath)  # looked up once for a folder of many files
+        self.root = os.path.join(self.real_path(path), "")
+        self.width = None  # of the vectors, as soon as one is read
+
+    def entry(self, line: str) -> dict:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"not JSON: {error}") from None
+        if not isinstance(record, dict) or "file_name" not in record:
+            raise DataError(f'a JSON object with "file_name" is needed, not {_short(record)}')
+        given = {key: value for key, value in record.items() if value is not None}
+        entry = {"name": self._file("file_name", record["file_name"])}
+        if "text" in given:
+            entry["text"] = _text(given["text"])
+        if "label" in given:
+            entry["label"] = _label(given["label"])
+        if "objects" in given:
+            entry["objects"] = _objects(given["objects"], self.path / entry["name"])
+        entry |= {key: self._file(key, given[key]) for key in ("segmentation", "mask") if given.get(key, "") != ""}
+        if "vectors" in given:
+            entry["vectors"] = self._vectors(given["vectors"])
+        return entry
+
+    def _file(self, key: str, given) -> str:
+        """A name relative to `path`. DataError unless it is a file in there."""
+        if not isinstance(given, str):
+            raise DataError(f'"{key}" must be the name of a file, not {_short(given)}')
+        name = self.prefix + given
+        inside = not os.path.isabs(given) and ".." not in given.split("/")
+        if inside and name not in self.files and not os.path.isfile(self.path / name):
+            raise DataError(f'"{key}" names {given}, but {self.path / name} does not exist')
+        if not inside or not self._stays(os.path.join(self.path, name)):
+            raise DataError(f'"{key}" names {given}, which leaves the folder {self.path}: names must be relative, '
+                            "without '..', and not links to files elsewhere")
+        return name
+
+    def _stays(self, file: str) -> bool:
+        """Whether a file is in the folder when links are followed."""
+        where = file if os.path.islink(file) else os.path.dirname(file)
+        return os.path.join(self.real_path(where), "").startswith(self.root)
+
+    def _vectors(self, given) -> np.ndarray | str:
+        """Listed vectors as an array [n,dim], or the name of their file, once they are checked."""
+        if isinstance(given, str):
+            given = self._file("vectors", given)
+        try:
+            vectors = read_vectors(self.path / given) if isinstance(given, str) else to_vectors(np.asarray(given))
+        except (ValueError, OSError) as error:
+            raise DataError('"vectors" must be a list of numbers, a list of lists of equal length, or the name of a '
+                            f".npy file with an array [dim] or [n,dim], not {_short(given)} ({error})") from None
+        self.width = self.width or vectors.shape[1]
+        if vectors.shape[1] != self.width:
+            raise DataError(f"vectors of {vectors.shape[1]} numbers, but those before have {self.width}")
+        return given if isinstance(given, str) else vectors
 
 
-def _check_vectors(path: Path, entry: dict, where: str) -> int:
-    """Makes a float32 array of listed vectors. Returns how many numbers a vector has."""
-    given = entry["vectors"]
+def _short(value) -> str:
+    """For messages: a value as JSON writes it, cut."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_class(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _text(given) -> str | tuple[str, ...]:
+    texts = given if isinstance(given, list) else [given]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise DataError(f'"text" must be a string, or a list of strings, not {_short(given)}')
+    return tuple(given) if isinstance(given, list) else given
+
+
+def _label(given) -> str | int:
+    if not isinstance(given, str) and not _is_class(given):
+        raise DataError(f'"label" must be a string or an integer from 0 on, not {_short(given)}')
+    return given
+
+
+def _objects(given, image: Path) -> list[dict]:
+    """The objects of an image; boxes in 0..1."""
+    if isinstance(given, list):
+        for item in given:
+            if not (isinstance(item, dict) and _is_box(item.get("box")) and _is_class(item.get("class"))):
+                raise DataError(f"an object must be {_BOX}, not {_short(item)}")
+        return given
+    boxes, classes = (given.get(key) if isinstance(given, dict) else None for key in ("bbox", "categories"))
+    if not (isinstance(boxes, list) and isinstance(classes, list) and len(boxes) == len(classes)):
+        raise DataError(f'"objects" must be [{_BOX}, ...] or {_PIXEL_BOXES} of equal length, not {_short(given)}')
     try:
-        vectors = read_vectors(path / given) if isinstance(given, str) else to_vectors(np.asarray(given))
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f'{where}: "vectors" must be a list of numbers, a list of lists of equal length, or the name '
-                        f"of a .npy file with an array [dim] or [n,dim], not {str(given)[:80]} ({error})") from None
-    if not isinstance(given, str):
-        entry["vectors"] = vectors
-    return vectors.shape[1]
+        width, height = _upright_size(image)
+    # A broken file can raise nearly anything. Training passes over it, whatever its objects.
+    except Exception:
+        return []
+    return [_object_in_pixels(box, number, width, height) for box, number in zip(boxes, classes)]
+
+
+def _is_box(box) -> bool:
+    return (isinstance(box, list) and len(box) == 4 and all(_is_number(x) for x in box)
+            and 0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1)
+
+
+def _object_in_pixels(box, number, width: int, height: int) -> dict:
+    shown = None
+    if isinstance(box, list) and len(box) == 4 and all(_is_number(x) for x in box):
+        x, y, w, h = box
+        shown = clip_box((x / width, y / height, (x + w) / width, (y + h) / height))
+    if shown is None or not _is_class(number):
+        raise DataError(f"a box must be [x, y, width, height] within the image of {width}x{height} pixels, and its "
+                        f"category an integer from 0 on, not {_short(box)} and {_short(number)}")
+    return {"box": list(shown), "class": number}
+
+
+def _upright_size(image: Path) -> tuple[int, int]:
+    """Width and height after EXIF rotation; the pixels are not decoded."""
+    with Image.open(image) as picture:
+        # Looking for EXIF behind the pixels of a PNG would decode them.
+        known = picture.format != "PNG" or "exif" in picture.info
+        turned = known and picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return picture.size[::-1] if turned else picture.size
 
 
 def read_vectors(path: Path) -> np.ndarray:

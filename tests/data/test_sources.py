@@ -153,8 +153,8 @@ def test_vectors_of_the_metadata(tmp_path):
     ([], "must be"), ([[]], "must be"), ("gone.npy", r"names gone\.npy, but .* does not exist"), (["x"], "must be"),
     ([[1, 2], [3]], "must be"), ([[[1, 2, 3]]], "must be"), ([1, None, 3], "must be"), (7, "must be"),
     ([1, float("nan"), 3], "must be"), ({"a": 1}, "must be"), ("a.png", "must be"), ("empty.npy", "must be"),
-    ("words.npy", "must be"), ("cut.npy", "must be"), ([1, 2], "has vectors of 2 numbers, but line 1 of 3"),
-    ("wide.npy", "has vectors of 4 numbers, but line 1 of 3")])
+    ("words.npy", "must be"), ("cut.npy", "must be"), ([1, 2], "vectors of 2 numbers, but those before have 3"),
+    ("wide.npy", "vectors of 4 numbers, but those before have 3")])
 def test_wrong_vectors_name_the_file_and_the_row(tmp_path, vectors, message):
     for name in "ab":
         save(tmp_path / f"{name}.png")
@@ -182,12 +182,46 @@ def test_the_retrieval_recipe_reads_a_folder(tmp_path):
     assert batch["vectors"][:, 0, 0].tolist() == [0, 1, 2, 3]
 
 
+def box(*corners, **more):
+    return {"file_name": "a.png", "objects": [{"box": corners, "class": 1} | more]}
+
+
+def pixels(*corners, categories=(3,)):
+    """Hugging Face's convention: corner, width and height in pixels; a.png has 6 x 4."""
+    return {"file_name": "a.png", "objects": {"bbox": [corners], "categories": categories}}
+
+
 @pytest.mark.parametrize("records, message", [
-    ([{"file_name": "a.png"}, "{oops"], r"metadata\.jsonl, line 2 is not JSON"),
-    ([{"text": "a.png"}], "line 1 needs"),
-    ([{"file_name": "gone.png"}], r"names gone\.png, but .* does not exist"),
+    ([{"file_name": "a.png"}, "{oops"], r"metadata\.jsonl, line 2: not JSON"),
+    ([{"file_name": "a.png"}, '["a.png"]'], "line 2: a JSON object"),
+    ([{"text": "a.png"}], "line 1: a JSON object"),
+    ([{"file_name": 7}], 'line 1: "file_name" must be the name of a file, not 7'),
+    ([{"file_name": "gone.png"}], r"line 1: .file_name. names gone\.png, but .* does not exist"),
     ([{"file_name": "a.png", "mask": "gone.png"}], r"names gone\.png"),
-    ([{"file_name": "a.png", "objects": [{"box": [0, 0, 9, 1], "class": 1}]}], "line 1: an object must be"),
+    ([{"file_name": "a.png", "mask": 0}], '"mask" must be the name of a file, not 0'),
+    ([{"file_name": "a.png", "segmentation": ["b.png"]}], '"segmentation" must be the name of a file'),
+    ([{"file_name": "a.png", "text": 7}], '"text" must be a string'),
+    ([{"file_name": "a.png", "text": []}], '"text" must be a string'),
+    ([{"file_name": "a.png", "text": ["x", 7]}], '"text" must be a string'),
+    ([{"file_name": "a.png", "label": 0.5}], '"label" must be'),
+    ([{"file_name": "a.png", "label": True}], '"label" must be'),
+    ([{"file_name": "a.png", "label": -1}], '"label" must be'),
+    ([{"file_name": "a.png", "label": ["x"]}], '"label" must be'),
+    ([box(0, 0, 9, 1)], "line 1: an object must be"),
+    ([box(0, 0, "1", 1)], "line 1: an object must be"),
+    ([box(0, 0, 1)], "line 1: an object must be"),
+    ([box(0, 0, 1, 1) | {"objects": {"box": [0, 0, 1, 1], "class": 1}}], 'line 1: "objects" must be'),
+    ([box(0, 0, 1, 1) | {"objects": "box"}], 'line 1: "objects" must be'),
+    ([box(0, 0, 1, 1) | {"objects": [[0, 0, 1, 1]]}], "line 1: an object must be"),
+    ([box(0, 0, 1, 1, **{"class": "cat"})], "line 1: an object must be"),
+    ([box(0, 0, 1, 1, **{"class": -1})], "line 1: an object must be"),
+    ([pixels(0, 0, 2)], "line 1: a box must be"),
+    ([pixels(0, 0, 0, 2)], "line 1: a box must be"),
+    ([pixels(6, 0, 2, 2)], "line 1: a box must be"),
+    ([pixels(0, 0, 2, "2")], "line 1: a box must be"),
+    ([pixels(0, 0, 2, 2, categories=("cat",))], "line 1: a box must be"),
+    ([pixels(0, 0, 2, 2, categories=(1, 2))], 'line 1: "objects" must be'),
+    ([pixels(0, 0, 2, 2, categories=4)], 'line 1: "objects" must be'),
     ([{"file_name": "a.png", "label": 1}, {"file_name": "b.png"}], r"1 of 2 records .* no label"),
     ([{"file_name": "a.png", "label": 1}, {"file_name": "b.png", "label": "x"}], "all be strings or all"),
     ([], "names no image")])
@@ -195,8 +229,76 @@ def test_metadata_errors(tmp_path, records, message):
     save(tmp_path / "a.png")
     save(tmp_path / "b.png")
     write_metadata(tmp_path, *records)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(DataError, match=message):
         FolderSource(tmp_path, "all")
+
+
+def test_metadata_that_is_not_text(tmp_path):
+    save(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_bytes(b'{"file_name": "a.png", "text": "caf\xe9"}')
+    with pytest.raises(DataError, match=r"metadata\.jsonl is not UTF-8"):
+        FolderSource(tmp_path, "all")
+
+
+def test_a_text_may_hold_any_letter(tmp_path):
+    """Some letters separate lines in Python, but not in JSON Lines; of several texts any will do."""
+    save(tmp_path / "a.png")
+    text = "one\u2028two\x85three"
+    line = json.dumps({"file_name": "a.png", "text": [text, "other"]}, ensure_ascii=False)
+    (tmp_path / "metadata.jsonl").write_text(f"{line}\r\n\n", encoding="utf-8", newline="")
+    assert FolderSource(tmp_path, "all")[0]["text"] == (text, "other")
+
+
+def test_objects_in_pixels(tmp_path):
+    """Hugging Face's convention. Boxes are those of the upright image, cut to it; an unreadable image has none."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save(tmp_path / "a.jpg", size=(4, 8), exif=exif)  # upright 8 x 4
+    save(tmp_path / "b.png", size=(10, 20))
+    (tmp_path / "c.png").write_bytes(b"broken")
+    objects = {"bbox": [[2, 1, 4, 2], [-1, 0.5, 3, 9]], "categories": [3, 0]}
+    write_metadata(tmp_path, *({"file_name": name, "objects": objects} for name in ("a.jpg", "b.png", "c.png")),
+                   {"file_name": "b.png", "objects": {"bbox": [], "categories": []}})
+    source = FolderSource(tmp_path, "all")
+    a, b, empty, c = (source.annotations(i)["objects"] for i in range(4))
+    assert a == [{"box": [0.25, 0.25, 0.75, 0.75], "class": 3}, {"box": [0.0, 0.125, 0.25, 1.0], "class": 0}]
+    assert b == [{"box": [0.2, 0.05, 0.6, 0.15], "class": 3}, {"box": [0.0, 0.025, 0.2, 0.475], "class": 0}]
+    assert c == empty == []
+
+
+@pytest.mark.parametrize("key", ["file_name", "segmentation", "mask", "vectors"])
+@pytest.mark.parametrize("name", ["../out.png", "sub/../../out.png", "ABSOLUTE", "link.png", "linked/out.png"])
+def test_metadata_names_nothing_outside_its_folder(tmp_path, key, name):
+    folder = tmp_path / "set"
+    for path in (folder / "a.png", folder / "sub/b.png", tmp_path / "out.png", tmp_path / "other/out.png"):
+        save(path)
+    (folder / "link.png").symlink_to(tmp_path / "out.png")
+    (folder / "linked").symlink_to(tmp_path / "other")
+    name = str(tmp_path / "out.png") if name == "ABSOLUTE" else name
+    write_metadata(folder, {"file_name": "sub/b.png"}, {"file_name": "a.png", key: name})
+    with pytest.raises(DataError, match=rf"metadata\.jsonl, line 2: \"{key}\" names .*, which leaves .*set"):
+        FolderSource(folder, "all")
+
+
+def test_links_that_stay_in_the_folder(tmp_path):
+    """A folder that is itself a link, and links below it that stay there."""
+    save(tmp_path / "real/images/a.png")
+    (tmp_path / "real/b.png").symlink_to(tmp_path / "real/images/a.png")
+    (tmp_path / "set").symlink_to(tmp_path / "real")
+    write_metadata(tmp_path / "set", {"file_name": "b.png"}, {"file_name": "images/a.png"})
+    assert [e["name"] for e in FolderSource(tmp_path / "set", "all")] == ["b.png", "images/a.png"]
+
+
+def test_a_folder_that_holds_itself(tmp_path):
+    """Linked folders are followed, but none twice, and under its own name where it has one here."""
+    save(tmp_path / "set/x/1.png")
+    save(tmp_path / "other/y/2.png")
+    (tmp_path / "set/again").symlink_to(tmp_path / "set")
+    (tmp_path / "set/x/up").symlink_to(tmp_path)
+    (tmp_path / "set/a").symlink_to(tmp_path / "set/x")
+    (tmp_path / "set/z").symlink_to(tmp_path / "other/y")
+    source = FolderSource(tmp_path / "set", "all")
+    assert [e["name"] for e in source] == ["x/1.png", "z/2.png"] and source.class_names == ("x", "z")
 
 
 def test_what_is_wrong_with_a_folder_is_said(tmp_path):
