@@ -185,7 +185,9 @@ class Pipeline:
         if wanted.guide is not None:
             said |= dict(guide_distance=wanted.guide_distance or "l2", guide_scale=_or(wanted.guide_scale, 1.0))
         if wanted.classifier is not None:
-            said |= dict(classifier=wanted.classifier, classifier_scale=_or(wanted.classifier_scale, 1.0))
+            step = self._classifier(wanted)[2]
+            said |= dict(classifier=f"{wanted.classifier} step {step}")
+            said |= dict(classifier_scale=_or(wanted.classifier_scale, 1.0))
         said |= {} if len(timetable.t) == said["steps"] else {"steps_run": len(timetable.t)}
         return {name: value for name, value in said.items() if value is not None}
 
@@ -258,8 +260,8 @@ class Pipeline:
         if run is None:
             return None
         if run not in self._classifiers:
-            model, params, _ = rundir.classifier(run, self.config, self.frozen, self.path)
-            self._classifiers[run] = model, self._place(params)
+            model, params, step = rundir.classifier(run, self.config, self.frozen, self.path)
+            self._classifiers[run] = model, self._place(params), step
         return self._classifiers[run]
 
     def _with_starts(self, wanted, programs: Programs, timetable: Timetable, asked: list[Asked]) -> list[Asked]:

@@ -41,14 +41,14 @@ class Method:
 
     timetable: the steps to run, not padded. guidance: scale of classifier-free guidance, None = without.
     guide_scale: weight of the batch's "guide" (reconstruction guidance); lpips: (LPIPS, its parameters) to compare by,
-    None = pixels. classifier: (LatentClassifier, its parameters), classifier_scale: its weight.
+    None = pixels. classifier: (LatentClassifier, its parameters, their step), classifier_scale: its weight.
     """
 
     latent_shape: tuple[int, int, int]
     timetable: Timetable
     sampler: str = "ddim"
     lpips: tuple[LPIPS, Tree] | None = None
-    classifier: tuple[LatentClassifier, Tree] | None = None
+    classifier: tuple[LatentClassifier, Tree, int | None] | None = None
     eta: float = 0.0
     guidance: float | None = None
     guide_scale: float = 1.0
@@ -95,7 +95,7 @@ class Programs:
         function that makes the images [B,H,W,C] which the model expects at that step).
         """
         tables = self._tables(method.timetable)
-        classifier, classifier_params = method.classifier or (None, {})
+        classifier, classifier_params, _ = method.classifier or (None, {}, None)
         lpips, lpips_params = method.lpips or (None, {})
         key = method.sampler, method.latent_shape, lpips, classifier and id(classifier)
         begin = partial(_begin, self.model, method.sampler, method.latent_shape)

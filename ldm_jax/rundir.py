@@ -16,11 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ldm_jax import build, tree
+from ldm_jax import build, checkpoint, tree
 from ldm_jax.errors import ConfigError, Missing
 from ldm_jax.latent_classifier import LatentClassifier
 from ldm_jax.models.lpips import load_lpips
-from ldm_jax.training import checkpoint
 
 Tree = Any
 WEIGHTS = "model.safetensors"
@@ -194,17 +193,22 @@ def classifier(
     """(LatentClassifier, its averaged parameters, step). ConfigError unless it was trained on the model's latents."""
     config = classifier_config(run, model, model_run)
     params, frozen, step = model_of(config, run)
-    ours, theirs = (float(tree["latent_scale"]) for tree in (frozen, model_frozen))
+    check_same_weights(frozen, jax.device_get(model_frozen), model_run)
+    return build.classifier(config), params, step
+
+
+def check_same_weights(classifier: Tree, model: Tree, run: str | Path) -> None:
+    """ConfigError unless both `frozen` hold the same latent scale and first stage; `run`: of the model."""
+    ours, theirs = (float(frozen["latent_scale"]) for frozen in (classifier, model))
     if not np.isclose(ours, theirs, rtol=1e-5, atol=0):
         raise ConfigError(
-            f"the latent scale is {ours:.6g} of the classifier, {theirs:.6g} of the model in {model_run}. {_ONE}"
+            f"the latent scale is {ours:.6g} of the classifier, {theirs:.6g} of the model in {run}. {_ONE}"
         )
-    same = jax.tree.map(np.array_equal, frozen["first_stage"], jax.device_get(model_frozen["first_stage"]))
+    same = jax.tree.map(np.array_equal, classifier["first_stage"], model["first_stage"])
     if not all(jax.tree.leaves(same)):
         raise ConfigError(
-            f"the classifier was trained on latents of another first stage than the model in {model_run}. {_ONE}"
+            f"the classifier was trained on latents of another first stage than the model in {run}. {_ONE}"
         )
-    return build.classifier(config), params, step
 
 
 def lpips_params(net: str, folder: str | Path, otherwise: str) -> Tree:

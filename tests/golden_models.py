@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax import tree
-from ldm_jax.conditioners import ClassEmbedder, Inpainting, SpatialRescaler
+from ldm_jax.conditions.class_label import ClassEmbedder
+from ldm_jax.conditions.inpaint import Inpainting
+from ldm_jax.conditions.semantic import SpatialRescaler
 from ldm_jax.convert.names import to_torch_array, torch_key
 from ldm_jax.models.autoencoder import AutoencoderKL, VQModel
 from ldm_jax.models.layers import Dense, timestep_embedding

@@ -10,12 +10,10 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-import sample
-from ldm_jax import build, recipes
-from ldm_jax.runs import abstract_run, frozen, guide
-from ldm_jax.sampling.options import WrongRequest
-from ldm_jax.training import checkpoint
-from ldm_jax.training.classifier import check_latents
+from ldm_jax import checkpoint, recipes, rundir
+from ldm_jax.cli import sample
+from ldm_jax.errors import UsageError
+from ldm_jax.training import setup
 
 ROOT = Path(__file__).resolve().parents[1]
 ONE_LEVEL = dict(channel_mult=(1,), attention_downsamples=())
@@ -35,7 +33,7 @@ def config_of(name, **changes):
 def keep(workdir, config, scale=1.0, draw=None):
     """A run directory with a checkpoint of zeros, or of what `draw(shape)` gives."""
     checkpoint.keep_config(workdir, config.to_dict())
-    state, _ = abstract_run(config)
+    state, _ = setup.abstract_run(config)
     draw = draw or np.zeros
     checkpoint.save_from_numpy(workdir, 0, jax.tree.map(lambda s: np.asarray(draw(s.shape), s.dtype), state))
     checkpoint.save_tree(workdir / "frozen", {"first_stage": {}, "latent_scale": np.float32(scale)})
@@ -61,9 +59,9 @@ def arguments(*options):
 
 
 WRONG = [
-    (["--classifier=other_scale"], r"latent scale is 1\.9 of the classifier, 2 of the LDM in ldm"),
-    (["--classifier=other_schedule"], r"diffusion\.end: 0\.0205 of the classifier, 0\.0195 of the LDM"),
-    (["--classifier=other_stage"], r"first_stage\.ch: 64 of the classifier, 32 of the LDM"),
+    (["--classifier=other_scale"], r"latent scale is 1\.9 of the classifier, 2 of the model in ldm"),
+    (["--classifier=other_schedule"], r"diffusion\.end: 0\.0205 here, 0\.0195 there"),
+    (["--classifier=other_stage"], r"first_stage\.ch: 64 here, 32 there"),
     (["--classifier=ldm"], "holds a run of task 'ldm', not of a classifier"),
     (["--classifier=nowhere"], "nowhere is not a run directory"),
     (["--classifier=classifier", "--label=64"], r"classes 0\.\.63"),
@@ -75,17 +73,17 @@ WRONG = [
 @pytest.mark.parametrize(("options", "message"), WRONG)
 def test_a_classifier_of_other_latents_is_refused(runs, monkeypatch, options, message):
     monkeypatch.chdir(runs)
-    with pytest.raises((WrongRequest, ValueError, FileNotFoundError, build.Missing), match=message):
-        sample.main(arguments(*options))
+    with pytest.raises(UsageError, match=message):
+        sample.run(arguments(*options))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--classifier=c"], "--classifier needs --label"), (["--classifier-scale=2"], "belongs to --classifier")],
+    [(["--classifier=c"], "--classifier needs label"), (["--classifier-scale=2"], "belongs to classifier")],
 )
 def test_options_that_need_another(options, message, capsys):
     with pytest.raises(SystemExit) as error:
-        sample.parse(["--workdir=x", *options])
+        sample.main(["--workdir=x", *options])
     assert error.value.code == 2 and message in capsys.readouterr().err
 
 
@@ -98,28 +96,28 @@ def test_a_refusal_ends_with_exit_code_2(runs):
 def test_other_weights_of_the_first_stage_are_refused(runs):
     """The same architecture and scale are not enough."""
     theirs, ours = ({"latent_scale": np.float32(2), "first_stage": {"w": np.array([1.0, x])}} for x in (2.0, 3.0))
-    check_latents(theirs, theirs, "runs/ldm")
-    with pytest.raises(ValueError, match=r"another first stage than the LDM in runs/ldm.*--config\.guides"):
-        check_latents(ours, theirs, "runs/ldm")
+    rundir.check_same_weights(theirs, theirs, "runs/ldm")
+    with pytest.raises(ValueError, match=r"another first stage than the model in runs/ldm.*--config\.guides"):
+        rundir.check_same_weights(ours, theirs, "runs/ldm")
 
 
 def test_training_takes_over_scale_and_first_stage(runs, tmp_path):
     config = config_of("quickstart_classifier", guides=str(runs / "ldm"))
-    taken = frozen(config, tmp_path)
-    assert float(build.task(config).prepare(taken, iter(()), print)["latent_scale"]) == 2.0
+    taken = setup.frozen(config, tmp_path)
+    assert float(setup.task(config).prepare(taken, iter(()), print)["latent_scale"]) == 2.0
     for changes, message in (
-        ({"guides": str(runs / "ldm"), "diffusion__timesteps": 500}, r"timesteps: 500 of the classifier, 1000 of the"),
+        ({"guides": str(runs / "ldm"), "diffusion__timesteps": 500}, r"timesteps: 500 here, 1000 there"),
         ({"guides": str(runs / "classifier")}, "to guide: .* holds a run of task 'classifier'"),
         ({"guides": str(runs / "nowhere")}, "to guide: .*nowhere is not a run directory"),
         ({"first_stage__kind": "kl", "first_stage__checkpoint": ""}, r"--config\.guides=runs/ldm"),
     ):
-        with pytest.raises((ValueError, build.Missing), match=message):
-            frozen(config_of("quickstart_classifier", **changes), tmp_path)
+        with pytest.raises(UsageError, match=message):
+            setup.frozen(config_of("quickstart_classifier", **changes), tmp_path)
 
 
 def test_too_few_classes_are_named(runs):
     with pytest.raises(ValueError, match=r"64 classes, more than config\.classifier\.n_classes=10"):
-        build.source(config_of("quickstart_classifier", classifier__n_classes=10), train=True)
+        setup.source(config_of("quickstart_classifier", classifier__n_classes=10), train=True)
 
 
 def test_the_classifier_is_followed(runs, tmp_path, monkeypatch):
@@ -127,7 +125,7 @@ def test_the_classifier_is_followed(runs, tmp_path, monkeypatch):
     nothing; an image's condition is in its name and texts."""
     monkeypatch.chdir(runs)
     config = ConfigDict(checkpoint.load_config("ldm"))
-    classifier, params, _ = guide("classifier", config, frozen(config, "ldm"), "ldm")
+    classifier, params, _ = rundir.classifier("classifier", config, rundir.kept_frozen(config, "ldm"), "ldm")
 
     @jax.jit
     def log_p(images):
@@ -135,7 +133,7 @@ def test_the_classifier_is_followed(runs, tmp_path, monkeypatch):
         return classifier.log_p(params, 2.0 * z, np.zeros(2, np.int32), np.full(2, 3))
 
     def made(name, *options):
-        out = sample.main(sample.parse(["--workdir=ldm", "--steps=10", f"--out={tmp_path / name}", *options]))
+        out = sample.run(sample.parse(["--workdir=ldm", "--steps=10", f"--out={tmp_path / name}", *options]))
         return np.stack([np.asarray(Image.open(p)) for p in sorted(out.glob("0*.png"))])
 
     label = ("--classifier=classifier", "--label=3", "--num=2")

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax import build, recipes, runs, tree
+from ldm_jax import build, recipes, tree
 from ldm_jax.data.tokenizers import train_wordpiece
+from ldm_jax.training import setup
 from tests.fast import compiled
 
 # "name" or, of a file of several models, each "name:variant"
@@ -85,7 +86,7 @@ def recipe(name, tiny=False):
 
 
 def state_shapes(config):
-    return build.task(config), runs.abstract_run(config)[0]
+    return setup.task(config), setup.abstract_run(config)[0]
 
 
 def test_every_recipe_has_a_row():
@@ -100,7 +101,7 @@ def test_parameter_count_at_full_size(name):
         parts = [first]
     else:
         frozen = {"first_stage": first, "latent_scale": jax.ShapeDtypeStruct((), jnp.float32)}
-        params = jax.eval_shape(build.task(config).ldm.init, jax.random.key(0), frozen, build.batch_shapes(config, 1))
+        params = jax.eval_shape(setup.task(config).ldm.init, jax.random.key(0), frozen, build.batch_shapes(config, 1))
         parts = [params[name] for name in ("classifier", "unet", "conditioner") if name in params]
     expected = PAPER[name] if isinstance(PAPER[name], tuple) else (PAPER[name],)
     for part, millions in zip(parts, expected):
@@ -134,7 +135,7 @@ def test_tiny_variant_takes_a_step(name, tmp_path):
     config.unlock()
     config.batch_size = 2
     if config.task == "ldm" and config.conditioner.kind == "text":
-        source = build.source(config, train=True)
+        source = setup.source(config, train=True)
         texts = [source.annotations(i)["text"] for i in range(len(source))]
         config.conditioner.tokenizer = str(train_wordpiece(texts, 60, tmp_path))
         config.conditioner.null_tokens = (2, 3)
@@ -160,7 +161,7 @@ def test_tiny_variant_takes_a_step(name, tmp_path):
 
 def examples(config):
     """A batch of the recipe's own pipeline, with exactly the fields that `build.batch_shapes` promises."""
-    source, transform = build.source(config, train=True), build.transform(config, train=True)
+    source, transform = setup.source(config, train=True), setup.transform(config, train=True)
     rows = [transform(source[i], np.random.default_rng(i)) for i in range(2)]
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     expected = build.batch_shapes(config, 2)

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from ldm_jax import editing, generate
-from ldm_jax.conditioners import Cond, Inpainting, TextConditioner
+from ldm_jax.conditions.base import Cond
+from ldm_jax.conditions.inpaint import Inpainting
+from ldm_jax.conditions.text import TextConditioner
 from ldm_jax.data.layout import LayoutCoder
 from ldm_jax.diffusion import patches, starts
 from ldm_jax.diffusion.schedule import make_schedule
@@ -78,7 +80,7 @@ def tiny():
 
 
 def in_patches(ldm, patch, stride):
-    return editing.in_patches(ldm, (patch, patch), (stride, stride), F)
+    return editing.InPatches(ldm, (patch, patch), (stride, stride), F)
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +106,9 @@ def test_patches_carry_their_part_of_the_spatial_condition_and_the_whole_context
     cond = Cond(jax.random.normal(jax.random.key(3), (2, 5, 7)), concat)
     z, t = z[..., :3], jnp.array([3, 700])
     null = jax.tree.map(jnp.zeros_like, cond)
-    whole = run(ldm.denoiser(params, cond, null, 3.0), z, t)
-    np.testing.assert_allclose(run(other.denoiser(params, cond, null, 3.0), z, t), whole, atol=1e-5)
-    without = run(other.denoiser(params, cond), z, t)
+    whole = run(generate.denoiser(ldm, params, cond, null, 3.0), z, t)
+    np.testing.assert_allclose(run(generate.denoiser(other, params, cond, null, 3.0), z, t), whole, atol=1e-5)
+    without = run(generate.denoiser(other, params, cond), z, t)
     assert np.abs(without - whole).max() > 0.05
 
 

@@ -1,5 +1,6 @@
-"""What sample.py refuses, and how: one paragraph that says what the model takes. Config files are enough for that."""
+"""What sample.py refuses, and how: one paragraph that says what the model takes; and what it makes of a request."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,12 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-import sample
-from ldm_jax import build, conditions, recipes
-from ldm_jax.recipes import conditioners, laptop, sections
-from ldm_jax.runs import abstract_run
-from ldm_jax.sampling.options import WrongRequest, requests_of
-from ldm_jax.training import checkpoint
+from ldm_jax import checkpoint, recipes, request
+from ldm_jax.cli import sample
+from ldm_jax.conditions import class_label, hybrid, inpaint, layout
+from ldm_jax.errors import Missing, RequestError
+from ldm_jax.recipes import laptop, sections
+from ldm_jax.training import setup
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = {
@@ -60,22 +61,22 @@ WRONG = [
     ("none", ["--feather=2"], "--feather means nothing"),
     ("class", [], "--label is missing"),
     ("class", ["--label=64"], r"classes 0\.\.63"),
-    ("class", ["--prompt=a dog"], "takes --label"),
+    ("class", ["--prompt=a dog"], "takes label"),
     ("class without null", ["--label=1", "--guidance=3"], "drop_prob=0"),
-    ("text", [], "--prompt or --prompts is missing"),
+    ("text", [], "--prompt or prompts is missing"),
     ("text", ["--prompts=empty.txt"], "has no prompts"),
     ("text", ["--prompts=nowhere.txt"], "nowhere.txt"),
     ("layout", ["--layout=nowhere.json"], "does not exist"),
     ("layout", ["--layout=picture.png"], "a layout is a JSON list"),
     ("semantic", ["--segmentation=picture.png"], "picture in colours"),
     ("semantic", ["--segmentation=black.png", "--size=64x128"], "--size=64x128 means nothing"),
-    ("superres", ["--mask=white.png"], "takes --image"),
+    ("superres", ["--mask=white.png"], "takes image"),
     ("superres", ["--image=empty.txt"], "not a picture"),
     ("inpaint", ["--image=picture.png"], "--mask is missing"),
     ("inpaint", ["--mask=white.png"], "--image is missing"),
     ("inpaint", ["--image=picture.png", "--mask=black.png"], "marks nothing"),
     ("vectors", ["--vectors=picture.png"], r"not a \.npy"),
-    ("hybrid", [], "--label is missing: .* takes --label and --segmentation"),
+    ("hybrid", [], "--label is missing: .* takes label and segmentation"),
     ("hybrid", ["--label=3"], "--segmentation is missing"),
     ("hybrid", ["--label=3", "--prompt=x", "--segmentation=black.png"], "--prompt means nothing"),
 ]
@@ -84,11 +85,16 @@ WRONG = [
 @pytest.mark.parametrize(("model", "options", "message"), WRONG)
 def test_wrong_requests_are_refused(runs, monkeypatch, model, options, message):
     monkeypatch.chdir(runs)
-    args = sample.parse([f"--workdir={model}", *options])
+    with pytest.raises(RequestError) as error:
+        requests_of([f"--workdir={model}", *options])
+    assert re.search(message, sample.as_flag(str(error.value))) and len(str(error.value).splitlines()) <= 3
+
+
+def requests_of(argv):
+    """One `Asked` an image, of these options of sample.py."""
+    args = sample.parse(argv)
     config = ConfigDict(checkpoint.load_config(args.workdir))
-    with pytest.raises((WrongRequest, ValueError, FileNotFoundError), match=message) as error:
-        requests_of(args, config)
-    assert len(str(error.value).splitlines()) <= 3
+    return request.resolve(sample.request_of(args), config, args.workdir, Path(args.workdir) / "tokenizer")
 
 
 def test_a_refusal_is_one_paragraph_and_exit_code_2(runs):
@@ -101,10 +107,10 @@ def test_a_refusal_is_one_paragraph_and_exit_code_2(runs):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--strength=0.5"], "--strength belongs to --init"),
-        (["--guide-scale=2"], "--guide-scale belongs to --guide"),
-        (["--guide-distance=lpips"], "--guide-distance belongs to --guide"),
-        (["--stride=32"], "--stride belongs to --patch"),
+        (["--strength=0.5"], "--strength belongs to init"),
+        (["--guide-scale=2"], "--guide-scale belongs to guide"),
+        (["--guide-distance=lpips"], "--guide-distance belongs to guide"),
+        (["--stride=32"], "--stride belongs to patch"),
         (["--init=a.png", "--strength=0"], "must lie above 0"),
         (["--init=a.png", "--strength=1.5"], "at most at 1"),
         (["--init=a.png", "--interpolate", "1", "2"], "give one"),
@@ -117,7 +123,7 @@ def test_a_refusal_is_one_paragraph_and_exit_code_2(runs):
 )
 def test_editing_options_that_do_not_fit(options, message, capsys):
     with pytest.raises(SystemExit) as error:
-        sample.parse(["--workdir=x", *options])
+        sample.main(["--workdir=x", *options])
     assert error.value.code == 2 and message in capsys.readouterr().err
 
 
@@ -126,27 +132,23 @@ def test_editing_options_that_do_not_fit(options, message, capsys):
 )
 def test_wrong_arguments_exit_with_2(options, capsys):
     with pytest.raises(SystemExit) as error:
-        sample.parse(["--workdir=x", *options])
+        sample.main(["--workdir=x", *options])
     assert error.value.code == 2 and options[0].split("=")[0] in capsys.readouterr().err
 
 
 def test_requests_repeat_and_have_the_models_size(runs, monkeypatch):
     monkeypatch.chdir(runs)
-    args = sample.parse(["--workdir=class", "--label=3", "--label=9", "--num=2", "--guidance=3"])
-    made = requests_of(args, ConfigDict(checkpoint.load_config("class")))
+    made = requests_of(["--workdir=class", "--label=3", "--label=9", "--num=2", "--guidance=3"])
     assert [int(r.fields["label"]) for r in made] == [3, 3, 9, 9]
     assert {r.size for r in made} == {(64, 64)}
 
 
 def test_hybrids_join_every_label_with_every_map(runs, monkeypatch):
     monkeypatch.chdir(runs)
-    config = ConfigDict(checkpoint.load_config("hybrid"))
     (runs / "maps").mkdir()
     for name, shape in (("m", (50, 70)), ("n", (32, 32))):
         Image.fromarray(np.zeros(shape, np.uint8)).save(runs / "maps" / f"{name}.png")
-    made = requests_of(
-        sample.parse(["--workdir=hybrid", "--label=3", "--label=9", "--segmentation=maps", "--guidance=2"]), config
-    )
+    made = requests_of(["--workdir=hybrid", "--label=3", "--label=9", "--segmentation=maps", "--guidance=2"])
     assert [r.name for r in made] == ["class 3 m", "class 3 n", "class 9 m", "class 9 n"]
     assert {r.size for r in made} == {(56, 72), (32, 32)} and made[2].finish(np.zeros((56, 72, 3))).shape == (50, 70, 3)
     assert made[3].fields["label"] == 9 and made[3].fields["segmentation"].shape == (32, 32)
@@ -157,25 +159,23 @@ def test_layouts_in_patches_get_crop_tokens(runs, monkeypatch):
     monkeypatch.chdir(runs)
     (runs / "boxes.json").write_text('[{"box": [0.1, 0.2, 0.6, 0.9], "class": 4}]')
     config = ConfigDict(checkpoint.load_config("layout"))
-    (whole,) = requests_of(sample.parse(["--workdir=layout", "--layout=boxes.json"]), config)
+    (whole,) = requests_of(["--workdir=layout", "--layout=boxes.json"])
     assert "crop_tokens" not in whole.fields
     asked = ["--workdir=layout", "--layout=boxes.json", "--size=64x128", "--patch=64"]
-    (request,) = requests_of(sample.parse(asked), config)
-    coder = conditions.crop_coder(config.conditioner)
-    assert request.fields["crop_tokens"].shape == (3, 2)
-    assert request.fields["crop_tokens"][1].tolist() == coder.encode([], crop=(0.25, 0.0, 0.75, 1.0))[-2:].tolist()
+    (asked_for,) = requests_of(asked)
+    coder = layout.layout_coder(config.conditioner)
+    assert asked_for.fields["crop_tokens"].shape == (3, 2)
+    assert asked_for.fields["crop_tokens"][1].tolist() == coder.encode([], crop=(0.25, 0.0, 0.75, 1.0))[-2:].tolist()
 
 
 def test_pictures_to_start_from_join_every_condition(runs, monkeypatch):
     """Each label with each picture, at the picture's size; it is padded for the networks and cut back at the end."""
     monkeypatch.chdir(runs)
-    config = ConfigDict(checkpoint.load_config("class"))
-    made = requests_of(sample.parse(["--workdir=class", "--label=3", "--label=9", "--init=folder"]), config)
+    made = requests_of(["--workdir=class", "--label=3", "--label=9", "--init=folder"])
     assert [r.name for r in made] == ["class 3 a", "class 3 b", "class 9 a", "class 9 b"]
     assert {r.size for r in made} == {(64, 96)} and made[0].fields["pictures"].shape == (1, 64, 96, 3)
     assert made[0].finish(np.zeros((64, 96, 3))).shape == (50, 70, 3)
-    made = requests_of(sample.parse(["--workdir=none", "--interpolate", "picture.png", "small.png",
-                                          "--size=32x32"]), ConfigDict(checkpoint.load_config("none")))  # fmt: skip
+    made = requests_of(["--workdir=none", "--interpolate", "picture.png", "small.png", "--size=32x32"])
     assert len(made) == 8 and made[0].fields["pictures"].shape == (2, 32, 32, 3)
 
 
@@ -189,7 +189,7 @@ def run(tmp_path_factory):
 
 def without_weights(workdir, config):
     checkpoint.keep_config(workdir, config.to_dict())
-    state, frozen = abstract_run(config)
+    state, frozen = setup.abstract_run(config)
     assert config.diffusion.prediction == "v" and not frozen["first_stage"]
     checkpoint.save_from_numpy(workdir, 0, jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), state))
     checkpoint.save_tree(workdir / "frozen", {"first_stage": {}, "latent_scale": np.float32(1.0)})
@@ -201,7 +201,7 @@ def test_editing_from_a_checkpoint_to_pictures(run, tmp_path):
     strength, the more of a picture is kept; one patch changes nothing; a guide is followed."""
 
     def made(name, *options):
-        out = sample.main(sample.parse([f"--workdir={run}", f"--out={tmp_path / name}", "--steps=10", *options]))
+        out = sample.run(sample.parse([f"--workdir={run}", f"--out={tmp_path / name}", "--steps=10", *options]))
         return [np.asarray(Image.open(p)).astype(int) for p in sorted(out.glob("[0-9]*.png"))]
 
     def apart(one, other):
@@ -227,7 +227,7 @@ def test_editing_from_a_checkpoint_to_pictures(run, tmp_path):
 @pytest.fixture(scope="module")
 def filling(tmp_path_factory):
     """As `run`, but an inpainting model that is told a class as well, a hybrid."""
-    both = conditioners.hybrid(conditioners.class_label(64, 32, drop_prob=0.1), conditioners.masked(), drop_prob=0.1)
+    both = hybrid.section(class_label.section(64, 32, drop_prob=0.1), inpaint.section(), drop_prob=0.1)
     config = sections.finish(laptop.quickstart(both), "tiny").unlock()
     config.first_stage.kind = "identity"
     config.unet.update(out_channels=3, channel_mult=(1,), attention_downsamples=())
@@ -247,7 +247,7 @@ def test_filling_in_patches_from_a_picture(filling, tmp_path):
     def made(name, *options):
         asked = [f"--{k}={tmp_path / v}.png" for k, v in (("image", "known"), ("mask", "hole"), ("init", "start"))]
         asked += [f"--workdir={filling}", f"--out={tmp_path / name}", "--steps=10", "--strength=0.1", "--label=3"]
-        out = sample.main(sample.parse([*asked, *options]))
+        out = sample.run(sample.parse([*asked, *options]))
         return np.asarray(Image.open(out / "000000_class-3-known-start.png")).astype(int)
 
     whole, patched = made("whole"), made("patched", "--patch=16", "--stride=8")
@@ -264,7 +264,7 @@ def test_a_folder_of_pictures_of_two_sizes(filling, tmp_path):
             (tmp_path / folder).mkdir(exist_ok=True)
             Image.fromarray(array).save(tmp_path / folder / f"{name}.png")
     asked = [f"--image={tmp_path / 'pictures'}", f"--mask={tmp_path / 'holes'}", f"--out={tmp_path / 'out'}"]
-    out = sample.main(sample.parse([f"--workdir={filling}", "--steps=2", "--label=3", *asked]))
+    out = sample.run(sample.parse([f"--workdir={filling}", "--steps=2", "--label=3", *asked]))
     for i, (name, size) in enumerate(sizes.items()):
         made = np.asarray(Image.open(out / f"{i:06d}_class-3-{name}.png"))
         assert made.shape == (*size, 3) and (made[8:] == 90).all()
@@ -274,5 +274,5 @@ def test_lpips_guides_with_weights_alone(run, tmp_path):
     Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "guide.png")
     args = sample.parse([f"--workdir={run}", f"--guide={tmp_path / 'guide.png'}", "--guide-distance=lpips_alex",
                          f"--lpips-weights={tmp_path}"])  # fmt: skip
-    with pytest.raises(build.Missing, match=r"(?s)lpips_alex.*make_lpips_weights\.py --net=alex.*--guide-distance=l2"):
-        sample.main(args)
+    with pytest.raises(Missing, match=r"(?s)lpips_alex.*make_lpips_weights\.py --net=alex.*guide_distance=l2"):
+        sample.run(args)

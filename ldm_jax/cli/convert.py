@@ -92,9 +92,10 @@ def fresh_discriminator(config) -> Tree:
 
 
 def to_run(args: argparse.Namespace, config) -> None:
+    from ldm_jax import checkpoint
     from ldm_jax.convert import tensors
     from ldm_jax.convert.safetensors_file import write_safetensors
-    from ldm_jax.training import checkpoint, setup
+    from ldm_jax.training import setup
 
     target = Path(args.target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -180,7 +181,7 @@ def _tell(args, config, source, weights: Tree, beside: dict, step: int) -> None:
 def to_file(args: argparse.Namespace) -> None:
     from ml_collections import ConfigDict
 
-    from ldm_jax.training import checkpoint
+    from ldm_jax import checkpoint
 
     source, target = Path(args.source), Path(args.target)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):

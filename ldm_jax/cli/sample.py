@@ -77,6 +77,11 @@ def parser() -> options.Parser:
     return p
 
 
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Exits with 2 for options that do not exist."""
+    return parser().parse_args(argv)
+
+
 def _size(text: str) -> tuple[int, int]:
     height, x, width = text.partition("x")
     if not (x and height.isdigit() and width.isdigit() and int(height) and int(width)):
@@ -165,7 +170,7 @@ class _Line:
 
 def main(argv: Sequence[str] | None = None) -> None:
     process.restart_with_hugepages()
-    args = parser().parse_args(argv)
+    args = parse(argv)
     try:
         run(args)
     except UsageError as error:

@@ -76,7 +76,16 @@ def requests(given: Any, coder: LayoutCoder) -> list[Asked]:
         layouts = [("", f"layout {i}", objects) for i, objects in enumerate(given)]
     else:
         layouts = [("", "the layout", given)]
-    return [Asked(name, {"tokens": coder.encode(_checked(objects, origin))}) for name, origin, objects in layouts]
+    return [Asked(name, {"tokens": _tokens(objects, origin, coder)}) for name, origin, objects in layouts]
+
+
+def _tokens(objects: Any, origin: str, coder: LayoutCoder) -> np.ndarray:
+    try:
+        return coder.encode(_checked(objects, origin))
+    except RequestError:
+        raise
+    except ValueError as error:
+        raise RequestError(f"layout: {origin}: {error}") from None
 
 
 def _read(path: Path) -> Any:

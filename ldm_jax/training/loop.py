@@ -17,9 +17,9 @@ from clu.metrics import Average
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from ldm_jax import process
+from ldm_jax import checkpoint, process
 from ldm_jax.images import grid
-from ldm_jax.training import checkpoint, logging, sharding
+from ldm_jax.training import logging, sharding
 
 Tree = Any
 

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ldm_jax import build, conditions, rundir
+from ldm_jax import build, checkpoint, conditions, rundir
 from ldm_jax.conditions import class_label
 from ldm_jax.conditions.text import keep_tokenizer
 from ldm_jax.data import batches, fields, sources, transforms
@@ -22,7 +22,7 @@ from ldm_jax.diffusion.timetable import make_timetable
 from ldm_jax.errors import ConfigError, Missing
 from ldm_jax.models.discriminator import NLayerDiscriminator
 from ldm_jax.models.lpips import LPIPS
-from ldm_jax.training import checkpoint, latent_cache, loop, optim, sharding, tasks
+from ldm_jax.training import latent_cache, loop, optim, sharding, tasks
 from ldm_jax.training.classifier_task import ClassifierTask
 from ldm_jax.training.state import TrainState
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ldm_jax import build, recipes, runs, tree
+from ldm_jax import build, recipes, tree
 from ldm_jax.cli import convert
 from ldm_jax.convert import compvis, names
 from ldm_jax.convert.tensors import weights_of
+from ldm_jax.training import setup
 
 HERE = Path(__file__).parent
 
@@ -33,7 +34,7 @@ def recipe(name: str):
 def shapes_of(name: str):
     """(config, TrainState, frozen) of shapes."""
     config = recipe(name)
-    return (config, *runs.abstract_run(config))
+    return (config, *setup.abstract_run(config))
 
 
 def template(name: str, ema: bool = True):

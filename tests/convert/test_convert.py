@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from ldm_jax import recipes, runs
+from ldm_jax import checkpoint as checkpoints
+from ldm_jax import recipes
 from ldm_jax.cli import convert
 from ldm_jax.convert import compvis
 from ldm_jax.convert.safetensors_file import read_safetensors, write_safetensors
 from ldm_jax.convert.tensors import KEPT, given
 from ldm_jax.convert.torch_reader import read_torch, read_torch_checkpoint
 from ldm_jax.convert.torch_writer import write_torch
-from ldm_jax.training import checkpoint as checkpoints
+from ldm_jax.training import setup
 from tests.convert.conversion_tools import assert_same, checkpoint, from_run, manifests, refused, to_run
 from tests.convert.test_compvis import RECIPES
 from tests.convert.test_torch_reader import Call, Global, Storage, tensor, write_zip
@@ -41,8 +42,8 @@ def test_ldm(tmp_path, capsys):
     assert "660 tensors" in told and "averaged weights: yes" in told and "latent scale 0.50000 (the file's)" in told
     assert "python sample.py --workdir=" in told and "--config.steps=11234" in told
     config = ConfigDict(checkpoints.load_config(tmp_path / "run"))
-    frozen = runs.frozen(config, tmp_path / "run", kept_only=True)
-    run = runs.restore(config, tmp_path / "run")
+    frozen = setup.frozen(config, tmp_path / "run", kept_only=True)
+    run = setup.restore_parts(config, tmp_path / "run", ("step", "params", "ema", "opt_state"))
     assert int(run.step) == 1234 and float(frozen["latent_scale"]) == 0.5
     for part, key in ((run.params, f"{compvis.UNET}time_embed.0.weight"), (run.ema, f"{EMA}time_embed0weight")):
         assert np.array_equal(part["unet"]["time_embed_0"]["kernel"], state[key].T)
@@ -80,7 +81,7 @@ def test_first_stage_inside_an_ldm(tmp_path, capsys):
     assert config["task"] == "first_stage"
     ldm = recipes.load("celeba_ldm4:tiny").unlock()
     ldm.first_stage.checkpoint = str(tmp_path / "run")
-    found = runs.frozen(ldm, tmp_path / "none")["first_stage"]["params"]["quantize"]["embedding"]["embedding"]
+    found = setup.frozen(ldm, tmp_path / "none")["first_stage"]["params"]["quantize"]["embedding"]["embedding"]
     assert np.array_equal(found, state["first_stage_model.quantize.embedding.weight"])
     from_run(tmp_path / "run", tmp_path / "back.ckpt")
     own = {k.removeprefix("first_stage_model."): v for k, v in state.items() if k.startswith("first_stage_model.")}

@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
+from ldm_jax.conditions import class_label, layout, semantic, superres, text, vectors
 from ldm_jax.data import batches, fields, latents
 from ldm_jax.data.layout import LayoutCoder
 from ldm_jax.data.shapes import CLASS_NAMES
@@ -87,10 +88,10 @@ def test_a_cache_of_something_else_is_refused(tmp_path):
 CODER = LayoutCoder(len(CLASS_NAMES), 3, 8192, True, ())
 MADE = {
     "none": (),
-    "class": (fields.Label(),),
-    "text": (fields.Label(), fields.Text(lambda text: (np.full(4, len(text), np.int32), np.ones(4, np.int32)))),
-    "layout": (fields.Layout(CODER),),
-    "pictures": (fields.Vectors(1, 64), fields.LowRes("bsr_light", 2), fields.Segmentation(9)),
+    "class": (class_label.Label(),),
+    "text": (class_label.Label(), text.Tokens(lambda text: (np.full(4, len(text), np.int32), np.ones(4, np.int32)))),
+    "layout": (layout.LayoutTokens(CODER),),
+    "pictures": (vectors.VectorsField(1, 64), superres.Degraded("bsr_light", 2), semantic.Segmentation(9)),
 }
 
 

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import rdm_768_ldm16
-from ldm_jax import build
+from ldm_jax.conditions.text import Tokens
 from ldm_jax.data import batches
-from ldm_jax.data.fields import Placed, Text
+from ldm_jax.data.fields import Placed
 from ldm_jax.data.sources import CorruptExample, FolderSource, ShapesSource, TfdsSource
 from ldm_jax.data.tokenizers import captions
 from ldm_jax.errors import DataError
+from ldm_jax.training import setup
 
 
 def save(path, mode="RGB", size=(6, 4), value=0, **options):
@@ -177,7 +177,7 @@ def test_the_retrieval_recipe_reads_a_folder(tmp_path):
         rows.append({"file_name": f"{k}.png", "vectors": [float(k)] * dim})
     write_metadata(tmp_path, *rows)
     config.data.update(source="folder", path=str(tmp_path), validation_fraction=0.0)
-    batch = batches.batch_at(build.source(config, True), build.transform(config, True), 4, 0, seed=0, shuffle=False)
+    batch = batches.batch_at(setup.source(config, True), setup.transform(config, True), 4, 0, seed=0, shuffle=False)
     assert batch["vectors"].shape == (4, number, dim) and batch["vectors"].dtype == np.float32
     assert batch["vectors"][:, 0, 0].tolist() == [0, 1, 2, 3]
 
@@ -404,7 +404,7 @@ def test_tfds_captions(sets):
                 return text, None
 
         placed = Placed(example, None, None)
-        return Text(Tokenizer())(placed, np.random.default_rng(seed))["tokens"]
+        return Tokens(Tokenizer())(placed, np.random.default_rng(seed))["tokens"]
 
     assert {draw(seed) for seed in range(40)} == set(example["text"]) and draw(3) == draw(3)
     assert len(list(captions(source))) == 15

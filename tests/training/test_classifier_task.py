@@ -8,8 +8,9 @@ import optax
 import pytest
 
 from ldm_jax.diffusion.schedule import make_schedule
+from ldm_jax.latent_classifier import LatentClassifier
 from ldm_jax.models.autoencoder import IdentityFirstStage
-from ldm_jax.training.classifier import ClassifierTask, LatentClassifier
+from ldm_jax.training.classifier_task import ClassifierTask
 from ldm_jax.training.optim import make_optimizer
 from tests.fast import compiled
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from benchmarks import work
-from ldm_jax import build, recipes, runs
+from ldm_jax import build, recipes
 from ldm_jax.data import latents
 from ldm_jax.data.sources import CorruptExample, ShapesSource
 from ldm_jax.data.transforms import ImageTransform, to_float
 from ldm_jax.keys import sample_keys
-from ldm_jax.training import latent_cache
+from ldm_jax.training import latent_cache, setup
 from tests.fast import QUICK
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,10 +80,10 @@ def cached(tmp_path_factory):
     frozen = {"first_stage": work.fill(shapes), "latent_scale": np.float32(0.5)}
     batches = []
     for options in ({}, {"cache_latents": str(folder)}):
-        iterator = runs.loaders(config_of(**options), folder, frozen).train(0)
+        iterator = setup.loaders(config_of(**options), folder, frozen).train(0)
         batches.append(next(iterator))
         iterator.close()
-    return build.task(config), frozen, *batches, folder
+    return setup.task(config), frozen, *batches, folder
 
 
 def test_same_image_and_key_give_the_same_z(cached):
@@ -120,10 +120,10 @@ def test_what_cannot_be_cached_says_why(cached, tmp_path):
         config = config_of(cache_latents=folder)
         config.data.update(options)
         with pytest.raises(ValueError, match=words):
-            runs.loaders(config, tmp_path, frozen)
+            setup.loaders(config, tmp_path, frozen)
     other = jax.tree.map(lambda x: x + 1, frozen)
     with pytest.raises(ValueError, match=r"first_stage: '\w+' there, '\w+' here"):
-        runs.loaders(config_of(cache_latents=folder), tmp_path, other)
+        setup.loaders(config_of(cache_latents=folder), tmp_path, other)
 
 
 def train(workdir, cache):

@@ -42,11 +42,12 @@ def parameters(workdir):
     """Every array of the newest checkpoint as raw bytes."""
     from ml_collections import ConfigDict
 
-    from ldm_jax import runs, tree
-    from ldm_jax.training import checkpoint
+    from ldm_jax import checkpoint, tree
+    from ldm_jax.training import setup
 
     config = ConfigDict(checkpoint.load_config(workdir))
-    state = runs.restore(config, workdir)
+    shapes, _ = setup.abstract_run(config)
+    state = setup.restore_parts(config, workdir, tuple(vars(shapes)))
     return {k: np.asarray(v) for k, v in tree.flatten(state.__dict__).items()}
 
 

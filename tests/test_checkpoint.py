@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from ldm_jax import checkpoint
 from ldm_jax.errors import Missing
-from ldm_jax.training import checkpoint
 
 
 def test_runs_of_older_versions_get_the_options_they_lack(tmp_path):

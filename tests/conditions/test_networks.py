@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax import conditioners as c
+from ldm_jax.conditions.base import drop
+from ldm_jax.conditions.class_label import ClassEmbedder
+from ldm_jax.conditions.hybrid import HybridNetwork
+from ldm_jax.conditions.inpaint import Inpainting
+from ldm_jax.conditions.none import Unconditional
+from ldm_jax.conditions.semantic import SpatialRescaler
+from ldm_jax.conditions.superres import LowRes
+from ldm_jax.conditions.text import TextConditioner
+from ldm_jax.conditions.vectors import Vectors
 from tests.golden_tools import load, nchw, nhwc, rel, to_flax
 
 RNG = np.random.default_rng(0)
@@ -21,25 +29,25 @@ def image(*shape):
 
 
 CASES = {
-    "class": (c.ClassEmbedder(5, 8, null_class=True), {"label": np.array([0, 3])}, (2, 1, 8), None),
+    "class": (ClassEmbedder(5, 8, null_class=True), {"label": np.array([0, 3])}, (2, 1, 8), None),
     "text": (
-        c.TextConditioner(11, 4, 16, 1, null_tokens=(1, 2, 0, 0)),
+        TextConditioner(11, 4, 16, 1, null_tokens=(1, 2, 0, 0)),
         {"tokens": np.array([[1, 5, 2, 0], [1, 6, 7, 2]])},
         (2, 4, 16),
         None,
     ),
-    "semantic": (c.SpatialRescaler(6, 3), {"segmentation": RNG.integers(0, 6, (2, 16, 16))}, None, (2, 4, 4, 3)),
-    "low_res": (c.LowRes(), {"low_res": image(2, 4, 4, 3)}, None, (2, 4, 4, 3)),
+    "semantic": (SpatialRescaler(6, 3), {"segmentation": RNG.integers(0, 6, (2, 16, 16))}, None, (2, 4, 4, 3)),
+    "low_res": (LowRes(), {"low_res": image(2, 4, 4, 3)}, None, (2, 4, 4, 3)),
     "inpainting": (
-        c.Inpainting(),
+        Inpainting(),
         {"masked_image": image(2, 16, 16, 3), "mask": RNG.integers(0, 2, (2, 16, 16, 1)).astype(np.float32)},
         None,
         (2, 4, 4, 4),
     ),
-    "vectors": (c.Vectors(), {"vectors": image(2, 3, 7)}, (2, 3, 7), None),
+    "vectors": (Vectors(), {"vectors": image(2, 3, 7)}, (2, 3, 7), None),
     "hybrid": (
-        c.Hybrid({"class": c.ClassEmbedder(5, 7, null_class=True), "vectors": c.Vectors(), "superres": c.LowRes(),
-                  "semantic": c.SpatialRescaler(6, 3)}),
+        HybridNetwork({"class": ClassEmbedder(5, 7, null_class=True), "vectors": Vectors(), "superres": LowRes(),
+                  "semantic": SpatialRescaler(6, 3)}),
         {"label": np.array([0, 3]), "vectors": image(2, 3, 7), "low_res": image(2, 4, 4, 3),
          "segmentation": RNG.integers(0, 6, (2, 16, 16))},
         (2, 4, 7),
@@ -57,8 +65,8 @@ def test_shapes_and_dropping_per_sample(name):
     assert (None if said.context is None else said.context.shape) == context
     assert (None if said.concat is None else said.concat.shape) == concat
 
-    half = model.apply(variables, c.drop(model, batch, jnp.array([True, False])), encode)
-    nothing = model.apply(variables, c.drop(model, batch, jnp.array([True, True])), encode)
+    half = model.apply(variables, drop(model, batch, jnp.array([True, False])), encode)
+    nothing = model.apply(variables, drop(model, batch, jnp.array([True, True])), encode)
     for a, b, n in zip(jax.tree.leaves(said), jax.tree.leaves(half), jax.tree.leaves(nothing)):
         np.testing.assert_allclose(b[1], a[1], rtol=1e-6)
         np.testing.assert_allclose(b[0], n[0], rtol=1e-6)
@@ -67,7 +75,7 @@ def test_shapes_and_dropping_per_sample(name):
 
 
 def test_text_mask_hides_padding():
-    model = c.TextConditioner(11, 4, 16, 1, use_mask=True)
+    model = TextConditioner(11, 4, 16, 1, use_mask=True)
     batch = {"tokens": jnp.array([[1, 5, 2, 0]]), "token_mask": jnp.array([[1, 1, 1, 0]])}
     variables = model.init(jax.random.key(0), batch, encode)
     context = model.apply(variables, batch, encode).context
@@ -90,14 +98,14 @@ def test_segmentation_without_class_is_zero():
 
 
 def test_no_null():
-    for model in (c.Unconditional(), c.ClassEmbedder(5, 8)):
+    for model in (Unconditional(), ClassEmbedder(5, 8)):
         with pytest.raises(ValueError, match="no"):
             model.null({"label": jnp.zeros(2, jnp.int32)})
 
 
 def test_spatial_rescaler_original():
     case = load("cond_spatial_rescaler")
-    model = c.SpatialRescaler(182, 3)
+    model = SpatialRescaler(182, 3)
     kernel = torch_state_of_mapper()
     for suffix in ("", "_odd"):
         batch = {"segmentation": jnp.asarray(nhwc(case.inputs["segmentation" + suffix]))}

@@ -3,8 +3,14 @@ import pickle
 import numpy as np
 import pytest
 
+from ldm_jax.conditions.class_label import Label
+from ldm_jax.conditions.inpaint import Masked
+from ldm_jax.conditions.layout import LayoutTokens
+from ldm_jax.conditions.semantic import Segmentation
+from ldm_jax.conditions.superres import Degraded
+from ldm_jax.conditions.text import Tokens
 from ldm_jax.data import batches, degradation, tokenizers
-from ldm_jax.data.fields import Inpainting, Label, Layout, LowRes, Segmentation, Text, WithFields
+from ldm_jax.data.fields import WithFields
 from ldm_jax.data.layout import LayoutCoder, LayoutRules
 from ldm_jax.data.shapes import CLASS_NAMES, SEGMENTATION_NAMES
 from ldm_jax.data.sources import FilteredSource, ShapesSource
@@ -30,12 +36,12 @@ def tokenizer(tmp_path_factory):
 
 def test_the_image_is_the_one_without_fields():
     plain = batches.batch_at(SOURCE, MOVING, 8, 3, seed=1)["image"]
-    for fields in ((), (LowRes("bsr"),), (Inpainting(), Segmentation(9))):
+    for fields in ((), (Degraded("bsr"),), (Masked(), Segmentation(9))):
         assert np.array_equal(batch(*fields)["image"], plain)
 
 
 def test_batches_are_a_function_of_seed_and_step(tokenizer):
-    fields = (Label(), Text(tokenizer, mask=True), Segmentation(9), LowRes("bsr"), Inpainting())
+    fields = (Label(), Tokens(tokenizer, mask=True), Segmentation(9), Degraded("bsr"), Masked())
     first, again, other = batch(*fields), batch(*fields), batch(*fields, step=4)
     assert first.keys() == {"image", "label", "tokens", "token_mask", "segmentation", "low_res", "mask",
                             "masked_image"}
@@ -48,17 +54,17 @@ def test_batches_are_a_function_of_seed_and_step(tokenizer):
 
 def test_shapes_and_types(tokenizer):
     coder = LayoutCoder(len(CLASS_NAMES))
-    out = batch(Label(), Layout(coder), Segmentation(9), LowRes(), Inpainting("thick_256"))
+    out = batch(Label(), LayoutTokens(coder), Segmentation(9), Degraded(), Masked("thick_256"))
     expected = {"image": ((8, 32, 32, 3), np.float32), "label": ((8,), np.int32), "tokens": ((8, 92), np.int32),
                 "segmentation": ((8, 32, 32), np.int32), "low_res": ((8, 8, 8, 3), np.float32),
                 "mask": ((8, 32, 32, 1), np.float32), "masked_image": ((8, 32, 32, 3), np.float32)}
     assert {key: (value.shape, value.dtype) for key, value in out.items()} == expected
-    tokens = batch(Text(tokenizer))
+    tokens = batch(Tokens(tokenizer))
     assert tokens.keys() == {"image", "tokens"} and tokens["tokens"].shape == (8, 40)
 
 
 def test_masked_images_are_black_in_the_hole_and_untouched_elsewhere():
-    out = batch(Inpainting())
+    out = batch(Masked())
     hole = np.broadcast_to(out["mask"] == 1, out["image"].shape)
     assert set(np.unique(out["mask"])) == {0, 1}
     assert (out["masked_image"][hole] == -1).all()
@@ -68,7 +74,7 @@ def test_masked_images_are_black_in_the_hole_and_untouched_elsewhere():
 def test_given_masks_follow_the_image():
     example = SOURCE[0]
     example["mask"] = (example["segmentation"] > 0).astype(np.uint8)
-    transform = WithFields(MOVING, (Inpainting("given"), Segmentation(9)))
+    transform = WithFields(MOVING, (Masked("given"), Segmentation(9)))
     for k in range(5):
         out = transform(example, np.random.default_rng(k))
         assert np.array_equal(out["mask"][..., 0] == 1, out["segmentation"] > 0)
@@ -76,12 +82,12 @@ def test_given_masks_follow_the_image():
 
 def test_low_resolution_is_made_from_the_placed_image():
     for kind in degradation.KINDS:
-        out = batch(LowRes(kind), transform=ImageTransform(64, resize="square", flip=True))
+        out = batch(Degraded(kind), transform=ImageTransform(64, resize="square", flip=True))
         assert np.abs(out["low_res"]).max() <= 1
         blocks = out["image"].reshape(8, 16, 4, 16, 4, 3).mean((2, 4))
         assert np.corrcoef(blocks.ravel(), out["low_res"].ravel())[0, 1] > 0.8, kind
-    assert np.array_equal(to_uint8(one(LowRes(), k=2)["low_res"]),
-                          degradation.degrade(np.random.default_rng(), to_uint8(one(LowRes(), k=2)["image"])))
+    assert np.array_equal(to_uint8(one(Degraded(), k=2)["low_res"]),
+                          degradation.degrade(np.random.default_rng(), to_uint8(one(Degraded(), k=2)["image"])))
 
 
 def test_segmentation_lies_over_the_image():
@@ -106,7 +112,7 @@ def test_layout_boxes_lie_over_the_image():
     transform = ImageTransform(48, resize="square", flip=True, smallest_square=0.7)
     flips = set()
     for k in range(30):
-        both = WithFields(transform, (Segmentation(9), Layout(coder)))(SOURCE[k], np.random.default_rng(k))
+        both = WithFields(transform, (Segmentation(9), LayoutTokens(coder)))(SOURCE[k], np.random.default_rng(k))
         objects, crop = coder.decode(both["tokens"])
         flips.add(transform.place(SOURCE[k], np.random.default_rng(k)).flip)
         inside = np.zeros((48, 48), bool)
@@ -123,14 +129,14 @@ def test_layout_drops_small_objects_and_shuffles():
     coder = LayoutCoder(len(CLASS_NAMES))
     k = next(k for k in range(40) if len(SOURCE[k]["objects"]) == 4)
     whole = ImageTransform(32)
-    all_four, _ = coder.decode(one(Layout(coder), whole, k)["tokens"])
+    all_four, _ = coder.decode(one(LayoutTokens(coder), whole, k)["tokens"])
     assert sorted(item["class"] for item in all_four) == sorted(item["class"] for item in SOURCE[k]["objects"])
-    large, _ = coder.decode(one(Layout(coder, min_area=0.1), whole, k)["tokens"])
+    large, _ = coder.decode(one(LayoutTokens(coder, min_area=0.1), whole, k)["tokens"])
     assert [item["class"] for item in large] == [SOURCE[k]["label"]]
-    shuffled = WithFields(whole, (Layout(coder),))
+    shuffled = WithFields(whole, (LayoutTokens(coder),))
     orders = {tuple(shuffled(SOURCE[k], np.random.default_rng(seed))["tokens"]) for seed in range(9)}
     assert len(orders) > 3
-    fixed = Layout(coder, shuffle=False)
+    fixed = LayoutTokens(coder, shuffle=False)
     assert coder.decode(one(fixed, whole, k)["tokens"])[0][0]["class"] == SOURCE[k]["label"]
 
 
@@ -148,7 +154,7 @@ def test_filtered_source_keeps_scenes_with_enough_objects():
 
 
 def test_transforms_can_be_pickled_for_worker_processes(tokenizer):
-    transform = WithFields(MOVING, (Text(tokenizer), LowRes("bsr"), Inpainting()))
+    transform = WithFields(MOVING, (Tokens(tokenizer), Degraded("bsr"), Masked()))
     there = pickle.loads(pickle.dumps(transform))(SOURCE[0], np.random.default_rng(0))
     for key, value in transform(SOURCE[0], np.random.default_rng(0)).items():
         assert np.array_equal(value, there[key])
@@ -156,16 +162,16 @@ def test_transforms_can_be_pickled_for_worker_processes(tokenizer):
 
 def test_missing_or_wrong_annotations_are_named():
     bare = {"name": "x.png", "image": SOURCE[0]["image"]}
-    for field, key in ((Label(), "label"), (Segmentation(9), "segmentation"), (Inpainting("given"), "mask"),
-                       (Layout(LayoutCoder(4)), "objects")):
+    for field, key in ((Label(), "label"), (Segmentation(9), "segmentation"), (Masked("given"), "mask"),
+                       (LayoutTokens(LayoutCoder(4)), "objects")):
         with pytest.raises(ValueError, match=rf"x\.png has no '{key}', only name, image"):
             WithFields(MOVING, (field,))(bare, np.random.default_rng(0))
     with pytest.raises(ValueError, match="but there are 1, numbered from 0"):
         one(Segmentation(1))
     with pytest.raises(ValueError, match="'wide', but must be one of train_256"):
-        Inpainting("wide")
+        Masked("wide")
     with pytest.raises(ValueError, match="'jpeg', but must be one of bicubic"):
-        LowRes("jpeg")
+        Degraded("jpeg")
 
 
 def test_segmentation_255_is_no_class():

@@ -4,17 +4,20 @@ import jax
 import numpy as np
 import pytest
 
-from ldm_jax import build, runs, tree
-from ldm_jax.recipes import conditioners, laptop, sections
-from ldm_jax.training import checkpoint
+from ldm_jax import checkpoint, tree
+from ldm_jax.conditions import hybrid, semantic
+from ldm_jax.conditions import text as text_kind
+from ldm_jax.errors import Missing
+from ldm_jax.recipes import laptop, sections
+from ldm_jax.training import setup
 from tests.fast import compiled
 
 
 def text_model(**options):
     """Text and a map of classes, a hybrid, to images of 16x16 pixels, without a first stage."""
-    text = conditioners.text(32, 1) | dict(vocab_size=50, max_length=6)
-    places = conditioners.segmentation(9, channels=2) | dict(n_stages=0)
-    config = laptop.quickstart(conditioners.hybrid(text, places, drop_prob=0.5) | options)
+    text = text_kind.section(32, 1) | dict(vocab_size=50, max_length=6)
+    places = semantic.section(9, channels=2) | dict(n_stages=0)
+    config = laptop.quickstart(hybrid.section(text, places, drop_prob=0.5) | options)
     config = sections.finish(config, "tiny").unlock()
     config.first_stage.kind, config.data.image_size, config.batch_size = "identity", 16, 2
     config.unet.update(out_channels=3, channel_mult=(1,), attention_downsamples=())
@@ -30,7 +33,7 @@ def filled(shapes, seed=0):
 def trained(tmp_path_factory):
     """(A run directory with such a model, its averaged conditioner)."""
     run, config = tmp_path_factory.mktemp("trained"), text_model()
-    state = filled(runs.abstract_run(config)[0])
+    state = filled(setup.abstract_run(config)[0])
     checkpoint.keep_config(run, config.to_dict())
     checkpoint.save_from_numpy(run, 7, state)
     return run, state.ema["conditioner"]
@@ -39,9 +42,9 @@ def trained(tmp_path_factory):
 def test_two_steps_leave_it_bit_by_bit(trained, tmp_path):
     run, theirs = trained
     config = text_model(trainable=False, checkpoint=str(run))
-    task, frozen = build.task(config), runs.frozen(config, tmp_path)
+    task, frozen = setup.task(config), setup.frozen(config, tmp_path)
     jax.tree.map(np.testing.assert_array_equal, frozen["conditioner"], theirs)
-    state = filled(runs.abstract_run(config)[0], seed=1)
+    state = filled(setup.abstract_run(config)[0], seed=1)
     state = state.replace(opt_state=jax.tree.map(np.zeros_like, state.opt_state))
     parts = state.params, state.ema, state.opt_state
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(parts)]
@@ -60,24 +63,24 @@ def test_two_steps_leave_it_bit_by_bit(trained, tmp_path):
     assert float(step(state, other, batch)[1]["loss"]) != float(step(state, frozen, batch)[1]["loss"])
     checkpoint.keep_config(tmp_path, config.to_dict())
     checkpoint.save_tree(tmp_path / "frozen", frozen)
-    kept = runs.frozen(config, tmp_path, kept_only=True)  # the run's own copy
+    kept = setup.frozen(config, tmp_path, kept_only=True)  # the run's own copy
     jax.tree.map(np.testing.assert_array_equal, kept["conditioner"], theirs)
-    again = runs.frozen(text_model(trainable=False, checkpoint=str(tmp_path)), tmp_path / "next")
+    again = setup.frozen(text_model(trainable=False, checkpoint=str(tmp_path)), tmp_path / "next")
     jax.tree.map(np.testing.assert_array_equal, again["conditioner"], theirs)
 
 
 def test_mistakes(trained, tmp_path):
     run = str(trained[0])
-    with pytest.raises(build.Missing, match=r"--config\.conditioner\.checkpoint=runs/ldm"):
-        runs.frozen(text_model(trainable=False), tmp_path)
-    with pytest.raises(build.Missing, match="is not a run directory"):
-        runs.frozen(text_model(trainable=False, checkpoint="nowhere"), tmp_path)
+    with pytest.raises(Missing, match=r"--config\.conditioner\.checkpoint=runs/ldm"):
+        setup.frozen(text_model(trainable=False), tmp_path)
+    with pytest.raises(Missing, match="is not a run directory"):
+        setup.frozen(text_model(trainable=False, checkpoint="nowhere"), tmp_path)
     other = text_model(trainable=False, checkpoint=run)
     other.conditioner.parts.text.max_length = 9
     with pytest.raises(ValueError, match=r"has another conditioner[^!]*parts\.text\.max_length: 6 in .*, 9 here"):
-        runs.frozen(other, tmp_path)
+        setup.frozen(other, tmp_path)
     config = text_model(trainable=False, checkpoint=run)
     with pytest.raises(ValueError, match="trainable: True there, False here"):
-        runs._check_same_run(config, run)
+        setup._check_same_run(config, run)
     config.conditioner.trainable = True
-    runs._check_same_run(config, run)  # where it came from, and how often it is dropped, may change
+    setup._check_same_run(config, run)  # where it came from, and how often it is dropped, may change
