@@ -25,7 +25,9 @@ import numpy as np
 from ldm_jax.data.fields import Field, Placed
 from ldm_jax.data.sources import CorruptExample, Source
 from ldm_jax.data.transforms import ImageTransform
+from ldm_jax.errors import DataError
 
+VERSION = 2  # 1: images were told apart by their names alone
 SHARD_BYTES, SHARD_EXAMPLES = 2**28, 4096  # of a file, at most: what a kill can cost
 _MOMENTS, _CORRUPT = b"\0", b"\1"
 
@@ -126,11 +128,11 @@ def open_store(
     """The cache in `folder`, begun if there is none; which of its shards are there, `Store.missing` says.
 
     made_from: {name: str, number or bool}, all that the moments depend on.
-    ValueError when the folder's cache was made from something else, naming what differs.
+    DataError when the folder's cache was made from something else, naming what differs.
     """
     folder = Path(folder)
     path, size = folder / "latents.json", 4 * int(np.prod(shape))
-    facts = {"version": 1, **made_from, "examples": count, "shape": list(shape)}
+    facts = {"version": VERSION, **made_from, "examples": count, "shape": list(shape)}
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         # All hosts may come here at once, with the same text.
@@ -140,15 +142,20 @@ def open_store(
         os.replace(temporary, path)
     found = json.loads(path.read_text())
     per_shard = found.pop("per_shard")
+    other = "Give another folder with --config.data.cache_latents=DIR, or delete this one to have it made again."
+    if found["version"] < VERSION:
+        raise DataError(
+            f"the cached latents in {folder} were made by an older version, which did not look at what is in the files "
+            f"of the images: it cannot be checked that they belong to these images. {other}"
+        )
     wrong = [
         f"    {name}: {found.get(name)!r} there, {facts.get(name)!r} here"
         for name in dict.fromkeys([*facts, *found])
         if found.get(name) != facts.get(name)
     ]
     if wrong:
-        raise ValueError(
-            f"the cached latents in {folder} were made from something else:\n" + "\n".join(wrong) + "\nGive another "
-            "folder with --config.data.cache_latents=DIR, or delete this one to have it made again."
+        raise DataError(
+            f"the cached latents in {folder} were made from something else:\n" + "\n".join(wrong) + f"\n{other}"
         )
     return Store(folder, count, tuple(shape), per_shard)
 

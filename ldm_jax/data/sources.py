@@ -7,7 +7,10 @@ known, "label" int, "text" str (or a tuple of them, of which any will do), "obje
 Sources can be pickled, for worker processes.
 """
 
+import hashlib
 import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,7 @@ from ldm_jax.errors import Missing
 from ldm_jax.images import to_channels
 
 SPLITS = ("train", "validation", "all")
+ENDS = 2**16  # bytes of a file's beginning and end that tell it from others
 
 
 class CorruptExample(Exception):
@@ -52,6 +56,40 @@ class Source:
     def describe(self) -> str:
         """One line: count, classes, sizes."""
         raise NotImplementedError
+
+    def identity(self) -> str:
+        """Two sources with the same give the same pictures in the same order, wherever their files lie."""
+        return self.describe()
+
+
+def fingerprint(folder: Path, names: Sequence[str]) -> str:
+    """A hash of the files' names, sizes, first and last 64 KiB: all of a small file, the ends of a large one.
+
+    A picture that is drawn, scaled or compressed anew differs in these. What it misses is a change in the middle of a
+    large file that leaves size and ends alone.
+    """
+    if len(names) > 100_000:
+        print(f"comparing the contents of {len(names)} files: some minutes for every million", flush=True)
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor(8) as pool:
+        for start in range(0, len(names), 4096):
+            some = names[start:start + 4096]
+            for name, seen in zip(some, pool.map(_ends, (folder / name for name in some))):
+                digest.update(f"{name}\n".encode() + seen)
+    return digest.hexdigest()[:16]
+
+
+def _ends(path: Path) -> bytes:
+    """A hash of size, beginning and end; b"" for a file that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            digest = hashlib.sha256(f"{size}\n".encode() + file.read(ENDS))
+            file.seek(max(size - ENDS, min(size, ENDS)))
+            digest.update(file.read(ENDS))
+    except OSError:
+        return b""
+    return digest.digest()
 
 
 class FilteredSource(Source):
@@ -86,6 +124,11 @@ class FilteredSource(Source):
     def describe(self) -> str:
         """The source's line, and how many are kept."""
         return f"{self.source.describe()}; {len(self)} kept by their objects"
+
+    def identity(self) -> str:
+        """The source's, and which are kept."""
+        kept = hashlib.sha256(np.asarray(self.kept, np.int64)).hexdigest()[:16]
+        return f"{self.source.identity()}, of these {len(self)}: {kept}"
 
 
 class FolderSource(Source):
@@ -164,6 +207,11 @@ class FolderSource(Source):
         return (f"{len(self)} images ({self.split} split of {self.path}), {classes}, {self._texts} with "
                 f"text, the first {size}, read with {self.channels} channels")
 
+    def identity(self) -> str:
+        """Names and contents of the images (`fingerprint`). It reads the files: some minutes for a million."""
+        names = [entry["name"] for entry in self._entries]
+        return f"{len(self)} images with the fingerprint {fingerprint(self.path, names)}"
+
 
 class TfdsSource(Source):
     """A set of TensorFlow Datasets prepared as array_record, read without TensorFlow.
@@ -193,6 +241,7 @@ class TfdsSource(Source):
         if "image" not in features:
             raise ValueError(f"{name} has no feature 'image', only {', '.join(features)}")
         self.name, self.split, self.channels, self._names = name, split, channels, prepared.names_of(name)
+        self._folder = Path(at)
         self._data = builder.as_data_source(split)
         pictures = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
         self._without_pixels = builder.as_data_source(
@@ -239,6 +288,11 @@ class TfdsSource(Source):
         """One line: count, classes and the declared size."""
         size = "x".join("?" if n is None else str(n) for n in self._shape)
         return f"{len(self)} images ({self.name}, {self.split}), {len(self.class_names)} classes, {size}"
+
+    def identity(self) -> str:
+        """The description, and the contents of the set's files (`fingerprint`)."""
+        names = sorted(path.name for path in self._folder.glob("*.array_record*"))
+        return f"{self.describe()}, files with the fingerprint {fingerprint(self._folder, names)}"
 
 
 class ShapesSource(Source):

@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ldm_jax import tree
 from ldm_jax.data import fields
 from ldm_jax.data.latents import LatentSource, LatentTransform, Store, needs_pictures, open_store
-from ldm_jax.data.sources import CorruptExample, FilteredSource, Source
+from ldm_jax.data.sources import CorruptExample, Source
 from ldm_jax.data.transforms import ImageTransform
 from ldm_jax.errors import ConfigError
 from ldm_jax.training.logging import duration
@@ -56,8 +56,7 @@ def from_cache(
             "one at every visit, so every step encodes anyway"
         )
     read = LatentTransform(placing, made)
-    which = identity(images, by_name=data.source == "folder")
-    made_from = dict(first_stage=fingerprint(variables), kind=kind, dtype=config.dtype, images=which)
+    made_from = dict(first_stage=fingerprint(variables), kind=kind, dtype=config.dtype, images=images.identity())
     made_from |= {name: data[name] for name in PREPARATION}
     shape = moments_shape(model, variables, placing, data.channels)
     store = open_store(data.cache_latents, made_from, len(images), shape)
@@ -77,20 +76,6 @@ def fingerprint(variables: Tree) -> str:
         digest.update(f"{name} {array.shape} {array.dtype}\n".encode())
         digest.update(array.data)
     return digest.hexdigest()[:16]
-
-
-def identity(images: Source, by_name: bool) -> str:
-    """Tells image sets and their orders apart: by the names of all images, wherever their folder lies (for sources
-    whose annotations cost nothing), or by description. What is in the files is not looked at."""
-    if by_name:
-        names = "\n".join(images.annotations(i)["name"] for i in range(len(images)))
-        return f"{len(images)} images named {_hash(names.encode())}"
-    kept = f", {_hash(np.asarray(images.kept))}" if isinstance(images, FilteredSource) else ""
-    return images.describe() + kept
-
-
-def _hash(data: bytes | np.ndarray) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def encoder(model: nn.Module, variables: Tree) -> Encode:

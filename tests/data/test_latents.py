@@ -12,6 +12,7 @@ from ldm_jax.data.layout import LayoutCoder
 from ldm_jax.data.shapes import CLASS_NAMES
 from ldm_jax.data.sources import CorruptExample, ShapesSource
 from ldm_jax.data.transforms import ImageTransform, to_float
+from ldm_jax.errors import DataError
 
 FACTS = {"first_stage": "abc", "image_size": 8}
 SHAPE = (2, 4, 4, 3)
@@ -82,6 +83,15 @@ def test_a_cache_of_something_else_is_refused(tmp_path):
     facts = json.loads((tmp_path / "latents.json").read_text())
     (tmp_path / "latents.json").write_text(json.dumps(facts | {"later_option": 1}))
     with pytest.raises(ValueError, match="later_option: 1 there, None here"):
+        store_in(tmp_path)
+
+
+def test_a_cache_of_an_older_version_is_refused(tmp_path):
+    """It did not look at what is in the files of images."""
+    filled(tmp_path)
+    facts = json.loads((tmp_path / "latents.json").read_text())
+    (tmp_path / "latents.json").write_text(json.dumps(facts | {"version": 1}))
+    with pytest.raises(DataError, match=r"(?s)older version, .*cannot be checked.*cache_latents=DIR, or delete"):
         store_in(tmp_path)
 
 

@@ -1,14 +1,17 @@
 import json
 import pickle
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from ldm_jax import recipes
 from ldm_jax.conditions.text import Tokens
 from ldm_jax.data import batches
 from ldm_jax.data.fields import Placed
-from ldm_jax.data.sources import CorruptExample, FolderSource, ShapesSource, TfdsSource
+from ldm_jax.data.layout import LayoutRules
+from ldm_jax.data.sources import CorruptExample, FilteredSource, FolderSource, ShapesSource, TfdsSource
 from ldm_jax.data.tokenizers import captions
 from ldm_jax.errors import DataError
 from ldm_jax.training import setup
@@ -169,7 +172,7 @@ def test_wrong_vectors_name_the_file_and_the_row(tmp_path, vectors, message):
 
 def test_the_retrieval_recipe_reads_a_folder(tmp_path):
     """configs/rdm_768_ldm16.py on a folder with vectors: its batches have what the conditioner reads."""
-    config = rdm_768_ldm16.get_config("tiny")
+    config = recipes.load("rdm_768_ldm16:tiny")
     number, dim = config.conditioner.number, config.conditioner.dim
     rows = []
     for k in range(8):
@@ -340,6 +343,38 @@ def test_map_of_another_size_is_corrupt(tmp_path):
         FolderSource(tmp_path, "all")[0]
 
 
+def test_what_tells_sources_apart(tmp_path):
+    """Names and contents of the pictures of the split, not where the folder lies."""
+    for k in range(40):
+        save(tmp_path / f"set/{k}.bmp", value=(k, k, k), size=(200, 200))
+    path = tmp_path / "set"
+    before = FolderSource(path, "train", validation_fraction=0.3).identity()
+    assert FolderSource(path, "validation", validation_fraction=0.3).identity() != before
+    assert str(tmp_path) not in before
+    path = path.rename(tmp_path / "moved")
+    train = FolderSource(path, "train", validation_fraction=0.3)
+    assert train.identity() == before
+    objects = FilteredSource(train, LayoutRules(min_objects=0))
+    assert objects.identity() != before
+    objects.kept.pop()
+    assert objects.identity() != FilteredSource(train, LayoutRules(min_objects=0)).identity()
+    held_out = FolderSource(path, "validation", validation_fraction=0.3)[0]["name"]
+    save(path / held_out, value=(77, 0, 0), size=(200, 200))
+    assert train.identity() == before
+    name = path / train[3]["name"]
+    whole = name.read_bytes()
+    assert len(whole) < 2**17
+    for k in (0, 60, 2**16, len(whole) - 1):  # a file so small is looked at from end to end
+        name.write_bytes(whole[:k] + bytes([whole[k] ^ 1]) + whole[k + 1:])
+        assert train.identity() != before, k
+    name.write_bytes(whole + b"0")
+    assert train.identity() != before
+    name.write_bytes(whole)
+    assert train.identity() == before
+    name.unlink()
+    assert train.identity() != before
+
+
 def test_shapes_source():
     source = ShapesSource(32, count=3)
     assert len(list(source)) == len(source) == 3 and len(source.class_names) == 64
@@ -375,6 +410,19 @@ def test_tfds_without_tensorflow(colours):
     assert "8 images (colours, train), 2 classes" in source.describe()
     assert len(TfdsSource("colours:1.0.0", "train[:50%]", colours, channels=1)) == 4
     assert TfdsSource("colours", "train", colours, channels=1)[0]["image"].shape == (6, 9, 1)
+
+
+def test_a_set_prepared_again_is_another(colours, tmp_path):
+    def identity(folder, split="train"):
+        return TfdsSource("colours", split, folder).identity()
+
+    there = shutil.copytree(colours, tmp_path / "there")
+    assert identity(colours) == identity(there) != identity(there, "train[:50%]")
+    file = next(there.rglob("*.array_record*"))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    assert identity(colours) != identity(there)
 
 
 @pytest.fixture(scope="module")

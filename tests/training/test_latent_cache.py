@@ -11,12 +11,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks import work
 from ldm_jax import build, recipes
 from ldm_jax.data import latents
-from ldm_jax.data.sources import CorruptExample, ShapesSource
+from ldm_jax.data.sources import CorruptExample, FolderSource, ShapesSource
 from ldm_jax.data.transforms import ImageTransform, to_float
+from ldm_jax.errors import DataError
 from ldm_jax.keys import sample_keys
 from ldm_jax.training import latent_cache, setup
 from tests.fast import QUICK
@@ -124,6 +126,28 @@ def test_what_cannot_be_cached_says_why(cached, tmp_path):
     other = jax.tree.map(lambda x: x + 1, frozen)
     with pytest.raises(ValueError, match=r"first_stage: '\w+' there, '\w+' here"):
         setup.loaders(config_of(cache_latents=folder), tmp_path, other)
+
+
+def test_replaced_pictures_are_noticed(cached, tmp_path, monkeypatch):
+    """Under the same names and of the same size; wherever the folder lies."""
+    task, frozen = cached[:2]
+    for k in range(3):
+        (tmp_path / f"images/{k}").mkdir(parents=True)
+        Image.new("RGB", (32, 32), (k, k, k)).save(tmp_path / f"images/{k}/a.bmp")
+    config = config_of(cache_latents=str(tmp_path / "cache"))
+    monkeypatch.setattr(latent_cache, "fill", lambda *args, **options: None)
+
+    def start(folder):
+        images = FolderSource(tmp_path / folder, "all")
+        return latent_cache.from_cache(config, images, ImageTransform(32), task.ldm.first_stage, frozen)
+
+    start("images")
+    start("images")
+    (tmp_path / "images").rename(tmp_path / "moved")
+    start("moved")
+    Image.new("RGB", (32, 32), (9, 9, 9)).save(tmp_path / "moved/1/a.bmp")
+    with pytest.raises(DataError, match=r"images: '3 images .*' there, '3 images .*' here"):
+        start("moved")
 
 
 def train(workdir, cache):
