@@ -37,6 +37,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ldm_jax.errors import ConfigError
+
 Tree = Any
 Metrics = dict[str, jax.Array]
 
@@ -197,7 +199,7 @@ def discriminator_objective(
     Raises ValueError for an unknown kind.
     """
     if kind not in DISC_LOSSES:
-        raise ValueError(f"discriminator loss {kind!r} is not one of {', '.join(DISC_LOSSES)}")
+        raise ConfigError(f"discriminator loss {kind!r} is not one of {', '.join(DISC_LOSSES)}")
     loss = hinge_d_loss if kind == "hinge" else vanilla_d_loss
     value = disc_factor * loss(logits_real, logits_fake)
     metrics = {"disc_loss": value, "logits_real": logits_real.mean(), "logits_fake": logits_fake.mean()}

@@ -14,6 +14,7 @@ import numpy as np
 from absl import flags, logging
 
 from ldm_jax.data.sources import CorruptExample, Source
+from ldm_jax.errors import ConfigError, DataError
 
 Transform = Callable[[dict, np.random.Generator], dict[str, np.ndarray]]
 
@@ -138,10 +139,10 @@ class Batches:
 
 def _check(source: Source, batch_size: int, process_index: int, process_count: int) -> None:
     if len(source) == 0:
-        raise ValueError("the source is empty: there is nothing to make batches of")
+        raise DataError("the source is empty: there is nothing to make batches of")
     if batch_size < 1 or batch_size % process_count:
-        raise ValueError(f"the global batch_size {batch_size} must be a positive multiple of the "
-                         f"{process_count} processes")
+        raise ConfigError(f"the global batch_size {batch_size} must be a positive multiple of the "
+                          f"{process_count} processes")
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index {process_index} is not in 0..{process_count - 1}")
 

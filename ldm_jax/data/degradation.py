@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ldm_jax.data import transforms
+from ldm_jax.errors import ConfigError
 
 KINDS = ("bicubic", "bsr", "bsr_light")
 _RANDOM_FILTERS = ("linear", "cubic", "area")
@@ -236,12 +237,12 @@ def degrade(rng: np.random.Generator, image: np.ndarray, scale: int = 4, kind: s
     and always a last JPEG. ValueError for another kind, or where `scale` does not divide H and W.
     """
     if kind not in KINDS:
-        raise ValueError(f"degradation is {kind!r}, but must be one of {', '.join(KINDS)}")
+        raise ConfigError(f"degradation is {kind!r}, but must be one of {', '.join(KINDS)}")
     if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8:
         raise ValueError(f"degradations take uint8 [H,W,3], not {image.dtype} {list(image.shape)}")
     height, width = image.shape[:2]
     if scale < 1 or height % scale or width % scale:
-        raise ValueError(f"an image of {height}x{width} cannot be made {scale} times smaller: crop it to a multiple")
+        raise ConfigError(f"an image of {height}x{width} cannot be made {scale} times smaller: crop it to a multiple")
     if kind == "bicubic":
         return transforms.resize(image, (height // scale, width // scale), "bicubic")
     strength = FULL if kind == "bsr" else LIGHT

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ldm_jax.errors import ConfigError
+
 Box = tuple[float, float, float, float]
 
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
@@ -56,11 +58,11 @@ class LayoutCoder:
     def __post_init__(self):
         unknown = set(self.flags) - set(FLAGS)
         if unknown:
-            raise ValueError(f"flags {', '.join(sorted(unknown))} are not among {', '.join(FLAGS)}")
+            raise ConfigError(f"flags {', '.join(sorted(unknown))} are not among {', '.join(FLAGS)}")
         highest = self.n_classes * (1 + sum(1 << k for k, flag in enumerate(FLAGS) if flag in self.flags))
         if self.n_classes < 1 or highest > self.empty:
-            raise ValueError(f"{self.n_classes} classes with {len(self.flags)} flags need {highest} tokens, and one "
-                             f"for empty slots: more than the vocabulary of {self.vocabulary}")
+            raise ConfigError(f"{self.n_classes} classes with {len(self.flags)} flags need {highest} tokens, and one "
+                              f"for empty slots: more than the vocabulary of {self.vocabulary}")
 
     @property
     def empty(self) -> int:

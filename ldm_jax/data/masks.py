@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ldm_jax.errors import ConfigError
+
 # LaMa's strokes turn by one of these angles (radians, from "down", counter-clockwise), every second one mirrored.
 _ANGLES = 0.01 + np.arange(4)
 _MOST_SEGMENTS = 5
@@ -109,10 +111,10 @@ def make_mask(rng: np.random.Generator, height: int, width: int, setting: str = 
     setting: one of SETTINGS. ValueError for another, or an image side below 16 pixels.
     """
     if setting not in SETTINGS:
-        raise ValueError(f"mask setting is {setting!r}, but must be one of {', '.join(SETTINGS)}")
+        raise ConfigError(f"mask setting is {setting!r}, but must be one of {', '.join(SETTINGS)}")
     if min(height, width) < _SMALLEST_IMAGE:
-        raise ValueError(f"masks are drawn on images of at least {_SMALLEST_IMAGE} pixels each way, "
-                         f"not {height}x{width}")
+        raise ConfigError(f"masks are drawn on images of at least {_SMALLEST_IMAGE} pixels each way, "
+                          f"not {height}x{width}")
     chosen = SETTINGS[setting]
     scale = min(height, width) / chosen.image
     for _ in range(_MOST_TRIES):

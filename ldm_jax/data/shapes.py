@@ -13,6 +13,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from ldm_jax.errors import ConfigError
+
 COLOURS = {
     "red": (215, 30, 40), "orange": (250, 130, 15), "yellow": (255, 230, 40), "green": (35, 150, 55),
     "cyan": (50, 215, 230), "blue": (30, 70, 215), "purple": (125, 35, 170), "pink": (255, 140, 200),
@@ -186,7 +188,7 @@ def draw(seed: int, index: int, size: int, simple: bool = False) -> dict:
     Sizes from 32 to 512 pixels, else ValueError.
     """
     if not 32 <= size <= 512:
-        raise ValueError(f"shapes are drawn at 32 to 512 pixels, not {size}")
+        raise ConfigError(f"shapes are drawn at 32 to 512 pixels, not {size}")
     rng = np.random.default_rng([seed, index])
     rules = SIMPLE_RULES if simple else RULES
     image, background = _background(rng, size, rules.patterns)

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from ldm_jax.data import folder, prepared, shapes
 from ldm_jax.data.layout import LayoutRules
 from ldm_jax.data.metadata import read_vectors
-from ldm_jax.errors import Missing
+from ldm_jax.errors import ConfigError, DataError, Missing
 from ldm_jax.images import to_channels
 
 SPLITS = ("train", "validation", "all")
@@ -104,7 +104,7 @@ class FilteredSource(Source):
             print(f"reading the objects of {len(source)} examples: about a minute for every 200,000", flush=True)
         self.kept = [i for i in range(len(source)) if rules.keep(source.annotations(i).get("objects", [])) is not None]
         if not self.kept:
-            raise ValueError(f"none of the {len(source)} examples is left by {rules}")
+            raise DataError(f"none of the {len(source)} examples is left by {rules}")
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -148,7 +148,7 @@ class FolderSource(Source):
         if split not in SPLITS:
             raise ValueError(f"split is {split!r}, but must be one of {', '.join(SPLITS)}")
         if channels not in (1, 3):
-            raise ValueError(f"channels is {channels}, but images are read with 1 or 3")
+            raise ConfigError(f"channels is {channels}, but images are read with 1 or 3")
         self.path, self.split, self.channels, self.shorter_side = Path(path), split, channels, shorter_side
         listing = folder.scan(self.path)
         chosen = folder.choose_split(listing, split, validation_fraction)
@@ -235,11 +235,11 @@ class TfdsSource(Source):
         at = prepared.folder_of(name, Path(data_dir or default).expanduser())
         builder = tfds.builder_from_directory(at)
         if builder.info.file_format.value != "array_record":
-            raise ValueError(f"{at} is prepared as {builder.info.file_format.value}, which has no random "
-                             "access; prepare it again with --file_format=array_record")
+            raise DataError(f"{at} is prepared as {builder.info.file_format.value}, which has no random "
+                            "access; prepare it again with --file_format=array_record")
         features = dict(builder.info.features.items())
         if "image" not in features:
-            raise ValueError(f"{name} has no feature 'image', only {', '.join(features)}")
+            raise DataError(f"{name} has no feature 'image', only {', '.join(features)}")
         self.name, self.split, self.channels, self._names = name, split, channels, prepared.names_of(name)
         self._folder = Path(at)
         self._data = builder.as_data_source(split)
@@ -310,7 +310,7 @@ class ShapesSource(Source):
         if split not in ("train", "validation"):
             raise ValueError(f"split is {split!r}, but shapes have train and validation")
         if not 1 <= count < self._VALIDATION:
-            raise ValueError(f"count is {count}, but at least one scene must be drawn")
+            raise ConfigError(f"count is {count}, but at least one scene must be drawn")
         self.size, self.count, self.split, self.seed, self.simple = size, count, split, seed, simple
 
     def __len__(self) -> int:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ldm_jax.errors import ConfigError, DataError
+
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _VOCABULARY = "vocab.txt"
 _CONFIG = "tokenizer_config.json"
@@ -49,7 +51,7 @@ class TextTokenizer:
         self.name, self.max_length = str(name), max_length
         self._tokenizer = _load(self.name)
         if self._tokenizer.pad_token_id is None:
-            raise ValueError(f"the tokenizer {self.name} has no padding token, so its texts cannot be batched")
+            raise ConfigError(f"the tokenizer {self.name} has no padding token, so its texts cannot be batched")
 
     @property
     def vocab_size(self) -> int:
@@ -146,11 +148,11 @@ def train_wordpiece(captions: Iterable[str], size: int, folder: str | Path) -> P
     """
     counts = _words(captions)
     if not counts:
-        raise ValueError("there are no words in the captions: nothing to train a vocabulary on")
+        raise DataError("there are no words in the captions: nothing to train a vocabulary on")
     pieces = _pieces(counts, size - len(SPECIAL))
     if len(pieces) > size - len(SPECIAL):
-        raise ValueError(f"size is {size}, but {len(SPECIAL)} special tokens and the {len(pieces)} letters of these "
-                         f"captions, first and following ones apart, need {len(SPECIAL) + len(pieces)}")
+        raise ConfigError(f"size is {size}, but {len(SPECIAL)} special tokens and the {len(pieces)} letters of these "
+                          f"captions, first and following ones apart, need {len(SPECIAL) + len(pieces)}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _VOCABULARY).write_text("\n".join((*SPECIAL, *pieces)) + "\n", encoding="utf-8")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.images import to_float
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR,
@@ -115,15 +116,15 @@ class ImageTransform:
                                    ("crop", self.crop, ("center", "random", "none")),
                                    ("interpolation", self.interpolation, tuple(FILTERS))):
             if value not in known:
-                raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(known)}")
+                raise ConfigError(f"{name} is {value!r}, but must be one of {', '.join(known)}")
         if self.resize_to is not None and (self.resize != "shorter" or self.resize_to < min(self.hw)):
-            raise ValueError(f"resize_to = {self.resize_to} is for resize 'shorter' (here {self.resize!r}) "
-                             f"and must be at least the shorter side of size {self.hw}")
+            raise ConfigError(f"resize_to = {self.resize_to} is for resize 'shorter' (here {self.resize!r}) "
+                              f"and must be at least the shorter side of size {self.hw}")
         if self.resize == "square" and self.hw[0] != self.hw[1]:
-            raise ValueError(f"resize 'square' gives squares, not size {self.hw}")
+            raise ConfigError(f"resize 'square' gives squares, not size {self.hw}")
         if self.smallest_square is not None and not (self.resize == "square" and 0 < self.smallest_square <= 1):
-            raise ValueError(f"smallest_square = {self.smallest_square} is for resize 'square' (here {self.resize!r}) "
-                             "and must be above 0 and at most 1")
+            raise ConfigError(f"smallest_square = {self.smallest_square} is for resize 'square' (here {self.resize!r}) "
+                              "and must be above 0 and at most 1")
 
     @property
     def hw(self) -> tuple[int, int]:
@@ -161,8 +162,8 @@ class ImageTransform:
             else:
                 top, left = int(rng.integers(spare[0] + 1)), int(rng.integers(spare[1] + 1))
         elif resized != size:
-            raise ValueError(f"image {example.get('name', '')} is {resized[0]}x{resized[1]} after "
-                             f"resize {self.resize!r}, not {size[0]}x{size[1]}: choose a crop, or 'stretch'")
+            raise DataError(f"image {example.get('name', '')} is {resized[0]}x{resized[1]} after "
+                            f"resize {self.resize!r}, not {size[0]}x{size[1]}: choose a crop, or 'stretch'")
         return Placing(original, window, resized, (top, left, *size), self.draw_flip(rng))
 
     def draw_flip(self, rng: np.random.Generator) -> bool:
