@@ -15,7 +15,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ldm_jax.cli.options import Parser  # noqa: E402
+from ldm_jax.conditions.inpaint import Masked  # noqa: E402
 from ldm_jax.data import degradation, fields, layout, masks, shapes, transforms  # noqa: E402
+from ldm_jax.images import to_uint8  # noqa: E402
 
 EMOJI = ROOT / "datasets" / "emoji" / "images" / "1f98a.png"
 GAP, SIDE_HEAD = 4, 100
@@ -47,9 +49,9 @@ def mask_sheet() -> Image.Image:
     """Seven masks of every setting, the hole black as the model sees it."""
     image, rows = picture(128), []
     for setting in masks.SETTINGS:
-        transform = fields.WithFields(transforms.ImageTransform(128), (fields.Inpainting(setting),))
+        transform = fields.WithFields(transforms.ImageTransform(128), (Masked(setting),))
         made = [transform({"image": image}, np.random.default_rng([7, k])) for k in range(7)]
-        rows.append((setting, [transforms.to_uint8(one["masked_image"]) for one in made]))
+        rows.append((setting, [to_uint8(one["masked_image"]) for one in made]))
     return sheet(rows)
 
 

@@ -103,14 +103,16 @@ def run(args: argparse.Namespace) -> Path:
     """Writes the images; their folder."""
     import numpy as np
 
-    from ldm_jax import pipeline
+    from ldm_jax import pipeline, rundir
     from ldm_jax.images import file_name, grid, png_texts, save_png
+    from ldm_jax.request import resolve
 
-    wanted = request_of(args)
+    wanted, config = request_of(args), rundir.config_of(args.workdir)
+    if config.task == "ldm":  # what is wrong is said before parameters are read
+        resolve(wanted, config, args.workdir, rundir.tokenizer_of(args.workdir))
     process.setup()
     pipe = pipeline.load(args.workdir, checkpoint=args.checkpoint, averaged=not args.no_ema)
-    settings = pipe.settings(wanted)
-    asked = pipe.resolve(wanted)
+    asked, settings = pipe.resolve(wanted), pipe.settings(wanted)
     out = Path(args.out or Path(args.workdir) / "samples")
     print(", ".join(f"{name} {value}" for name, value in settings.items()))
     line = _Line(pipe, len(asked))

@@ -38,7 +38,7 @@ _KNOWN_STREAM = 1 << 20
 _START_STREAM = 1 << 24
 
 
-class _Step(NamedTuple):
+class Step(NamedTuple):
     """One entry of the timetable inside the scan, with its number k; scalars."""
 
     k: jax.Array
@@ -52,12 +52,12 @@ class Loop(NamedTuple):
 
     carry: begins as this; the latent z [B,...], or a tuple whose first entry is z.
     x0: the estimate [B,...] of the clean latent at this step, for previews.
-    entries: (_Step, number), arrays [N] each; the step of the timetable and the number of the evaluation.
+    entries: (Step, number), arrays [N] each; the step of the timetable and the number of the evaluation.
     """
 
     carry: Any
     step: Callable[[Any, Any], tuple[Any, jax.Array]]
-    entries: tuple[_Step, jax.Array]
+    entries: tuple[Step, jax.Array]
 
 
 def latent(carry: Any) -> jax.Array:
@@ -164,7 +164,7 @@ def ddim(
         z = jnp.sqrt(s.a_prev) * x0 + direction * eps
         return z + sigma * temperature * noise(s.k), x0
 
-    steps = _steps(timetable)
+    steps = steps_of(timetable)
     return Loop(z_T, step, (steps, steps.k))
 
 
@@ -205,7 +205,7 @@ def ddpm(
         sigma = jnp.where(s.a_prev < 1, jnp.sqrt(variance), 0.0)
         return known(mean + sigma * temperature * noise(s.k), s), x0
 
-    steps = _steps(timetable)
+    steps = steps_of(timetable)
     return Loop(z_T, step, (steps, steps.k))
 
 
@@ -237,7 +237,7 @@ def plms(
     step, at the second step's t (or again the first where there is only one), and is not remembered.
     """
     known = _known_fn(mask, z_known, known_noise_fn, keys, z_T)
-    steps = _steps(timetable)
+    steps = steps_of(timetable)
     weights = jnp.asarray(_PLMS_WEIGHTS, jnp.float32)
     number = jnp.arange(len(steps.t) + 1)
     entries = jax.tree.map(lambda x: x[jnp.maximum(number - 1, 0)], steps)
@@ -275,7 +275,7 @@ def heun(
     Euler's, as there is no later t to evaluate at.
     """
     known = _known_fn(mask, z_known, known_noise_fn, keys, z_T)
-    steps = _steps(timetable)
+    steps = steps_of(timetable)
     following = jnp.append(steps.t[1:], -1)
     entries = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), steps)
     entries = entries._replace(t=jnp.stack([steps.t, following], axis=1).ravel())
@@ -325,7 +325,7 @@ def dpm_solver_pp_2m(
         scale = jnp.sqrt((1 - s.a_prev) / (1 - s.a))
         return (scale * z + jnp.sqrt(s.a_prev) * (1 - ratio) * x0_ahead, x0, h), x0
 
-    steps = _steps(timetable)
+    steps = steps_of(timetable)
     return Loop((z_T, jnp.zeros_like(z_T), jnp.ones((), jnp.float32)), step, (steps, steps.k))
 
 
@@ -336,11 +336,11 @@ def get_sampler(name: str) -> Sampler:
     return SAMPLERS[name]
 
 
-def _steps(timetable: Timetable) -> _Step:
+def steps_of(timetable: Timetable) -> Step:
     """The timetable as arrays [S] to scan over, numbered. Padding comes last, so it does not renumber."""
     t = jnp.asarray(timetable.t, jnp.int32)
     a, a_prev = (jnp.asarray(x, jnp.float32) for x in (timetable.alpha_bar, timetable.alpha_bar_prev))
-    return _Step(jnp.arange(len(t)), t, a, a_prev)
+    return Step(jnp.arange(len(t)), t, a, a_prev)
 
 
 def _x0(z: jax.Array, eps: jax.Array, a: jax.Array) -> jax.Array:

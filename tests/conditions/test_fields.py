@@ -14,7 +14,8 @@ from ldm_jax.data.fields import WithFields
 from ldm_jax.data.layout import LayoutCoder, LayoutRules
 from ldm_jax.data.shapes import CLASS_NAMES, SEGMENTATION_NAMES
 from ldm_jax.data.sources import FilteredSource, ShapesSource
-from ldm_jax.data.transforms import ImageTransform, to_uint8
+from ldm_jax.data.transforms import ImageTransform
+from ldm_jax.images import to_uint8
 
 SOURCE = ShapesSource(64, 40)
 MOVING = ImageTransform(32, resize="square", flip=True)

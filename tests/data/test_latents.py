@@ -11,8 +11,9 @@ from ldm_jax.data import batches, fields, latents
 from ldm_jax.data.layout import LayoutCoder
 from ldm_jax.data.shapes import CLASS_NAMES
 from ldm_jax.data.sources import CorruptExample, ShapesSource
-from ldm_jax.data.transforms import ImageTransform, to_float
+from ldm_jax.data.transforms import ImageTransform
 from ldm_jax.errors import DataError
+from ldm_jax.images import to_float
 
 FACTS = {"first_stage": "abc", "image_size": 8}
 SHAPE = (2, 4, 4, 3)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from ldm_jax import images
 from ldm_jax.data import transforms
 from ldm_jax.data.transforms import ImageTransform
 
@@ -15,13 +16,13 @@ def picture(height, width, channels=3):
 
 def test_float_and_back_is_exact_for_all_values():
     values = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
-    as_float = transforms.to_float(values)
+    as_float = images.to_float(values)
     assert as_float.dtype == np.float32 and as_float.min() == -1 and as_float.max() == 1
-    assert np.array_equal(transforms.to_uint8(as_float), values)
+    assert np.array_equal(images.to_uint8(as_float), values)
 
 
 def test_to_uint8_rounds_and_clips():
-    assert transforms.to_uint8(np.array([-3.0, 3.0, 0.0, 1 / 127.5])).tolist() == [0, 255, 128, 128]
+    assert images.to_uint8(np.array([-3.0, 3.0, 0.0, 1 / 127.5])).tolist() == [0, 255, 128, 128]
 
 
 def test_shrinking_is_anti_aliased():
@@ -124,7 +125,7 @@ def test_not_square():
 def test_plain_image_passes_unchanged():
     image = picture(16, 16)
     out = ImageTransform(16)({"image": image}, rng())["image"]
-    assert np.array_equal(transforms.to_uint8(out), image)
+    assert np.array_equal(images.to_uint8(out), image)
 
 
 def test_random_numbers_come_from_the_generator_alone():

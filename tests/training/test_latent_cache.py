@@ -17,8 +17,9 @@ from benchmarks import work
 from ldm_jax import build, recipes
 from ldm_jax.data import latents
 from ldm_jax.data.sources import CorruptExample, FolderSource, ShapesSource
-from ldm_jax.data.transforms import ImageTransform, to_float
+from ldm_jax.data.transforms import ImageTransform
 from ldm_jax.errors import DataError
+from ldm_jax.images import to_float
 from ldm_jax.keys import sample_keys
 from ldm_jax.training import latent_cache, setup
 from tests.fast import QUICK

@@ -1,29 +1,8 @@
-"""Pictures and metric files."""
+"""Metric files."""
 
 import json
 
-import numpy as np
-from PIL import Image
-
-from ldm_jax.data.transforms import to_uint8
 from ldm_jax.training import logging
-
-
-def test_grid_places_images_row_by_row():
-    images = np.stack([np.full((4, 4, 3), v, np.float32) for v in (-1.0, 0.0, 1.0)])
-    sheet = logging.grid(images, columns=2, pad=1)
-    assert sheet.shape == (11, 11, 3)
-    assert (sheet[1, 1, 0], sheet[1, 6, 0], sheet[6, 1, 0], sheet[6, 6, 0]) == (0, 128, 255, 255)
-
-
-def test_to_uint8_clips_and_rounds():
-    values = to_uint8(np.array([-2.0, -1.0, 0.0, 1.0, 2.0]))
-    assert values.tolist() == [0, 0, 128, 255, 255]
-
-
-def test_png_carries_its_texts(tmp_path):
-    logging.save_png(tmp_path / "a" / "x.png", np.zeros((2, 2, 1), np.uint8), {"seed": 3})
-    assert Image.open(tmp_path / "a" / "x.png").text == {"seed": "3"}
 
 
 def test_resumed_metrics_drop_the_steps_that_are_done_again(tmp_path):
