@@ -127,7 +127,7 @@ def write_exported(folder: Path, config: ConfigDict, params: Tree, frozen: Tree,
         array = np.asarray(leaf)
         if jnp.issubdtype(array.dtype, jnp.floating) and not name.endswith("latent_scale"):
             array = array.astype(kind)
-        arrays[name] = np.ascontiguousarray(array)
+        arrays[name] = np.asarray(array, order="C")
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.keep_config(folder, config.to_dict())
     save_file(arrays, folder / WEIGHTS, {"format": "ldm_jax"})
@@ -146,12 +146,11 @@ def _read_exported(config: ConfigDict, folder: Path) -> tuple[Tree, Tree]:
         "params": {} if first_stage else params_shapes(config),
         "frozen": frozen_shapes(config),
     }
-    found = tree.unflatten(named)
-    found = {"params": found.get("params", {}), "frozen": found.get("frozen", {})}
-    difference = tree.compare(found, shapes)
+    difference = tree.compare(tree.unflatten(named), shapes)
     if difference:
         raise ConfigError(f"{folder / WEIGHTS} does not hold the model of its config.json:\n{difference}")
-    found = jax.tree.map(lambda x, s: np.asarray(x).astype(s.dtype), found, shapes)
+    leaves = [named[name].astype(s.dtype) for name, s in tree.flatten(shapes).items()]
+    found = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
     return found["params"], found["frozen"]
 
 
