@@ -16,11 +16,9 @@ from pathlib import Path
 from unittest import mock
 
 import jax
-from jax import Array
 from jax.experimental import topologies
 
-from benchmarks import work
-from ldm_jax.models import gpu
+from ldm_jax.models import kernels
 
 # What XLA asks of a GPU: multiprocessors, their floating-point units, shared memory (bytes: a multiprocessor, a block),
 # L2 cache, memory, bandwidth, clock (GHz), compute capability. From NVIDIA's data sheets and CUDA's device properties.
@@ -52,7 +50,8 @@ def device(name: str) -> Iterator[jax.Device]:
 
     Raises SystemExit without the package that knows it.
     """
-    with work.plain(), _answers(GPUS[name][-1]) if name in GPUS else nullcontext():
+    answers = _answers(GPUS[name][-1]) if name in GPUS else nullcontext()
+    with kernels.use("gpu" if name in GPUS else "tpu"), answers:
         yield _find(name)
 
 
@@ -83,14 +82,14 @@ def _answers(capability: int) -> Iterator[None]:
     canonical = xla_bridge.canonicalize_platform
     widest = 256 if capability >= 9 else 128
 
-    def attends(q: Array, k: Array) -> bool:
-        return gpu.fits(q, k) and q.shape[-1] <= widest and q.shape[-1] % 8 == 0
+    def works(head_dim: int, dtype: str) -> bool:
+        return head_dim <= widest and head_dim % 8 == 0
 
     with (
         mock.patch.object(xla_bridge, "canonicalize_platform", lambda p: "cuda" if p == "gpu" else canonical(p)),
         mock.patch.object(fused, "check_cudnn_version", lambda: CUDNN[0] * 10000 + CUDNN[1] * 100),
         mock.patch.object(fused, "check_compute_capability", lambda at_least: capability >= float(at_least)),
         mock.patch.object(fused, "is_cuda_compute_capability_equal", lambda exactly: capability == float(exactly)),
-        mock.patch.object(gpu, "attends", attends),
+        mock.patch.object(kernels.gpu, "works", works),
     ):
         yield

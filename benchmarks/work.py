@@ -9,12 +9,10 @@ Weights are random but not zero anywhere, so that outputs depend on all of them 
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +21,7 @@ import numpy as np
 from ldm_jax import build, process, tree
 from ldm_jax.diffusion.timetable import make_timetable
 from ldm_jax.generate import image_keys, sample_latents
-from ldm_jax.models import cpu, gpu
+from ldm_jax.models import kernels
 from ldm_jax.training import setup
 from ldm_jax.training.state import TrainState
 
@@ -207,18 +205,11 @@ def encode(model: Model, size: int) -> Program:
     return Program(partial(model.network.apply, method="latents"), (model.first_stage, image))
 
 
-@contextmanager
-def plain() -> Iterator[None]:
-    """What is traced within has the networks' own formulations, not those of a backend (models/cpu.py, gpu.py)."""
-    with mock.patch.object(cpu, "wanted", lambda *arrays: False), mock.patch.object(gpu, "attends", lambda q, k: False):
-        yield
-
-
 def formula(make: Callable[..., Program], model: Model, *args) -> Any:
     """The jaxpr of make(model, *args) in plain formulations and without recomputed activations."""
     config = model.config.copy_and_resolve_references()
     if "unet" in config:
         config.unet.remat = False
-    with plain():
+    with kernels.plain():
         program = make(replace(model, config=config, task=setup.task(config)), *args)
         return jax.make_jaxpr(program.fn)(*program.args)

@@ -28,7 +28,7 @@ from benchmarks import (
     work,
 )
 from ldm_jax import recipes
-from ldm_jax.models import attention, gpu
+from ldm_jax.models import kernels
 from tests.fast import QUICK
 
 TINY = "--config=configs/quickstart_first_stage.py:tiny"
@@ -87,10 +87,10 @@ def test_a_plan_for_a_gpu_has_its_formulations(monkeypatch, width, keys, fused):
     monkeypatch.setattr(topology, "_find", lambda name: jax.devices()[0])
     queries, heads = (jax.ShapeDtypeStruct((1, 2, n, width), jnp.bfloat16) for n in (128, keys))
     with topology.device("h200"):
-        gradient = jax.jit(jax.grad(lambda q, k, v: attention.attend(q, k, v).astype(jnp.float32).sum(), (0, 1, 2)))
+        gradient = jax.jit(jax.grad(lambda q, k, v: kernels.attend(q, k, v).astype(jnp.float32).sum(), (0, 1, 2)))
         program = gradient.trace(queries, heads, heads).lower(lowering_platforms=("cuda",)).as_text()
     assert ("__cudnn$fmhaSoftmaxBackward" in program) == fused
-    assert not gpu.attends(queries, heads)
+    assert kernels.backend() == jax.default_backend()
 
 
 @pytest.mark.parametrize("name, package", [("h200", "jax-cuda12-pjrt"), ("v5p:1x1x1", "libtpu"), ("h2000", "libtpu")])
@@ -161,7 +161,7 @@ def test_the_formula_counts_networks_as_written(remat):
     size, variant = 2, ["--config.unet.channel_mult=(1,)", f"--config.unet.remat={remat}"]
     model = work.make_model(recipes.load("configs/quickstart_ldm.py:tiny", variant))
     plain = work.make_model(recipes.load("configs/quickstart_ldm.py:tiny", variant[:1]))
-    with work.plain():
+    with kernels.plain():
         program = work.train(plain, size)
         expected = roofline.count_flops(jax.make_jaxpr(program.fn)(*program.args))
     assert roofline.count_flops(work.formula(work.train, model, size)) == expected > 0

@@ -1,8 +1,7 @@
 """Attention of the UNet and of the first stages.
 
-softmax(q k^T / sqrt(D)) v is written once, in `attend`. Blocks: the UNet's unconditional AttentionBlock,
-its SpatialTransformer (self-attention, cross-attention to a context, feed-forward; LDM paper, appendix
-E.2.1), and the first stages' single-head AttnBlock and LinearAttention.
+The UNet's unconditional AttentionBlock, its SpatialTransformer (self-attention, cross-attention to a context,
+feed-forward; LDM paper, appendix E.2.1), and the first stages' single-head AttnBlock and LinearAttention.
 """
 
 import flax.linen as nn
@@ -10,30 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ldm_jax.models import cpu, gpu
+from ldm_jax.models.kernels import attend
 from ldm_jax.models.layers import AE_EPS, UNET_EPS, Conv, Dense, GroupNorm32
 
 LAYER_NORM_EPS = 1e-5  # torch's default; flax's is 1e-6
-
-
-def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
-    """softmax(q k^T / sqrt(D)) v with the softmax in float32.
-
-    q [B,H,T,D], k and v [B,H,L,D], mask [B,L] or [B,T,L] bool (True: may be attended to; a row without any
-    attends to all) -> [B,H,T,D] of v's type.
-    Heads stand before positions: that layout needs no transposed copies inside the products.
-    """
-    if mask is None and cpu.attends(q, k):
-        return cpu.attend(q, k, v)
-    if mask is None and gpu.attends(q, k):
-        return gpu.attend(q, k, v)
-    q = q * q.shape[-1] ** -0.5
-    logits = jnp.einsum("bhtd,bhld->bhtl", q, k, preferred_element_type=jnp.float32)
-    if mask is not None:
-        pairs = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
-        logits = jnp.where(pairs, logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhtl,bhld->bhtd", weights, v)
 
 
 def _split_heads(x: Array, heads: int) -> Array:

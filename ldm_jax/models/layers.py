@@ -11,9 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
-from ldm_jax.models import cpu
+from ldm_jax.models import kernels
+from ldm_jax.models.kernels.reference import nearest_up
 
 UNET_EPS = 1e-5  # the UNet's norms
 AE_EPS = 1e-6  # the first stages' norms, and the norm that opens a spatial transformer
@@ -70,32 +71,17 @@ class Conv(nn.Module):
         init = nn.initializers.zeros_init() if self.zero_init else _uniform(fan_in)
         kernel = self.param("kernel", init, (*self.kernel_size, x.shape[-1], self.features))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        if self.up and cpu.upsamples(x, kernel):
-            y = cpu.up_conv(x, kernel)
-        else:
-            y = self._convolve(nearest_up(x) if self.up else x, kernel)
+        pads = self.padding or (self.kernel_size[0] // 2,) * 2
+        y = kernels.conv(x, kernel, self.stride, pads, self.up)
         if self.use_bias:
             y = y + self.param("bias", init, (self.features,)).astype(self.dtype)
         return y
 
-    def _convolve(self, x: Array, kernel: Array) -> Array:
-        if math.prod(self.kernel_size) == 1 and self.stride == 1:
-            return x @ kernel.reshape(kernel.shape[-2:])
-        pads = self.padding or (self.kernel_size[0] // 2,) * 2
-        if cpu.few_pixels(x, kernel, self.stride):
-            return cpu.conv_by_product(x, kernel, self.stride, pads)
-        if self.stride == 1 and pads == (1, 1) and cpu.convolves(x, kernel):
-            return cpu.conv(x, kernel)
-        layout = ("NHWC", "HWIO", "NHWC")
-        return lax.conv_general_dilated(x, kernel, (self.stride,) * 2, (pads, pads), dimension_numbers=layout)
-
 
 class GroupNorm32(nn.Module):
-    """Group normalisation of [B,...,C] with 32 groups and float32 statistics.
+    """Group normalisation of [B,...,C] with 32 groups of channels and float32 statistics.
 
-    The variance is taken about the mean (two passes): E[x^2] - E[x]^2 loses all digits when the mean is
-    large. Sums run over positions per channel first and are then combined to groups, which XLA vectorises
-    far better on a CPU than a reduction over [B,H,W,G,C/G].
+    Raises ValueError for channels that do not divide into the groups.
     """
 
     eps: float
@@ -112,19 +98,7 @@ class GroupNorm32(nn.Module):
             )
         scale = self.param("scale", nn.initializers.ones_init(), (channels,))
         bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
-        flat = x.reshape(x.shape[0], -1, channels).astype(jnp.float32)  # [B,N,C]
-        if self.dtype == jnp.float32 and cpu.normalises(flat):
-            return cpu.group_norm(flat, scale, bias, self.groups, self.eps).reshape(x.shape)
-        centred = flat - self._group_mean(jnp.mean(flat, axis=1, keepdims=True))
-        variance = self._group_mean(jnp.mean(centred * centred, axis=1, keepdims=True))
-        y = centred * (lax.rsqrt(variance + self.eps) * scale) + bias
-        return y.reshape(x.shape).astype(self.dtype)
-
-    def _group_mean(self, per_channel: Array) -> Array:
-        """[B,1,C] -> [B,1,C], every channel holding its group's mean."""
-        batch, one, channels = per_channel.shape
-        grouped = per_channel.reshape(batch, one, self.groups, channels // self.groups)
-        return jnp.repeat(jnp.mean(grouped, axis=-1), channels // self.groups, axis=-1)
+        return kernels.group_norm(x, scale, bias, self.groups, self.eps, self.dtype)
 
 
 def timestep_embedding(t: Array, dim: int, max_period: float = 10000.0) -> Array:
@@ -137,13 +111,6 @@ def timestep_embedding(t: Array, dim: int, max_period: float = 10000.0) -> Array
     angles = t.astype(jnp.float32)[:, None] * frequencies.astype(np.float32)
     embedding = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
     return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
-
-
-def nearest_up(x: Array) -> Array:
-    """[B,H,W,C] -> [B,2H,2W,C] by repetition."""
-    batch, height, width, channels = x.shape
-    shape = (batch, height, 2, width, 2, channels)
-    return jnp.broadcast_to(x[:, :, None, :, None, :], shape).reshape(batch, 2 * height, 2 * width, channels)
 
 
 def average_down(x: Array) -> Array:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ldm_jax.models import cpu
+from ldm_jax.models import kernels
 
 # Codes compared at a time: bounds the table of distances to [N, BLOCK] whatever the codebook's size.
 BLOCK = 2048
@@ -28,8 +28,7 @@ def nearest_code(z: Array, codebook: Array) -> Array:
         rows, norm, start = part
         distance = norm - 2 * jnp.matmul(z, rows.T, precision=lax.Precision.HIGHEST)  # [N,block]
         value = jnp.min(distance, axis=-1)
-        argmin = cpu.argmin if cpu.wanted(distance) else jnp.argmin
-        index = argmin(distance, axis=-1).astype(jnp.int32)
+        index = kernels.argmin(distance)
         closer = value < best[0]
         return (jnp.where(closer, value, best[0]), jnp.where(closer, start + index, best[1])), None
 

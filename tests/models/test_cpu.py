@@ -1,4 +1,4 @@
-"""ldm_jax/models/cpu.py against the plain forms: values, gradients, and what transformations make of them.
+"""ldm_jax/models/kernels/cpu.py against the plain forms: values, gradients, and what transformations make of them.
 
 Errors are the largest difference over the plain result's standard deviation; float32 rounds at 6e-8, and sums of a
 few thousand terms in another order differ by some 1e-6 of it, more where they cancel.
@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.models import cpu
-from ldm_jax.models.attention import AttentionBlock, attend
+from ldm_jax.models import kernels
+from ldm_jax.models.attention import AttentionBlock
+from ldm_jax.models.kernels import attend, cpu
 from ldm_jax.models.layers import Conv, Downsample, GroupNorm32, ResBlock, Upsample
 
 TOLERANCE = 4e-5
@@ -39,10 +40,9 @@ def results(f, *args, transform=lambda f: f):
     return jax.tree.leaves(jax.jit(run)(*args))
 
 
-def plain(monkeypatch, f, *args):
+def plain(f, *args):
     """`results` without cpu.py."""
-    with monkeypatch.context() as patch:
-        patch.setattr(cpu, "wanted", lambda *arrays: False)
+    with kernels.plain():
         return results(f, *args)
 
 
@@ -73,7 +73,7 @@ def test_attention(monkeypatch, queries, keys, used):
     args = (3 * normal(2, 3, queries, 8), 3 * normal(2, 3, keys, 8, seed=1), normal(2, 3, keys, 8, seed=2))
     found = results(attend, *args)
     assert bool(calls) == used
-    assert_same(found, plain(monkeypatch, attend, *args))
+    assert_same(found, plain(attend, *args))
 
 
 def test_short_attention_stays(monkeypatch):
@@ -82,9 +82,9 @@ def test_short_attention_stays(monkeypatch):
     assert cpu.attends(np.zeros((1, 4, 1024, 8), np.float32), np.zeros((1, 4, 1024, 8), np.float32))
 
 
-def test_attention_with_large_logits(monkeypatch):
+def test_attention_with_large_logits():
     args = (60 * normal(1, 1, 256, 16), 60 * normal(1, 1, 256, 16, seed=1), normal(1, 1, 256, 16, seed=2))
-    expected = plain(monkeypatch, attend, *args)
+    expected = plain(attend, *args)
     assert all(np.isfinite(a).all() for a in expected)
     # The logits reach thousands, whose last digit is 2e-4: that error is the plain form's as well.
     for a, b in zip(results(attend, *args), expected, strict=True):
@@ -99,7 +99,7 @@ def test_group_norm(monkeypatch, shape, used):
     args = (params, 3 * x + 5)
     found = results(f, *args)
     assert bool(calls) == used
-    assert_same(found, plain(monkeypatch, f, *args))
+    assert_same(found, plain(f, *args))
 
 
 @pytest.mark.parametrize("shape, features, used", [((1, 8, 8, 64), 96, True), ((1, 5, 7, 72), 64, True),
@@ -110,7 +110,7 @@ def test_convolution(monkeypatch, shape, features, used):
     args = layer(Conv(features), shape)
     found = results(*args)
     assert bool(calls) == used
-    assert_same(found, plain(monkeypatch, *args))
+    assert_same(found, plain(*args))
 
 
 @pytest.mark.parametrize("shape, stride, padding, used", [
@@ -123,7 +123,7 @@ def test_convolution_of_few_pixels(monkeypatch, shape, stride, padding, used):
     args = layer(Conv(shape[-1], stride=stride, padding=padding), shape)
     found = results(*args)
     assert bool(calls) == used
-    assert_same(found, plain(monkeypatch, *args))
+    assert_same(found, plain(*args))
 
 
 @pytest.mark.parametrize("shape, used", [((1, 8, 9, 32), True), ((3, 5, 7, 32), True), ((2, 16, 16, 4), True),
@@ -133,7 +133,7 @@ def test_upsampling_convolution(monkeypatch, shape, used):
     args = layer(Upsample(), shape)
     found = results(*args)
     assert bool(calls) == used
-    assert_same(found, plain(monkeypatch, *args))
+    assert_same(found, plain(*args))
 
 
 @pytest.mark.parametrize("axis", [0, -1])
@@ -147,6 +147,13 @@ def test_other_convolutions_stay(monkeypatch, module):
     calls = count(monkeypatch, "conv")
     results(*layer(module, (1, 8, 8, 64)))
     assert not calls
+
+
+def test_plain_uses_none_of_it(monkeypatch):
+    program = blocks()
+    calls = [count(monkeypatch, name) for name in PARTS]
+    plain(*program)
+    assert not any(calls)
 
 
 def test_bfloat16_stays(monkeypatch):
@@ -175,25 +182,25 @@ def test_blocks_use_all_of_it(monkeypatch):
     f, *args = blocks()
     found = results(f, *args)
     assert all(calls)
-    assert_same(found, plain(monkeypatch, f, *args))
+    assert_same(found, plain(f, *args))
 
 
-def test_remat(monkeypatch):
+def test_remat():
     f, *args = blocks()
-    assert_same(results(f, *args, transform=jax.checkpoint), plain(monkeypatch, f, *args))
+    assert_same(results(f, *args, transform=jax.checkpoint), plain(f, *args))
 
 
-def test_vmap(monkeypatch):
+def test_vmap():
     f, params, x, emb = blocks()
     many = jax.vmap(f, in_axes=(None, 0, 0))
     args = (params, np.stack([x, -x]), np.stack([emb, 2 * emb]))
-    assert_same(results(many, *args), plain(monkeypatch, many, *args))
+    assert_same(results(many, *args), plain(many, *args))
 
 
-def test_gradient_of_a_gradient(monkeypatch):
+def test_gradient_of_a_gradient():
     f, params, x, emb = blocks()
 
     def penalty(x):
         return jax.grad(lambda x: jnp.sum(jnp.sin(f(params, x, emb))))(x)
 
-    assert_same(results(penalty, x), plain(monkeypatch, penalty, x))
+    assert_same(results(penalty, x), plain(penalty, x))

@@ -6,16 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
-from ldm_jax.models import attention, gpu
+from ldm_jax.models import kernels
+from ldm_jax.models.kernels import gpu
 
 
 @pytest.fixture(autouse=True)
 def pretend(monkeypatch):
-    gpu._works.cache_clear()
+    gpu.works.cache_clear()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     yield
-    gpu._works.cache_clear()
+    gpu.works.cache_clear()
 
 
 def arrays(dtype=jnp.bfloat16, length=128):
@@ -29,13 +31,13 @@ def test_falls_back_and_says_so_where_the_kernel_does_not_work(caplog):
     assert "heads of 16, bfloat16: not fused" in caplog.text
     gpu.attends(q, k)
     assert len(caplog.records) == 1  # tried once
-    assert attention.attend(q, k, v).shape == q.shape
+    assert kernels.attend(q, k, v).shape == q.shape
 
 
 def test_taken_where_it_works_in_the_middle_of_a_trace(monkeypatch, caplog):
     q, k, v = arrays()
-    plain = np.asarray(attention.attend(q, k, v), np.float32)
-    gpu._works.cache_clear()
+    plain = np.asarray(kernels.attend(q, k, v), np.float32)
+    gpu.works.cache_clear()
     used, real = [], gpu.attend
 
     def stand_in(q, k, v, implementation="cudnn"):
@@ -43,7 +45,7 @@ def test_taken_where_it_works_in_the_middle_of_a_trace(monkeypatch, caplog):
         return real(q, k, v, implementation="xla")
 
     monkeypatch.setattr(gpu, "attend", stand_in)
-    fused = np.asarray(jax.jit(attention.attend)(q, k, v), np.float32)
+    fused = np.asarray(jax.jit(kernels.attend)(q, k, v), np.float32)
     assert q.shape in used and "cuDNN's fused kernel (relative error of gradients 0)" in caplog.text
     np.testing.assert_allclose(fused, plain, atol=0.03)
 
@@ -58,6 +60,33 @@ def test_refused_when_the_numbers_differ(monkeypatch, caplog):
 @pytest.mark.parametrize("dtype, queries, keys", [(jnp.float32, 128, 128), (jnp.bfloat16, 128, 8),
                                                   (jnp.bfloat16, 77, 128), (jnp.bfloat16, 128, 77)])  # fmt: skip
 def test_not_even_tried(monkeypatch, dtype, queries, keys):
-    monkeypatch.setattr(gpu, "_works", lru_cache(lambda head_dim, dtype: True))
+    monkeypatch.setattr(gpu, "works", lru_cache(lambda head_dim, dtype: True))
     assert gpu.attends(*arrays()[:2])
     assert not gpu.attends(arrays(dtype, queries)[0], arrays(dtype, keys)[1])
+
+
+@pytest.mark.parametrize("host", [0, 1])
+@pytest.mark.parametrize("answer", [True, False])
+def test_several_hosts_take_the_answer_of_the_first(monkeypatch, host, answer):
+    tried, sent = [], []
+
+    def broadcast(value):
+        with jax.set_mesh(jax.make_mesh((1,), ("hosts",))):  # as the real one: refused in the middle of a trace
+            sent.append(bool(value))
+        return np.asarray(answer)
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: host)
+    monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", broadcast)
+    monkeypatch.setattr(gpu, "_tried", lambda head_dim, dtype: tried.append((head_dim, dtype)) or answer)
+    found = []
+
+    def traced(q, k):
+        found.append(gpu.attends(q, k))
+        return q
+
+    q, k, _ = arrays()
+    jax.jit(traced)(q, k)
+    assert found == [answer] and gpu.attends(q, k) == answer
+    assert tried == [(16, "bfloat16")] * (host == 0)
+    assert sent == [answer and host == 0]  # once: then every host keeps the answer

@@ -7,7 +7,7 @@ import pytest
 
 from ldm_jax import tree
 from ldm_jax.convert.names import torch_key
-from ldm_jax.models import cpu
+from ldm_jax.models import kernels
 from ldm_jax.models.unet import UNet
 from tests.golden import weights
 from tests.golden_tools import load, nchw, nhwc, rel, strided, to_flax, torch_state
@@ -157,15 +157,15 @@ def transposed(jaxpr) -> list[tuple]:
     return found
 
 
-def test_no_feature_map_is_transposed(monkeypatch):
+def test_no_feature_map_is_transposed():
     """NHWC throughout: the only permutations are those that split tokens [B,T,H*D] into heads [B,H,T,D] and back.
 
     At the full CelebA size.
     """
-    monkeypatch.setattr(cpu, "wanted", lambda *arrays: False)  # which takes attention apart on purpose
     z, t = jax.ShapeDtypeStruct((3, 64, 64, 3), jnp.float32), jax.ShapeDtypeStruct((3,), jnp.int32)
     params = shapes_of(CELEBA, jnp.zeros(z.shape))
-    found = transposed(jax.make_jaxpr(CELEBA.apply)({"params": params}, z, t).jaxpr)
+    with kernels.plain():  # the CPU's form takes attention apart on purpose
+        found = transposed(jax.make_jaxpr(CELEBA.apply)({"params": params}, z, t).jaxpr)
     assert found and all(permutation == (0, 2, 1, 3) for _, permutation in found)
     for shape, _ in found:
         assert {shape[1], shape[2]} & {32 * 32, 16 * 16, 8 * 8} and shape[3] in (32, 3 * 32), shape  # heads of 32

@@ -1,9 +1,9 @@
-"""Formulations for the CPU, where XLA's program for the plain ones is slow. Not needed to understand the networks:
-`layers` and `attention` say what is computed, here it is computed otherwise, to rounding
-(tests/models/test_cpu.py compares the two).
+"""Forms for CPUs, where XLA's program for the formulas of reference.py is slow. Not needed to understand the networks:
+reference.py says what is computed, here it is computed otherwise, to rounding (tests/models/test_cpu.py compares the
+two). In float32 only.
 
-Used in float32 when the CPU is JAX's default backend (`wanted`). The gradients of attend, group_norm and conv are
-written by hand (custom_vjp): they can be differentiated again in reverse mode, but not in forward mode (jvp).
+The gradients of attend, group_norm and conv are written by hand (custom_vjp): they can be differentiated again in
+reverse mode, but not in forward mode (jvp).
 
 Gains on one AVX-512 core, jaxlib 0.10.2, milliseconds of forward and gradient (PyTorch 2.13 beside it), and seconds
 of a training step of configs/celeba_ldm4.py at batch 1 as they were added, 8.1 before:
@@ -35,20 +35,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ldm_jax.models.kernels import reference
+from ldm_jax.models.kernels.reference import group_means
+
 QUERIES, KEYS = 256, 64  # a block's logits of one head, 256 x 1024 or 64 x 1024 floats, stay in a core's cache
 LONG = 1024  # positions from which on attention goes block by block
 WIDE, FEW = 64, 64  # channels, pixels of a batch: of a convolution
 
 
-def wanted(*arrays: Array) -> bool:
-    """Whether this module's formulations are meant for these arrays. Decided when a function is traced."""
-    return jax.default_backend() == "cpu" and all(a.dtype == jnp.float32 for a in arrays)
-
-
 def attends(q: Array, k: Array) -> bool:
     """Whether `attend` takes these and is faster than the plain form: many positions, a multiple of a block."""
     lengths = q.shape[2], k.shape[2]
-    return wanted(q, k) and min(lengths) >= LONG and all(n % QUERIES == 0 for n in lengths)
+    return min(lengths) >= LONG and all(n % QUERIES == 0 for n in lengths)
 
 
 def _swap(x: Array) -> Array:
@@ -125,7 +123,7 @@ attend.defvjp(_attend, _attend_backward)
 
 def normalises(x: Array) -> bool:
     """Whether `group_norm` takes x [B,N,C] and is faster: a single sample of an even number of positions."""
-    return wanted(x) and x.shape[0] == 1 and x.shape[1] % 2 == 0
+    return x.shape[0] == 1 and x.shape[1] % 2 == 0
 
 
 def _sums(x: Array) -> Array:
@@ -133,23 +131,16 @@ def _sums(x: Array) -> Array:
     return jnp.sum(jnp.sum(x.reshape(2, -1, x.shape[-1]), axis=1), axis=0)[None, None]
 
 
-def _group_means(x: Array, groups: int) -> Array:
-    """[B,1,C] -> [B,1,C], every channel holding its group's mean."""
-    batch, one, channels = x.shape
-    means = jnp.mean(x.reshape(batch, one, groups, channels // groups), axis=-1)
-    return jnp.repeat(means, channels // groups, axis=-1)
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def group_norm(x: Array, scale: Array, bias: Array, groups: int, eps: float) -> Array:
-    """Group normalisation of [1,N,C], as GroupNorm32: only the gradient's sums are made in another way."""
+    """Group normalisation of [1,N,C], as reference.group_norm: only the gradient's sums are made in another way."""
     return _group_norm(x, scale, bias, groups, eps)[0]
 
 
 def _group_norm(x: Array, scale: Array, bias: Array, groups: int, eps: float):
-    mean = _group_means(jnp.mean(x, axis=1, keepdims=True), groups)
+    mean = group_means(jnp.mean(x, axis=1, keepdims=True), groups)
     centred = x - mean
-    variance = _group_means(jnp.mean(centred * centred, axis=1, keepdims=True), groups)
+    variance = group_means(jnp.mean(centred * centred, axis=1, keepdims=True), groups)
     rate = lax.rsqrt(variance + eps)  # 1 / standard deviation
     return centred * (rate * scale) + bias, (x, scale, mean, rate)
 
@@ -159,7 +150,7 @@ def _group_norm_backward(groups: int, eps: float, saved, grad: Array):
     length = x.shape[1]
     normal = (x - mean) * rate
     dscale, dbias = _sums(grad * normal), _sums(grad)  # [1,1,C]
-    to_mean, to_rate = (_group_means(s * scale, groups) / length for s in (dbias, dscale))
+    to_mean, to_rate = (group_means(s * scale, groups) / length for s in (dbias, dscale))
     dx = (grad * scale - to_mean - normal * to_rate) * rate
     return dx, dscale.sum((0, 1)), dbias.sum((0, 1))
 
@@ -174,7 +165,7 @@ def few_pixels(x: Array, kernel: Array, stride: int) -> bool:
     """
     batch, height, width = (-(-n // s) for n, s in zip(x.shape, (1, stride, stride)))
     few = batch * height * width <= FEW and min(kernel.shape[2:]) >= 4 * WIDE
-    return wanted(x, kernel) and kernel.shape[:2] == (3, 3) and (few or min(height, width) <= 2)
+    return kernel.shape[:2] == (3, 3) and (few or min(height, width) <= 2)
 
 
 def conv_by_product(x: Array, kernel: Array, stride: int, pads: tuple[int, int]) -> Array:
@@ -195,7 +186,7 @@ def _below(x: Array, size: int, pads: tuple[int, int], stride: int = 1) -> list[
 
 def convolves(x: Array, kernel: Array) -> bool:
     """Whether `conv` takes x [B,H,W,in] and kernel [3,3,in,out] and is faster: a single sample, wide on both sides."""
-    return wanted(x, kernel) and x.shape[0] == 1 and kernel.shape[:2] == (3, 3) and min(kernel.shape[2:]) >= WIDE
+    return x.shape[0] == 1 and kernel.shape[:2] == (3, 3) and min(kernel.shape[2:]) >= WIDE
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -204,8 +195,7 @@ def conv(x: Array, kernel: Array, pad: int = 1) -> Array:
 
     Only its gradients are made in another way, that to the kernel by one product for each of its positions.
     """
-    layout = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(x, kernel, (1, 1), ((pad, pad), (pad, pad)), dimension_numbers=layout)
+    return reference.conv(x, kernel, 1, (pad, pad))
 
 
 def _conv_backward(pad: int, saved, grad: Array):
@@ -226,7 +216,7 @@ conv.defvjp(lambda x, kernel, pad: (conv(x, kernel, pad), (x, kernel)), _conv_ba
 
 def upsamples(x: Array, kernel: Array) -> bool:
     """Whether `up_conv` takes x [B,H,W,in] and kernel [3,3,in,out] and is faster: enough pixels for its kernel."""
-    return wanted(x, kernel) and kernel.shape[:2] == (3, 3) and x.shape[0] * x.shape[1] * x.shape[2] > FEW
+    return kernel.shape[:2] == (3, 3) and x.shape[0] * x.shape[1] * x.shape[2] > FEW
 
 
 def up_conv(x: Array, kernel: Array) -> Array:

@@ -1,17 +1,20 @@
 """Attention on NVIDIA GPUs by cuDNN's fused kernel, which never writes the [B,H,T,L] weights to memory. Not needed to
-understand the networks: `attention.attend` says what is computed.
+understand the networks: `reference.attend` says what is computed.
 
 Half precision only. Which head widths the kernel takes depends on the GPU, cuDNN and JAX, so each is tried once,
-forward and backward, and compared with the plain form; the choice is logged.
+forward and backward, and compared with the plain form; the choice is logged. Several hosts make one choice, so that
+all of them compile the same program.
 """
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.experimental import multihost_utils
 
 _log = logging.getLogger(__name__)
 LONG = 64  # keys from which on the weights are large enough to matter
@@ -19,14 +22,13 @@ LARGEST_ERROR = 0.05  # of the gradients, relative; bfloat16 has 8 bits
 
 
 def attends(q: Array, k: Array) -> bool:
-    """Whether `attend` takes q [B,H,T,D] and k [B,H,L,D]. Decided when a function is traced."""
-    return jax.default_backend() == "gpu" and fits(q, k) and _works(q.shape[-1], q.dtype.name)
+    """Whether `attend` takes q [B,H,T,D] and k [B,H,L,D]. Decided when a function is traced.
 
-
-def fits(q: Array, k: Array) -> bool:
-    """Whether the kernel is meant for these: half precision, enough keys, lengths that JAX has its gradient for."""
+    That is for half precision, enough keys, lengths that JAX has the kernel's gradient for, and heads that it takes.
+    """
     even = q.shape[2] % 2 == k.shape[2] % 2 == 0
-    return q.dtype in (jnp.bfloat16, jnp.float16) and k.shape[2] >= LONG and even
+    meant = q.dtype in (jnp.bfloat16, jnp.float16) and k.shape[2] >= LONG and even
+    return meant and works(q.shape[-1], q.dtype.name)
 
 
 def attend(q: Array, k: Array, v: Array, implementation: str = "cudnn") -> Array:
@@ -36,8 +38,27 @@ def attend(q: Array, k: Array, v: Array, implementation: str = "cudnn") -> Array
 
 
 @lru_cache(maxsize=64)
-def _works(head_dim: int, dtype: str) -> bool:
-    """Tries the kernel on random arrays."""
+def works(head_dim: int, dtype: str) -> bool:
+    """Whether the kernel takes heads of this width and type. Found out at the first call, then kept.
+
+    Of several hosts the first one tries the kernel and all take its answer. So every host has to make this call, and
+    does where all of them trace the same functions.
+    """
+    # In a thread of its own: JAX's traces belong to a thread, and the first call may come in the middle of one.
+    with ThreadPoolExecutor(1) as apart:
+        return apart.submit(_decide, head_dim, dtype).result()
+
+
+def _decide(head_dim: int, dtype: str) -> bool:
+    """`works`, outside any trace."""
+    if jax.process_count() == 1:
+        return _tried(head_dim, dtype)
+    answer = jax.process_index() == 0 and _tried(head_dim, dtype)
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(answer)))
+
+
+def _tried(head_dim: int, dtype: str) -> bool:
+    """Runs the kernel on random arrays of this host and compares it with the plain form."""
     try:
         found, expected = (_gradients(implementation, head_dim, dtype) for implementation in ("cudnn", "xla"))
     except Exception as error:  # whatever cuDNN, XLA or JAX raise for what they do not support
@@ -59,6 +80,5 @@ def _gradients(implementation: str, head_dim: int, dtype: str) -> np.ndarray:
     def loss(q, k, v):
         return jnp.sum(jnp.sin(attend(q, k, v, implementation).astype(jnp.float32)))
 
-    # Compiled apart and called with arrays: this runs in the middle of another function's trace.
     compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*arrays).compile()
     return np.concatenate([np.asarray(g, np.float32).ravel() for g in compiled(*arrays)])

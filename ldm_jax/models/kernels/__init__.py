@@ -1,0 +1,95 @@
+"""The operations that the networks are made of, each in the form that is fastest on this backend.
+
+    reference.py  the formulas in plain JAX: what is computed
+    cpu.py        other forms for CPUs, in float32
+    gpu.py        attention by cuDNN's fused kernel, in half precision
+
+The choice is made here, when a function is traced, by the backend, shapes and types; values differ by rounding only.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ldm_jax.models.kernels import cpu, gpu, reference
+
+_chosen: ContextVar[str | None] = ContextVar("chosen", default=None)
+
+
+@contextmanager
+def use(backend: str) -> Iterator[None]:
+    """What is traced within has the forms for `backend` ("cpu", "gpu", ...) and not for JAX's default one.
+
+    A function that was traced before, and is called again within, keeps its forms.
+    """
+    before = _chosen.set(backend)
+    try:
+        yield
+    finally:
+        _chosen.reset(before)
+
+
+def plain():
+    """What is traced within has the formulas of reference.py, on every backend. A context manager, see `use`."""
+    return use("reference")
+
+
+def backend() -> str:
+    """Whose forms are chosen."""
+    return _chosen.get() or jax.default_backend()
+
+
+def conv(x: Array, kernel: Array, stride: int = 1, pads: tuple[int, int] = (1, 1), up: bool = False) -> Array:
+    """Convolution: [B,H,W,in], [k,k,in,out] -> [B,H',W',out]; `pads` (before, after) of both axes.
+
+    With one position, [1,1,in,out] or [1,in,out], it is a product over the last axis: [...,in] -> [...,out].
+    up: of the image doubled by nearest neighbour.
+    """
+    on_cpu, same_size = _on_cpu(x, kernel), stride == 1 and pads == (1, 1)
+    if up and on_cpu and same_size and cpu.upsamples(x, kernel):
+        return cpu.up_conv(x, kernel)
+    if up:
+        x = reference.nearest_up(x)
+    if on_cpu and cpu.few_pixels(x, kernel, stride):
+        return cpu.conv_by_product(x, kernel, stride, pads)
+    if on_cpu and same_size and cpu.convolves(x, kernel):
+        return cpu.conv(x, kernel)
+    return reference.conv(x, kernel, stride, pads)
+
+
+def group_norm(x: Array, scale: Array, bias: Array, groups: int, eps: float, dtype: jnp.dtype) -> Array:
+    """Group normalisation of x [B,...,C] with float32 statistics of each sample's groups of channels -> same, `dtype`.
+
+    scale, bias: [C] float32. eps is added to the variance.
+    """
+    flat = x.reshape(x.shape[0], -1, x.shape[-1]).astype(jnp.float32)  # [B,N,C]
+    form = cpu if dtype == jnp.float32 and _on_cpu(flat) and cpu.normalises(flat) else reference
+    return form.group_norm(flat, scale, bias, groups, eps).reshape(x.shape).astype(dtype)
+
+
+def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+    """softmax(q k^T / sqrt(D)) v with the softmax in float32.
+
+    q [B,H,T,D], k and v [B,H,L,D], mask [B,L] or [B,T,L] bool (True: may be attended to; a row without any
+    attends to all) -> [B,H,T,D] of v's type.
+    Heads stand before positions: that layout needs no transposed copies inside the products.
+    """
+    if mask is None and _on_cpu(q, k) and cpu.attends(q, k):
+        return cpu.attend(q, k, v)
+    if mask is None and backend() == "gpu" and gpu.attends(q, k):
+        return gpu.attend(q, k, v)
+    return reference.attend(q, k, v, mask)
+
+
+def argmin(x: Array, axis: int = -1) -> Array:
+    """First index of the smallest value along the axis, int32. x without NaN."""
+    return (cpu if _on_cpu(x) else reference).argmin(x, axis)
+
+
+def _on_cpu(*arrays: Array) -> bool:
+    """Whether the forms of cpu.py are meant for these arrays."""
+    return backend() == "cpu" and all(a.dtype == jnp.float32 for a in arrays)

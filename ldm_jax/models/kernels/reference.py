@@ -1,0 +1,60 @@
+"""The formulas in plain JAX: what the networks compute. The forms of cpu.py and gpu.py give the same, to rounding."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+
+def conv(x: Array, kernel: Array, stride: int = 1, pads: tuple[int, int] = (1, 1)) -> Array:
+    """Convolution: [B,H,W,in], [k,k,in,out] -> [B,H',W',out]; `pads` (before, after) of both axes.
+
+    With one position, [1,1,in,out] or [1,in,out], it is a product over the last axis: [...,in] -> [...,out].
+    """
+    if math.prod(kernel.shape[:-2]) == 1 and stride == 1:
+        return x @ kernel.reshape(kernel.shape[-2:])
+    layout = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (stride, stride), (pads, pads), dimension_numbers=layout)
+
+
+def nearest_up(x: Array) -> Array:
+    """[B,H,W,C] -> [B,2H,2W,C] by repetition."""
+    batch, height, width, channels = x.shape
+    shape = (batch, height, 2, width, 2, channels)
+    return jnp.broadcast_to(x[:, :, None, :, None, :], shape).reshape(batch, 2 * height, 2 * width, channels)
+
+
+def group_norm(x: Array, scale: Array, bias: Array, groups: int, eps: float) -> Array:
+    """(x - mean) / sqrt(variance + eps) * scale + bias, mean and variance of a sample's group: [B,N,C] -> same.
+
+    The variance is taken about the mean (two passes): E[x^2] - E[x]^2 loses all digits when the mean is
+    large. Sums run over positions per channel first and are then combined to groups, which XLA vectorises
+    far better on a CPU than a reduction over [B,H,W,G,C/G].
+    """
+    centred = x - group_means(jnp.mean(x, axis=1, keepdims=True), groups)
+    variance = group_means(jnp.mean(centred * centred, axis=1, keepdims=True), groups)
+    return centred * (lax.rsqrt(variance + eps) * scale) + bias
+
+
+def group_means(per_channel: Array, groups: int) -> Array:
+    """[B,1,C] -> [B,1,C], every channel holding its group's mean."""
+    batch, one, channels = per_channel.shape
+    means = jnp.mean(per_channel.reshape(batch, one, groups, channels // groups), axis=-1)
+    return jnp.repeat(means, channels // groups, axis=-1)
+
+
+def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+    """softmax(q k^T / sqrt(D)) v: q [B,H,T,D], k and v [B,H,L,D], mask [B,L] or [B,T,L] bool -> [B,H,T,D]."""
+    q = q * q.shape[-1] ** -0.5
+    logits = jnp.einsum("bhtd,bhld->bhtl", q, k, preferred_element_type=jnp.float32)
+    if mask is not None:
+        pairs = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
+        logits = jnp.where(pairs, logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhtl,bhld->bhtd", weights, v)
+
+
+def argmin(x: Array, axis: int = -1) -> Array:
+    """First index of the smallest value along the axis, int32."""
+    return jnp.argmin(x, axis=axis).astype(jnp.int32)
