@@ -7,26 +7,64 @@
 
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 
-from ldm_jax.errors import Missing
+from ldm_jax.errors import ConfigError, Missing
 
 Tree = Any
+FINISHED = "_CHECKPOINT_METADATA"  # Orbax's file in every folder of a finished checkpoint
+
+
+def steps(workdir: str | Path) -> list[int]:
+    """Steps of the finished checkpoints, ascending."""
+    return sorted(int(p.parent.name) for p in (Path(workdir) / "checkpoints").glob(f"*/{FINISHED}")
+                  if p.parent.name.isdigit())  # fmt: skip
+
+
+def has_checkpoint(workdir: str | Path) -> bool:
+    """Whether the run directory holds a finished checkpoint."""
+    return bool(steps(workdir))
+
+
+class _FinishedSteps(ocp.path.step.NameFormat):
+    """Names of the folders of checkpoints, and which of them count. Orbax alone would count empty folders as well."""
+
+    standard = ocp.path.step.standard_name_format()
+
+    def build_name(self, step: int) -> str:
+        return self.standard.build_name(step)
+
+    def find_all(self, base_path: Any) -> Iterator:
+        return (found for found in self.standard.find_all(base_path) if (found.path / FINISHED).exists())
+
+    def find_step(self, base_path: Any, step: int) -> Any:
+        found = self.standard.find_step(base_path, step)
+        if not (found.path / FINISHED).exists():
+            raise ValueError(f"{found.path} is not a finished checkpoint")
+        return found
 
 
 class Checkpoints:
     """The numbered checkpoints of a run; the newest `keep` stay. `read_only`: nothing is made or deleted."""
 
     def __init__(self, workdir: str | Path, keep: int = 3, read_only: bool = False):
+        if keep < 1:
+            raise ConfigError(f"config.keep={keep} would delete every checkpoint: it must be at least 1")
         self.path = Path(workdir).absolute() / "checkpoints"
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=None if read_only else keep, enable_async_checkpointing=True, create=not read_only
+            max_to_keep=None if read_only else keep,
+            enable_async_checkpointing=True,
+            create=not read_only,
+            step_name_format=_FinishedSteps(),
         )
         self.manager = ocp.CheckpointManager(self.path, options=options)
 
@@ -35,6 +73,9 @@ class Checkpoints:
 
     def save(self, step: int, state: Tree) -> None:
         """Starts writing in the background; the arrays may be donated as soon as this returns."""
+        folder = self.path / str(step)
+        if jax.process_index() == 0 and folder.exists() and step not in self.manager.all_steps():
+            shutil.rmtree(folder)  # something unfinished
         self.manager.save(step, args=ocp.args.StandardSave(state))
 
     def restore(self, abstract: Tree, step: int | None = None) -> Tree:
@@ -48,8 +89,7 @@ class Checkpoints:
         if step not in steps:
             raise FileNotFoundError(f"no checkpoint of step {step} in {self.path}; there are: {steps or 'none'}")
         state = self.manager.restore(step, args=ocp.args.StandardRestore(abstract))
-        # Restored buffers cannot be donated; copies made by XLA can.
-        return jax.jit(lambda x: x, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(state)
+        return jax.tree.map(_own, state)
 
     def wait(self) -> None:
         self.manager.wait_until_finished()
@@ -57,6 +97,15 @@ class Checkpoints:
     def close(self) -> None:
         self.wait()
         self.manager.close()
+
+
+def _own(leaf: jax.Array) -> jax.Array:
+    """A copy made by XLA, which can be donated; restored buffers cannot. The original is freed: memory holds only one
+    array twice."""
+    copy = jax.jit(jnp.copy, out_shardings=leaf.sharding)(leaf)
+    copy.block_until_ready()
+    leaf.delete()
+    return copy
 
 
 AT_ONCE = 2**28  # bytes
@@ -161,16 +210,6 @@ def changes(workdir: str | Path, config: dict) -> dict[str, tuple]:
     before, now = dict(leaves(load_config(workdir))), dict(leaves(json.loads(json.dumps(config))))
     names = sorted(before.keys() | now.keys())
     return {n: (before.get(n), now.get(n)) for n in names if before.get(n) != now.get(n)}
-
-
-def steps(workdir: str | Path) -> list[int]:
-    """Steps of the finished checkpoints, ascending."""
-    return sorted(int(p.name) for p in (Path(workdir) / "checkpoints").glob("*") if p.name.isdigit())
-
-
-def has_checkpoint(workdir: str | Path) -> bool:
-    """Whether the run directory holds a finished checkpoint."""
-    return bool(steps(workdir))
 
 
 def leaves(config: dict, prefix: str = ""):

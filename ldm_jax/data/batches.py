@@ -19,7 +19,7 @@ from ldm_jax.errors import ConfigError, DataError
 Transform = Callable[[dict, np.random.Generator], dict[str, np.ndarray]]
 
 # The first word of a random stream: the same seed must not serve two purposes.
-_ORDER, _AUGMENT = 0, 1
+_ORDER, _AUGMENT, _EVALUATE = 0, 1, 2
 # No source is endless in int64, and Grain wants a length.
 _ENDLESS = 2**62
 _MOST_TRIES = 100
@@ -61,6 +61,7 @@ class _Rows:
     source: Source
     transform: Transform
     order: Callable[[int], tuple[int, float | None]]
+    stream: int
     seed: int
     batch_size: int
     process_index: int
@@ -75,7 +76,7 @@ class _Rows:
         step, row = divmod(j, self.rows)
         g = step * self.batch_size + self.process_index * self.rows + row
         index, weight = self.order(g)
-        rng = np.random.default_rng([_AUGMENT, self.seed, g])
+        rng = np.random.default_rng([self.stream, self.seed, g])
         skipped = []
         for k in range(min(len(self.source), _MOST_TRIES)):
             try:
@@ -177,8 +178,8 @@ def batches(source: Source, transform: Transform, batch_size: int, *, seed: int,
     if end_step <= start_step:
         raise ValueError(f"{num_epochs} epochs of {len(source)} examples hold {end_step} batches of "
                          f"{batch_size}: nothing is left from step {start_step} on")
-    rows = _Rows(source, transform, _Shuffled(len(source), seed, shuffle), seed, batch_size, process_index,
-                 process_count)
+    rows = _Rows(source, transform, _Shuffled(len(source), seed, shuffle), _AUGMENT, seed, batch_size,
+                 process_index, process_count)
     return _iterate(rows, start_step, end_step, workers)
 
 
@@ -186,8 +187,8 @@ def batch_at(source: Source, transform: Transform, batch_size: int, step: int, *
              process_index: int = 0, process_count: int = 1, shuffle: bool = True) -> dict[str, np.ndarray]:
     """Batch `step` of `batches` with the same arguments, alone."""
     _check(source, batch_size, process_index, process_count)
-    rows = _Rows(source, transform, _Shuffled(len(source), seed, shuffle), seed, batch_size, process_index,
-                 process_count)
+    rows = _Rows(source, transform, _Shuffled(len(source), seed, shuffle), _AUGMENT, seed, batch_size,
+                 process_index, process_count)
     return _stack([rows(step * rows.rows + row) for row in range(rows.rows)])[0]
 
 
@@ -196,12 +197,13 @@ def eval_batches(source: Source, transform: Transform, batch_size: int, limit: i
     """One pass over the source, or over `limit` examples spread evenly over it, in a fixed order.
 
     No example is dropped: the last batch is filled up from the start, and "weight" [B] float32 is 1 for a
-    true example and 0 for filling. The rest is as in `batches`.
+    true example and 0 for filling. Random numbers are the same in every pass, and others than in training.
+    The rest is as in `batches`.
     """
     _check(source, batch_size, process_index, process_count)
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}, but at least one example must be evaluated")
     count = len(source) if limit is None else min(limit, len(source))
-    rows = _Rows(source, transform, _OnePass(len(source), count), seed, batch_size, process_index,
-                 process_count)
+    rows = _Rows(source, transform, _OnePass(len(source), count), _EVALUATE, seed, batch_size,
+                 process_index, process_count)
     return _iterate(rows, 0, -(-count // batch_size), workers)

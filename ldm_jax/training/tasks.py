@@ -22,8 +22,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ldm_jax import losses
 from ldm_jax.diffusion.timetable import Timetable
-from ldm_jax.keys import purpose_key, purpose_of, sample_keys
-from ldm_jax.ldm import DROPOUT_STREAM, LDM, batch_size, measure_latent_scale
+from ldm_jax.keys import purpose_key, purpose_of, sample_keys, stream
+from ldm_jax.ldm import DROPOUT_STREAM, LDM, POSTERIOR_STREAM, batch_size, measure_latent_scale
 from ldm_jax.models.discriminator import NLayerDiscriminator
 from ldm_jax.models.lpips import LPIPS
 from ldm_jax.programs import Method, Programs
@@ -255,10 +255,10 @@ class FirstStageTask:
         """(({"autoencoder", "discriminator"} gradients, metrics), new running statistics)."""
         s, params = self.settings, state.params
 
-        rngs = {"dropout": jax.random.fold_in(keys[0], DROPOUT_STREAM)}
+        posterior, rngs = stream(keys, POSTERIOR_STREAM), {"dropout": stream(keys, DROPOUT_STREAM)[0]}
 
         def forward(autoencoder):
-            reconstruction, aux = self.model.apply({"params": autoencoder}, image, keys, train=True, rngs=rngs)
+            reconstruction, aux = self.model.apply({"params": autoencoder}, image, posterior, train=True, rngs=rngs)
             return (reconstruction, self._penalty(aux)), aux
 
         def discriminate(disc, stats, x):

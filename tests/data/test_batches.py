@@ -29,6 +29,11 @@ class Numbered(Source):
         return {"image": np.full((4, 4, 1), i % 256, np.uint8), "label": i}
 
 
+def drawn(example, rng):
+    """A transform that draws one number."""
+    return {"label": example["label"], "drawn": rng.random()}
+
+
 def take(iterator, count):
     """The first `count` batches; ends the threads."""
     found = list(itertools.islice(iterator, count))
@@ -171,6 +176,14 @@ def test_evaluation_drops_nothing_and_weighs_the_filling():
     assert labels(found) == [*range(10), 0, 1]
     weight = np.concatenate([batch["weight"] for batch in found])
     assert weight.dtype == np.float32 and weight.tolist() == [1] * 10 + [0] * 2
+
+
+def test_evaluation_has_its_own_random_numbers():
+    """At every seed others than training's, and at every evaluation the same."""
+    training = batches.batch_at(Numbered(4), drawn, 4, 0, seed=0, shuffle=False)
+    first, again, other = (take(batches.eval_batches(Numbered(4), drawn, 4, seed=seed), 1)[0] for seed in (0, 0, 1))
+    assert np.array_equal(first["drawn"], again["drawn"])
+    assert not np.isin(first["drawn"], training["drawn"]).any() and not np.isin(first["drawn"], other["drawn"]).any()
 
 
 def test_evaluation_limit_spreads_over_the_source():

@@ -8,10 +8,13 @@ import numpy as np
 import optax
 import pytest
 
+from ldm_jax.keys import sample_keys, stream
+from ldm_jax.ldm import POSTERIOR_STREAM
 from ldm_jax.models.autoencoder import AutoencoderKL, VQModel
 from ldm_jax.models.discriminator import NLayerDiscriminator
 from ldm_jax.training import tasks
 from ldm_jax.training.optim import learning_rate, make_optimizer
+from ldm_jax.training.state import TrainState
 
 SMALL = dict(ch=32, ch_mult=(1,), num_res_blocks=1, resolution=16)
 
@@ -28,6 +31,29 @@ def test_accumulation_is_the_mean_over_all_samples():
     parts, thrice = tasks.accumulate(fn, batch, keys, jnp.int32(0), 3)
     np.testing.assert_allclose(whole["value"], parts["value"], rtol=1e-6)
     assert (int(once), int(thrice)) == (1, 3)
+
+
+class Applied(Exception):
+    """Ends a step where its model is applied; holds the model's keys."""
+
+
+def test_the_first_stage_uses_no_key_twice():
+    """Posterior and dropout have streams of their own, as in ldm.py; the samples' own keys are not drawn from."""
+
+    class Model:
+        def apply(self, variables, image, keys, train, rngs):
+            raise Applied(keys, rngs)
+
+    task = tasks.FirstStageTask(Model(), None, None, tasks.FirstStageSettings("kl"), None, None)
+    parts = {"autoencoder": {}, "discriminator": {}}
+    state = TrainState(jnp.int32(5), parts, {}, parts, {"batch_stats": {}}, jax.random.key_data(jax.random.key(0)))
+    with pytest.raises(Applied) as applied:
+        task.step(state, {}, {"image": jnp.zeros((3, 8, 8, 3))})
+    posterior, rngs = applied.value.args
+    samples = sample_keys(state.step_key(), 3)
+    assert (posterior == stream(samples, POSTERIOR_STREAM)).all()
+    used = [posterior, rngs["dropout"][None], samples]
+    assert len({tuple(row) for keys in used for row in jax.random.key_data(keys).tolist()}) == 7
 
 
 @pytest.fixture(scope="module", params=["kl", "vq"])
