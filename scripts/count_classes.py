@@ -16,7 +16,7 @@ from ldm_jax.data.sources import TfdsSource
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("--name", required=True, help="of the set, for example open_images_v4/300k")
-    parser.add_argument("--data_dir", help="where it was prepared (default: as TFDS has it)")
+    parser.add_argument("--data-dir", help="where it was prepared (default: as TFDS has it)")
     parser.add_argument("--split", default="train")
     parser.add_argument("--most", type=int, required=True, help="how many classes")
     parser.add_argument("--out", type=Path, required=True, help="the file to write")

@@ -14,10 +14,11 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = [*(ROOT / "scripts").glob("*.py"), *(ROOT / "benchmarks").glob("*.py"), *(ROOT / "ldm_jax/cli").glob("*.py")]
 
 
+@pytest.mark.parametrize("defined", ["--two-words", "--two_words"])
 @pytest.mark.parametrize("option", ["--two-words=a_b-c", "--two_words=a_b-c", "--two_words a_b-c"])
-def test_hyphens_and_underscores_are_alike_in_names(option):
+def test_hyphens_and_underscores_are_alike_in_names(defined, option):
     parser = options.Parser("")
-    parser.add_argument("--two-words")
+    parser.add_argument(defined)
     assert parser.parse_args(option.split()).two_words == "a_b-c"
     args, rest = parser.parse_with_overrides(["--config.a_b=c_d", "--noconfig.a_b", *option.split()])
     assert args.two_words == "a_b-c" and rest == ["--config.a_b=c_d", "--noconfig.a_b"]

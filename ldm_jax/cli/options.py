@@ -18,11 +18,14 @@ _OF_RECIPE = ("--config.", "--noconfig.")  # options that the recipe has, not th
 
 class Parser(argparse.ArgumentParser):
     """argparse's, but the description is shown as it is written, options are not abbreviated, and `-` and `_` are
-    alike in their names: --require_accelerator is --require-accelerator. Define them with `-`."""
+    alike in their names: --require_accelerator is --require-accelerator."""
 
     def __init__(self, description: str | None, **settings):
         settings |= dict(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
         super().__init__(description=description, **settings)
+
+    def add_argument(self, *names: str, **settings) -> argparse.Action:
+        return super().add_argument(*dict.fromkeys(_hyphens(name) for name in names), **settings)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
         args = sys.argv[1:] if args is None else args
