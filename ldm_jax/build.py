@@ -52,7 +52,7 @@ def first_stage(config: ConfigDict) -> nn.Module:
 
 
 def unet(config: ConfigDict) -> UNet:
-    context = conditions.context_dim(conditions.condition_of(config))
+    context = conditions.condition_of(config).context_dim()
     width = context if config.unet.use_spatial_transformer else None
     return UNet(**keywords(config.unet), context_dim=width, dtype=dtype(config))
 

@@ -60,7 +60,7 @@ class Picture(NamedTuple):
 
 def pictures(option: str, given: Any) -> list[Picture]:
     """Pictures from a path (a file, or a folder: its files by name), a PIL image, a uint8 array [H,W], [H,W,C] or
-    [N,H,W,C], or a list of any of these. Integer maps [H,W] may have any integer type.
+    [N,H,W,C], or a list of any of these. Maps [H,W] may be of any integer type, or of truth values.
 
     option: for messages. RequestError for what is none of these, for no picture at all, or a file that cannot be read.
     """
@@ -82,8 +82,10 @@ def pictures(option: str, given: Any) -> list[Picture]:
             f"{option}: pictures are paths, PIL images or uint8 arrays [H,W,C], not {type(given).__name__} "
             f"{array.dtype} {array.shape}"
         )
+    if array.dtype == bool:
+        array = np.uint8(255) * array
     if array.ndim == 2:
-        array = array.astype(np.uint8 if array.dtype in (bool, np.uint8) else np.int32)
+        array = array if array.dtype == np.uint8 else array.astype(np.int32)
     elif array.shape[-1] == 1:
         array = array[..., 0]
     return [Picture("", Image.fromarray(array), "the array")]

@@ -32,7 +32,7 @@ def config_of(run: str | Path, what: str = "the model") -> ConfigDict:
     """The recipe of a run. Missing where `run` is none; `what`: the run is for, in the message."""
     try:
         return ConfigDict(checkpoint.load_config(run))
-    except FileNotFoundError as error:
+    except Missing as error:
         raise Missing(f"{what}: {error}") from None
 
 

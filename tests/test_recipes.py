@@ -76,6 +76,6 @@ def test_models_of_a_recipe():
     assert recipes.variants("celeba_ldm4") == ()
 
 
-def test_recipes_are_read_without_jax():
-    code = "import sys; from ldm_jax import recipes; recipes.load('celeba_ldm4'); sys.exit('jax' in sys.modules)"
+def test_recipes_are_listed_without_jax():
+    code = "import sys; from ldm_jax import recipes; assert recipes.names(); sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -21,16 +21,8 @@ def condition_of(config: 'ConfigDict') -> Condition:
     """The condition of a diffusion model. ConfigError for an unknown kind."""
     kind = config.conditioner.kind
     if kind not in KINDS:
-        raise ConfigError(f"config.conditioner.kind={kind!r} is not one of {', '.join(KINDS)}")
+        raise ConfigError(f"config.conditioner.kind={kind!r} is not one of {', '.join(sorted(KINDS))}")
     return KINDS[kind](config.conditioner)
-
-
-def context_dim(condition: Condition) -> int | None:
-    """Width of the context, or None. ConfigError where parts have different ones."""
-    widths = {name: part.section.dim for name, part in condition.parts().items() if "dim" in part.section}
-    if len(set(widths.values())) > 1:
-        raise ConfigError(f"the parts of config.conditioner need one width of the context, not dim={widths}")
-    return next(iter(widths.values()), None)
 
 
 def needs_context(section: dict) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 
 from ldm_jax.data.fields import Field
 from ldm_jax.data.sources import Source
+from ldm_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -125,6 +126,13 @@ class Condition:
     def extras(self) -> tuple[Option, ...]:
         """Further options of this model, which nobody must give."""
         return self.extra_options
+
+    def context_dim(self) -> int | None:
+        """Width of the context, or None. ConfigError where parts have different ones."""
+        widths = {name: part.section.dim for name, part in self.parts().items() if "dim" in part.section}
+        if len(set(widths.values())) > 1:
+            raise ConfigError(f"the parts of config.conditioner need one width of the context, not dim={widths}")
+        return next(iter(widths.values()), None)
 
     def network(self, dtype: jnp.dtype) -> ConditionNetwork:
         """The network that reads the fields. dtype: compute type."""

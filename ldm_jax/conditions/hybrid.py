@@ -67,6 +67,7 @@ class Hybrid(Condition):
         parts = self.parts()
         if len(parts) < 2:
             raise ConfigError(f"config.conditioner.parts has {list(parts)}: a hybrid has two parts or more")
+        self.context_dim()  # checks that the parts have one
         frame = Frame((8, 8), (8, 8), 1)
         read = Counter(name for part in parts.values() for name in part.shapes(frame))
         shared = [name for name, times in read.items() if times > 1]

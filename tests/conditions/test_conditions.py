@@ -157,5 +157,5 @@ def test_sections_that_do_not_fit():
     with pytest.raises(ValueError, match="null_class=True"):
         build.conditioner(config)
     config.conditioner.kind = "smell"
-    with pytest.raises(ValueError, match="'smell' is not one of none, class"):
+    with pytest.raises(ValueError, match="'smell' is not one of class, hybrid"):
         build.conditioner(config)
