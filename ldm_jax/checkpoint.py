@@ -194,7 +194,7 @@ def keep_config(workdir: str | Path, config: dict) -> None:
     """Writes config.json atomically; prints which options changed when the run had one already."""
     path = Path(workdir) / "config.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(config, indent=2) + "\n"
+    text = json.dumps({"version": VERSION, **config}, indent=2) + "\n"
     for name, (before, now) in changes(workdir, config).items():
         print(f"changed since this run began: {name} was {before!r}, is {now!r}")
     temporary = path.with_suffix(".tmp")
@@ -221,12 +221,24 @@ def leaves(config: dict, prefix: str = ""):
             yield prefix + name, value
 
 
-# Options that runs of older versions do not have in their config.json, and what they did.
+VERSION = 2  # of config.json; files without a version are of version 1
+# Options that runs of version 1 may not have in their config.json, and what they did.
 YOUNGER = {
     "optim": {"warmup_fraction": 0.0, "decay_steps": 0, "final_fraction": 0.0},
     "conditioner": {"trainable": True, "checkpoint": ""},
     "data": {"cache_latents": "", "classes": ""},
 }
+
+
+def migrate(config: dict, path: Path) -> dict:
+    """The configuration in `path` as this version has it. ConfigError for a file of a newer version."""
+    version = config.pop("version", 1)
+    if version > VERSION:
+        raise ConfigError(f"{path} is of version {version}, this code knows versions up to {VERSION}: install a newer one")
+    if version < 2:
+        config = {"matmul_precision": "default"} | config
+        config |= {name: options | config[name] for name, options in YOUNGER.items() if name in config}
+    return config
 
 
 def load_config(workdir: str | Path) -> dict:
@@ -237,5 +249,10 @@ def load_config(workdir: str | Path) -> dict:
             f"{workdir} is not a run directory: it has no config.json. Runs are made by "
             "`python train.py --config=... --workdir=DIR`."
         )
-    config = json.loads(path.read_text())
-    return config | {name: options | config[name] for name, options in YOUNGER.items() if name in config}
+    try:
+        config = json.loads(path.read_text())
+        if not isinstance(config, dict) or "task" not in config:
+            raise ValueError("it has no 'task'")
+    except ValueError as error:
+        raise ConfigError(f"{path} is not the configuration of a run: {error}") from None
+    return migrate(config, path)

@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from ldm_jax import build, images, request, rundir
+from ldm_jax import build, images, process, request, rundir
 from ldm_jax.conditions.base import Asked
 from ldm_jax.diffusion import starts
 from ldm_jax.diffusion.timetable import Timetable, make_timetable
@@ -61,6 +61,7 @@ def load(
     mesh: devices that share a batch (default: all). Missing says what is not there. The model of a first-stage run
     encodes, decodes and reconstructs.
     """
+    process.faster_cpu()  # as the scripts, so that images are the same; without effect once JAX has computed
     config = rundir.config_of(path)
     if config.task not in ("ldm", "first_stage"):
         raise Missing(

@@ -74,9 +74,9 @@ def _cpu_alone() -> bool:
     return os.environ.get("JAX_PLATFORMS") == "cpu" or not accelerators
 
 
-def setup(require_accelerator: bool = False) -> None:
+def setup(require_accelerator: bool = False, matmul_precision: str = "default") -> None:
     """Persistent compilation cache; on CPUs also the faster of XLA's two ways to convolve. Call it before the first
-    computation.
+    computation. matmul_precision: of float32 products, "default" (the device's), "high" or "highest".
 
     The cache is ~/.cache/ldm_jax/xla, or JAX_COMPILATION_CACHE_DIR. Raises Missing without an accelerator if one is
     required (a broken CUDA plugin makes JAX fall back to the CPU with a warning that is easily missed), ConfigError
@@ -89,6 +89,9 @@ def setup(require_accelerator: bool = False) -> None:
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "ldm_jax" / "xla"))
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
         raise ConfigError(f"this is one of {jax.process_count()} hosts: give --distributed on each")
+    if matmul_precision not in ("default", "high", "highest"):
+        raise ConfigError(f"config.matmul_precision={matmul_precision!r} is not one of default, high, highest")
+    jax.config.update("jax_default_matmul_precision", None if matmul_precision == "default" else matmul_precision)
     if require_accelerator and jax.default_backend() == "cpu":
         raise Missing("an accelerator: JAX finds only the CPU. Is the jax[cuda12] or jax[tpu] plugin installed and "
                       "working?")  # fmt: skip

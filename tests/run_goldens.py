@@ -23,6 +23,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import jax
+
 from tests.golden_kinds import judge
 from tests.golden_tools import GOLDEN, MismatchError, UnsupportedError, load
 
@@ -80,6 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not args.cases.is_dir():
         parser.error(f"{args.cases} is not a folder")
+    jax.config.update("jax_default_matmul_precision", "highest")
     counts = run_all(args.cases, args.manifests, args.only)
     return 0 if counts["passed"] and not counts["failed"] and not counts["not supported"] else 1
 

@@ -29,11 +29,12 @@ from ldm_jax.cli import options
 from ldm_jax.errors import UsageError
 
 if TYPE_CHECKING:
+    from ldm_jax.images import Images
     from ldm_jax.pipeline import Pipeline, Progress
     from ldm_jax.request import SampleRequest
 
 GRID = 256  # images at most in grid.png
-NOT_REQUEST = ("workdir", "out", "checkpoint", "no_ema", "npz", "preview")
+NOT_REQUEST = ("workdir", "out", "checkpoint", "no_ema", "npz", "preview", "distributed")
 
 
 def parser() -> options.Parser:
@@ -72,6 +73,7 @@ def parser() -> options.Parser:
     add("--guide-scale", type=float, help="weight of --guide: inverse variance of its pixels in -1..1 (default 1)")
     add("--patch", type=int, help="large images: networks see squares of so many pixels, blended; bounds memory")
     add("--stride", type=int, help="--patch: pixels from one square to the next (default: half of --patch)")
+    add("--distributed", action="store_true", help="several hosts share the batch, the same command on each (train.py)")
     add("--npz", action="store_true", help="also write samples.npz: uint8 [N,H,W,C] under 'arr_0'")
     add("--preview", type=int, metavar="N", help="write OUT/preview.png, what the model expects, after every N steps")
     return p
@@ -100,7 +102,8 @@ def request_of(args: argparse.Namespace) -> "SampleRequest":
 
 
 def run(args: argparse.Namespace) -> Path:
-    """Writes the images; their folder."""
+    """Writes the images; their folder. Of several hosts all sample, the first one writes."""
+    import jax
     import numpy as np
 
     from ldm_jax import pipeline, rundir
@@ -110,16 +113,28 @@ def run(args: argparse.Namespace) -> Path:
     wanted, config = request_of(args), rundir.config_of(args.workdir)
     if config.task == "ldm":  # what is wrong is said before parameters are read
         resolve(wanted, config, args.workdir, rundir.tokenizer_of(args.workdir))
+    if args.distributed:
+        process.join_hosts()
     process.setup()
     pipe = pipeline.load(args.workdir, checkpoint=args.checkpoint, averaged=not args.no_ema)
     asked, settings = pipe.resolve(wanted), pipe.settings(wanted)
-    out = Path(args.out or Path(args.workdir) / "samples")
-    print(", ".join(f"{name} {value}" for name, value in settings.items()))
-    line = _Line(pipe, len(asked))
-    preview = (lambda _, made: made.grid().save(_folder(out) / "preview.png")) if args.preview else None
+    out, writes = Path(args.out or Path(args.workdir) / "samples"), jax.process_index() == 0
+    line = _Line(pipe, len(asked), writes)
+    line.say(", ".join(f"{name} {value}" for name, value in settings.items()))
+
+    def preview(progress: "Progress", made: "Images") -> None:
+        if writes:
+            made.grid().save(_folder(out) / "preview.png")
+
+    stream = pipe.stream(
+        wanted, on_progress=line.show, on_preview=preview if args.preview else None, preview_every=args.preview or 10
+    )
+    if not writes:
+        for _ in stream:
+            pass
+        return out
     names, kept = [], []  # for the grid, and for the npz if there is to be one
-    every = args.preview or 10
-    for name, image in pipe.stream(wanted, on_progress=line.show, on_preview=preview, preview_every=every):
+    for name, image in stream:
         index = len(names)
         names.append(file_name(index, name))
         save_png(out / names[-1], image, png_texts(settings, index, name))
@@ -147,9 +162,12 @@ def _folder(path: Path) -> Path:
 class _Line:
     """Progress: one line that is written over on a terminal, a line a batch elsewhere."""
 
-    def __init__(self, pipe: "Pipeline", total: int):
-        self.pipe, self.total, self.began, self.said = pipe, total, time.perf_counter(), 0.0
-        print("compiling the sampler", flush=True)
+    def __init__(self, pipe: "Pipeline", total: int, active: bool):
+        self.pipe, self.total, self.began, self.active = pipe, total, time.perf_counter(), active
+
+    def say(self, text: str) -> None:
+        if self.active:
+            print(text, flush=True)
 
     def show(self, progress: "Progress") -> None:
         seconds = time.perf_counter() - self.began - self.pipe.compile_seconds
@@ -159,10 +177,10 @@ class _Line:
             f"images {progress.first + 1}-{progress.first + progress.number} of {self.total}, "
             f"step {progress.step}/{progress.steps}, {done / seconds:.3g} images/s, {left:.0f} s left"
         )
-        if sys.stdout.isatty():
+        if self.active and sys.stdout.isatty():
             print(f"\r{text:<78}", end="", flush=True)
         elif progress.step == progress.steps:
-            print(text, flush=True)
+            self.say(text)
 
     def end(self) -> None:
         if sys.stdout.isatty():

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if args.distributed:
             process.join_hosts()
-        process.setup(args.require_accelerator)
+        process.setup(args.require_accelerator, config.matmul_precision)
         mesh = setup.mesh(config)
         task, loaders, frozen = setup.training_run(config, workdir)
     except Missing as error:

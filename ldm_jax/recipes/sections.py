@@ -158,6 +158,7 @@ def small_first_stage(
 def autoencoder(first_stage: dict, image_size: int = 256) -> ConfigDict:
     """First-stage training: L1 + LPIPS + PatchGAN (paper, section 3.1 and appendix G)."""
     config = _base("first_stage", image_size)
+    config.matmul_precision = "highest"  # its errors are seen in every image
     config.first_stage = ConfigDict(first_stage)
     config.loss = ConfigDict(
         dict(

@@ -16,7 +16,7 @@ RUN = ["train.py", "--config=configs/quickstart_ldm.py:tiny"]
 OPTIONS = ["--config.steps=4", "--config.mesh.fsdp=2"]
 
 
-def start(workdir, *options):
+def start(workdir, *options, run=RUN):
     """Two processes of one device each, and the files that they print into."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -29,7 +29,7 @@ def start(workdir, *options):
             "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(host),
         }  # fmt: skip
         started.append(subprocess.Popen(
-            [sys.executable, *RUN, f"--workdir={workdir}", "--distributed", *options],
+            [sys.executable, *run, f"--workdir={workdir}", "--distributed", *options],
             cwd=ROOT, env=env, stdout=files[-1].open("w"), stderr=subprocess.STDOUT,
         ))  # fmt: skip
     return started, files
@@ -60,6 +60,15 @@ def test_two_hosts_do_what_one_does_and_stop_together(tmp_path):
         np.testing.assert_allclose(b[name], a[name], rtol=1e-3, atol=1e-4, err_msg=name)
     assert list((tmp_path / "two" / "pictures").iterdir())
     assert "step 4/4" in texts[0] and "step 4/4" not in texts[1]  # the first host alone reports
+
+    asked = ["--num=3", "--steps=3", "--npz", "--checkpoint=4"]
+    two, one = tmp_path / "of_two", tmp_path / "of_one"
+    texts = finish(*start(tmp_path / "two", *asked, f"--out={two}", run=["sample.py"]))
+    assert "3 images in" in texts[0] and "images in" not in texts[1]
+    command = [sys.executable, "sample.py", f"--workdir={tmp_path / 'two'}", f"--out={one}", *asked]
+    subprocess.run(command, cwd=ROOT, check=True)
+    made, alone = (np.load(out / "samples.npz")["arr_0"].astype(int) for out in (two, one))
+    assert np.abs(made - alone).max() <= 1 and np.mean(made != alone) < 0.01
 
     more = ["--config.steps=100000", "--config.mesh.fsdp=2", "--config.every.evaluate=0", "--config.every.picture=0"]
     processes, files = start(tmp_path / "two", *more)
