@@ -234,7 +234,7 @@ def migrate(config: dict, path: Path) -> dict:
     """The configuration in `path` as this version has it. ConfigError for a file of a newer version."""
     version = config.pop("version", 1)
     if version > VERSION:
-        raise ConfigError(f"{path} is of version {version}, this code knows versions up to {VERSION}: install a newer one")
+        raise ConfigError(f"{path} is of version {version}, newer than {VERSION}: install a newer ldm_jax")
     if version < 2:
         config = {"matmul_precision": "default"} | config
         config |= {name: options | config[name] for name, options in YOUNGER.items() if name in config}

@@ -92,12 +92,39 @@ def test_what_is_not_finished_is_no_checkpoint(tmp_path, left):
 def test_runs_of_older_versions_get_the_options_they_lack(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"task": "first_stage", "optim": {"final_fraction": 0.5}}))
     config = checkpoint.load_config(tmp_path)
-    assert config == {"task": "first_stage", "optim": {"warmup_fraction": 0.0, "decay_steps": 0, "final_fraction": 0.5}}
-    now = {"task": "first_stage", "optim": config["optim"] | {"final_fraction": 1.0}}
+    optim = {"warmup_fraction": 0.0, "decay_steps": 0, "final_fraction": 0.5}
+    assert config == {"task": "first_stage", "matmul_precision": "default", "optim": optim}
+    now = config | {"optim": optim | {"final_fraction": 1.0}}
     assert checkpoint.changes(tmp_path, now) == {"optim.final_fraction": (0.5, 1.0)}
 
 
 def test_a_folder_without_a_configuration_is_no_run(tmp_path):
     assert checkpoint.changes(tmp_path, {"task": "ldm"}) == {}
     with pytest.raises(Missing, match="not a run directory"):
+        checkpoint.load_config(tmp_path)
+
+
+def test_configurations_of_older_versions_are_migrated(tmp_path):
+    """Version 1 had no version; what it did not have gets the value that means what it did."""
+    old = {"task": "ldm", "optim": {"b1": 0.9}, "conditioner": {"kind": "x"}}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    config = checkpoint.load_config(tmp_path)
+    assert config["optim"] == {"warmup_fraction": 0.0, "decay_steps": 0, "final_fraction": 0.0, "b1": 0.9}
+    assert config["conditioner"]["trainable"] and config["matmul_precision"] == "default" and "version" not in config
+    checkpoint.keep_config(tmp_path, config)
+    assert json.loads((tmp_path / "config.json").read_text())["version"] == checkpoint.VERSION
+    assert checkpoint.load_config(tmp_path) == config and not checkpoint.changes(tmp_path, config)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not the configuration"),
+        ("[1]", "is not the configuration"),
+        ('{"task": "ldm", "version": 99}', "newer"),
+    ],
+)
+def test_configurations_that_cannot_be_read(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=message):
         checkpoint.load_config(tmp_path)

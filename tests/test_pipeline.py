@@ -14,7 +14,7 @@ from ldm_jax import checkpoint, recipes
 from ldm_jax.cli import sample
 from ldm_jax.diffusion import samplers
 from ldm_jax.errors import Missing, RequestError
-from ldm_jax.images import to_float
+from ldm_jax.images import to_float, to_uint8
 from ldm_jax.training import setup
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,14 +41,18 @@ def keep(workdir, config):
     return workdir
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def classes():
     """Classes, on 16x16 pixels: a UNet of one level, and no first stage."""
     config = recipes.load("quickstart_class:tiny").unlock()
     config.first_stage.kind = "identity"
     config.data.image_size = 16
     config.unet.update(out_channels=3, channel_mult=(1,), attention_downsamples=(), model_channels=32)
-    return keep(tmp_path_factory.mktemp("class"), config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return keep(tmp_path_factory.mktemp("class"), classes())
 
 
 @pytest.fixture(scope="module")
@@ -186,11 +190,7 @@ def test_the_same_images_on_any_number_of_devices():
         "from jax.sharding import Mesh\n"
         "from tests import test_pipeline as t\n"
         "import ldm_jax\n"
-        "from ldm_jax import recipes\n"
-        "config = recipes.load('quickstart_class:tiny').unlock()\n"
-        "config.first_stage.kind, config.data.image_size = 'identity', 16\n"
-        "config.unet.update(out_channels=3, channel_mult=(1,), attention_downsamples=(), model_channels=32)\n"
-        "run = t.keep(pathlib.Path(tempfile.mkdtemp()), config)\n"
+        "run = t.keep(pathlib.Path(tempfile.mkdtemp()), t.classes())\n"
         "made = []\n"
         "for n in (1, 2, 8):\n"
         "    pipe = ldm_jax.load(run, mesh=Mesh(np.array(jax.devices()[:n]), ('data',)))\n"
@@ -259,6 +259,19 @@ def test_wrong_requests_name_the_option(pipe, options, message):
     with pytest.raises(RequestError) as error:
         pipe.sample(**options)
     assert message in str(error.value)
+
+
+def test_pictures_in_training_are_the_pipelines(pipe, run):
+    """Also where the batch holds fewer images than are drawn: its conditions are taken again."""
+    task, (shapes, _) = setup.task(pipe.config), setup.abstract_run(pipe.config)
+    state = shapes.replace(ema=pipe.params, params=pipe.params)
+    batch = {"image": np.zeros((2, 16, 16, 3), np.float32), "label": np.array([3, 9], np.int32)}
+    made = task.pictures(state, pipe.frozen, batch, pipe.mesh)["samples"]
+    number = pipe.config.sample.number
+    labels, s = np.arange(number) % 2 * 6 + 3, pipe.config.sample
+    asked = pipe.sample(fields={"label": labels}, steps=s.steps, eta=s.eta, seed=s.seed, batch=number)
+    assert made.shape == (number, 16, 16, 3)
+    np.testing.assert_array_equal(to_uint8(made), asked.array)
 
 
 def test_what_is_not_there(tmp_path, run):

@@ -208,11 +208,20 @@ def keep_tokenizer(conditioner: 'ConfigDict', text: 'ConfigDict | None', images:
             text_tokenizer(text, None).save(temporary)
         (temporary / MADE_FROM).write_text(json.dumps(made_from, indent=1) + "\n")
         temporary.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
+        _replace(folder, temporary, made_from)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace(folder: Path, made: Path, made_from: dict) -> None:
+    """`made` becomes `folder`, unless another start has put the same one there in the meantime."""
+    if folder.exists() and not _is_kept(folder, made_from):
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        made.rename(folder)
+    except OSError:
+        if not _is_kept(folder, made_from):
+            raise
 
 
 def _is_kept(folder: Path, made_from: dict) -> bool:

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 from ldm_jax import build, conditions, recipes, request
 from ldm_jax.cli import sample
 from ldm_jax.conditions import class_label, hybrid, layout, semantic, text
+from ldm_jax.data.fields import Placed
+from ldm_jax.errors import ConfigError
 from ldm_jax.training import setup
 
 
@@ -32,6 +35,48 @@ def test_a_vocabulary_is_trained_on_the_captions_and_kept(tmp_path):
     config.conditioner.null_tokens = (101, 102)
     with pytest.raises(ValueError, match=r"the empty text is \(2, 3, .*null_tokens=\(101, 102\)"):
         text.text_tokenizer(config.conditioner, folder)
+
+
+def test_a_tokenizer_of_a_failed_start_is_made_anew(tmp_path):
+    """Of other options, unless the run has checkpoints: then its tokens mean what they did."""
+    config = tiny("text2img_ldm4")
+    config.conditioner.update(tokenizer="captions", null_tokens=(2, 3), vocab_size=300)
+    images, folder = setup.source(config, train=True), tmp_path / "tokenizer"
+    text.keep_tokenizer(config.conditioner, config.conditioner, images, folder)
+    before = (folder / "vocab.txt").read_text()
+    config.conditioner.vocab_size = 200
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    text.keep_tokenizer(config.conditioner, config.conditioner, images, folder)
+    assert (folder / "vocab.txt").read_text() == before
+    (tmp_path / "checkpoints" / "4").rmdir()
+    text.keep_tokenizer(config.conditioner, config.conditioner, images, folder)
+    assert len((folder / "vocab.txt").read_text().splitlines()) <= 200
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".tmp")] == []
+
+
+def test_two_starts_at_once_do_not_take_each_others_tokenizer(tmp_path):
+    """Each writes into a folder of its own; one of them stays, whole."""
+    config = tiny("text2img_ldm4")
+    config.conditioner.update(tokenizer="captions", null_tokens=(2, 3), vocab_size=300)
+    images, folder = setup.source(config, train=True), tmp_path / "tokenizer"
+    with ThreadPoolExecutor(4) as pool:
+        made = [
+            pool.submit(text.keep_tokenizer, config.conditioner, config.conditioner, images, folder) for _ in range(4)
+        ]
+    assert [one.exception() for one in made] == [None] * 4
+    text.text_tokenizer(config.conditioner, folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
+
+
+def test_more_classes_than_the_model_has_are_refused():
+    config = tiny("quickstart_class")
+    config.conditioner.n_classes = 10
+    with pytest.raises(ConfigError, match=r"64 classes, more than config\.conditioner\.n_classes=10"):
+        setup.source(config, train=True)
+    label = class_label.Label(10)
+    assert label(Placed({"label": 9}, None, None), None)["label"] == 9
+    with pytest.raises(ValueError, match=r"class 10; the model has the classes 0\.\.9"):
+        label(Placed({"label": 10}, None, None), None)
 
 
 def test_a_kept_conditioner_brings_its_tokenizer(tmp_path):
