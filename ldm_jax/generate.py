@@ -55,10 +55,12 @@ def denoiser(
     guidance: float | jax.Array | None = None,
     log_p: Callable[[jax.Array], jax.Array] | None = None,
     classifier: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    rescale: float | jax.Array | None = None,
 ) -> Denoise:
     """(z_t [B,h,w,c], t [B]) -> eps [B,h,w,c] for samplers, with every guidance that is asked for.
 
-    guidance: scale of classifier-free guidance, away from the condition `null`; None = without. log_p: reconstruction
+    guidance: scale of classifier-free guidance, away from the condition `null`; None = without. rescale: of it, against
+    over-saturation (guidance.py). log_p: reconstruction
     guidance by this function of the clean latent, [B,h,w,c] -> [B]. classifier: guidance by this function of the noised
     latent, (z_t, t) -> [B], its scale included.
     """
@@ -66,7 +68,7 @@ def denoiser(
     def denoise_with(z_t: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
         return model.schedule.to_eps(model.predict(params, z_t, t, cond), z_t, t)
 
-    denoise = guided(denoise_with, cond, null, guidance)
+    denoise = guided(denoise_with, cond, null, guidance, rescale)
     if log_p is not None:
         denoise = steered(denoise, log_p, model.schedule, GUIDE_LIMIT)
     if classifier is not None:

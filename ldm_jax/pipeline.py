@@ -177,8 +177,9 @@ class Pipeline:
         timetable = self._timetable(wanted)
         said = dict(
             seed=wanted.seed, sampler=wanted.sampler, steps=wanted.steps_of(self.config), eta=wanted.eta,
-            spacing=wanted.spacing or wanted.record.spacing, guidance=wanted.guidance, checkpoint=source,
-            weights=self.weights, init=_named(wanted.init), strength=None if wanted.init is None else wanted.share,
+            spacing=wanted.spacing or wanted.record.spacing, guidance=wanted.guidance,
+            guidance_rescale=wanted.guidance_rescale, checkpoint=source, weights=self.weights,
+            init=_named(wanted.init), strength=None if wanted.init is None else wanted.share,
             invert=wanted.invert or None, guide=_named(wanted.guide),
             interpolate=wanted.interpolate and " to ".join(_named(end) for end in wanted.interpolate),
             patch=wanted.patch, stride=self._patch(wanted) and self._patch(wanted)[1],
@@ -242,8 +243,8 @@ class Pipeline:
     def _method(self, wanted: SampleRequest, size: tuple[int, int], timetable: Timetable) -> Method:
         return Method(
             build.latent_shape(self.config, size), timetable, wanted.sampler, self._distance(wanted),
-            self._classifier(wanted), wanted.eta, wanted.guidance, _or(wanted.guide_scale, 1.0),
-            _or(wanted.classifier_scale, 1.0),
+            self._classifier(wanted), wanted.eta, wanted.guidance, wanted.guidance_rescale,
+            _or(wanted.guide_scale, 1.0), _or(wanted.classifier_scale, 1.0),
         )  # fmt: skip
 
     def _distance(self, wanted: SampleRequest) -> tuple[LPIPS, Tree] | None:

@@ -39,7 +39,8 @@ def default_mesh() -> Mesh:
 class Method:
     """How to sample: what the program depends on (the first three), and numbers that it is given.
 
-    timetable: the steps to run, not padded. guidance: scale of classifier-free guidance, None = without.
+    timetable: the steps to run, not padded. guidance: scale of classifier-free guidance, None = without;
+    guidance_rescale: None = off.
     guide_scale: weight of the batch's "guide" (reconstruction guidance); lpips: (LPIPS, its parameters) to compare by,
     None = pixels. classifier: (LatentClassifier, its parameters, their step), classifier_scale: its weight.
     """
@@ -51,12 +52,14 @@ class Method:
     classifier: tuple[LatentClassifier, Tree, int | None] | None = None
     eta: float = 0.0
     guidance: float | None = None
+    guidance_rescale: float | None = None
     guide_scale: float = 1.0
     classifier_scale: float = 1.0
 
     def numbers(self) -> dict[str, np.ndarray]:
         given = dict(eta=self.eta, guide_scale=self.guide_scale, classifier_scale=self.classifier_scale)
         given |= {} if self.guidance is None else {"guidance": self.guidance}
+        given |= {} if self.guidance_rescale is None else {"guidance_rescale": self.guidance_rescale}
         return {name: np.float32(value) for name, value in given.items()}
 
 
@@ -208,6 +211,7 @@ def _steps(
             return numbers["classifier_scale"] * classifier.log_p(judges["classifier"], z_t, t, batch["label"])
 
     guidance = numbers.get("guidance")
-    denoise = generate.denoiser(model, params, start["cond"], start["null"], guidance, log_p, judge)
+    rescale = numbers.get("guidance_rescale")
+    denoise = generate.denoiser(model, params, start["cond"], start["null"], guidance, log_p, judge, rescale)
     loop = generate.make_loop(sampler, denoise, start["z_T"], timetable, start["keys"], numbers["eta"])
     return advance(loop, state, first, last)

@@ -51,6 +51,7 @@ class SampleRequest:
       fields: the fields of a batch as training has them, arrays [N,...], in place of all of these: image i has row i
     Guidance:
       guidance: scale of classifier-free guidance (default: without; 1 gives the same)
+      guidance_rescale: 0 (off) .. 1, against over-saturated images at large scales (Lin et al. 2023, section 3.4)
       classifier: run directory of a classifier of this model's latents, guides to `label`; classifier_scale (1)
       guide: a picture that the image, made as small, is to match; guide_scale (1): inverse variance of its pixels in
         -1..1; guide_distance: l2 (default), lpips, lpips_alex, with their weights in the folder lpips_weights
@@ -83,6 +84,7 @@ class SampleRequest:
     conditions: Mapping[str, Any] = field(default_factory=dict)
     fields: Mapping[str, np.ndarray] | None = None
     guidance: float | None = None
+    guidance_rescale: float | None = None
     classifier: str | Path | None = None
     classifier_scale: float | None = None
     guide: Any = None
@@ -111,7 +113,7 @@ class SampleRequest:
         record = get_sampler_of(self)
         if self.spacing is not None and self.spacing not in SPACINGS:
             raise RequestError(f"spacing={self.spacing!r} is not one of {', '.join(SPACINGS)}")
-        for name in ("eta", "guidance", "classifier_scale", "guide_scale", "strength", "feather"):
+        for name in ("eta", "guidance", "guidance_rescale", "classifier_scale", "guide_scale", "strength", "feather"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float | np.number) and np.isfinite(value)):
                 raise RequestError(f"{name}={value!r} must be a finite number")
@@ -119,6 +121,8 @@ class SampleRequest:
             raise RequestError(f"eta={self.eta:g} has no meaning for sampler={self.sampler}; it belongs to ddim")
         if not 0 <= self.eta <= 1:
             raise RequestError(f"eta={self.eta:g} must lie between 0 and 1")
+        if self.guidance_rescale is not None and not 0 <= self.guidance_rescale <= 1:
+            raise RequestError(f"guidance_rescale={self.guidance_rescale:g} must lie between 0 and 1")
         if self.strength is not None and not 0 < self.strength <= 1:
             raise RequestError(f"strength={self.strength:g} must lie above 0 and at most at 1")
         size = self.size
@@ -130,7 +134,7 @@ class SampleRequest:
     def _check_belongs_together(self) -> None:
         needs = {
             "strength": "init", "invert": "init", "guide_scale": "guide", "guide_distance": "guide",
-            "classifier_scale": "classifier", "stride": "patch",
+            "classifier_scale": "classifier", "stride": "patch", "guidance_rescale": "guidance",
         }  # fmt: skip
         for name, other in needs.items():
             if getattr(self, name) and getattr(self, other) is None:

@@ -142,6 +142,14 @@ def test_inverted_pictures_come_back(pipe):
     assert np.abs(inside.array.astype(int) - again.array).max() <= 1
 
 
+def test_guidance_can_be_rescaled(pipe):
+    guided, off, full = (
+        pipe.sample(label=3, steps=5, guidance=6, **options).array.astype(int)
+        for options in ({}, {"guidance_rescale": 0}, {"guidance_rescale": 1})
+    )
+    assert np.abs(guided - off).max() <= 1 and np.abs(guided - full).mean() > 1
+
+
 def test_fields_of_a_batch_are_a_condition(pipe):
     labels = np.array([3, 9, 3], np.int32)
     images = pipe.sample(fields={"label": labels, "image": np.zeros((3, 16, 16, 3))}, steps=3)
@@ -243,6 +251,7 @@ def test_a_new_sampler_is_one_function(pipe):
         (dict(label=1, steps=2.5), "steps=2.5"),
         (dict(label=1, seed=-1), "seed=-1 is not in"),
         (dict(label=1, seed=True), "seed=True"),
+        (dict(label=1, guidance_rescale=0.5), "guidance_rescale belongs to guidance"),
         (dict(label=1, guidance="much"), "guidance='much' must be a finite number"),
         (dict(label=1, sampler="euler9"), "'euler9' is not one of ddim"),
         (dict(label=1, spacing="odd"), "spacing='odd' is not one of even"),

@@ -60,6 +60,7 @@ def parser() -> options.Parser:
         repeats = dict(action="append") if option.repeats else {}
         add(f"--{option.name.replace('_', '-')}", type=option.type, help=option.help, **repeats)
     add("--guidance", type=float, help="scale of classifier-free guidance (default: without; 1 is the same as without)")
+    add("--guidance-rescale", type=float, help="0 (off) .. 1: against over-saturation at large --guidance")
     add("--classifier", help="run directory of a classifier of this model's latents: guides to --label")
     add("--classifier-scale", type=float, help="scale of --classifier (default 1)")
     add("--size", type=_size, help="HxW in pixels, other than trained with (default: as trained; pictures: theirs)")
