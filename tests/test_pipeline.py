@@ -144,7 +144,7 @@ def test_inverted_pictures_come_back(pipe):
 
 def test_guidance_can_be_rescaled(pipe):
     guided, off, full = (
-        pipe.sample(label=3, steps=5, guidance=6, **options).array.astype(int)
+        pipe.sample(label=3, steps=5, guidance=300, **options).array.astype(int)
         for options in ({}, {"guidance_rescale": 0}, {"guidance_rescale": 1})
     )
     assert np.abs(guided - off).max() <= 1 and np.abs(guided - full).mean() > 1
