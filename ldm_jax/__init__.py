@@ -10,6 +10,8 @@ Nothing heavy is imported before it is used.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ldm_jax import errors
+
 if TYPE_CHECKING:
     from ldm_jax.errors import ConfigError, DataError, Missing, RequestError, UsageError  # noqa: F401
     from ldm_jax.images import Images  # noqa: F401
@@ -22,7 +24,7 @@ _WHERE = {
     "Missing": "errors",
 }  # fmt: skip
 __version__ = "0.1.0"
-__all__ = [*_WHERE, "__version__"]
+__all__ = [*_WHERE, "__version__", "errors"]
 
 
 def __getattr__(name: str):
