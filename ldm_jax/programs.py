@@ -35,6 +35,13 @@ def default_mesh() -> Mesh:
     return Mesh(np.array(jax.devices()), ("data",))
 
 
+def on_host(x: jax.Array) -> np.ndarray:
+    """The whole array, on every host; all hosts must ask for it."""
+    if not x.is_fully_addressable:
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return np.asarray(x)
+
+
 @dataclass(frozen=True)
 class Method:
     """How to sample: what the program depends on (the first three), and numbers that it is given.
@@ -107,7 +114,7 @@ class Programs:
         start, carry, x0, counts = self.run(
             ("begin", *key), begin, params, frozen, batch, np.int32(seed), indices, tables, numbers
         )
-        entries, done = int(self.get(counts["entries"])), self.get(counts["done"])
+        entries, done = int(on_host(counts["entries"])), on_host(counts["done"])
         step = partial(_steps, self.model, method.sampler, lpips, classifier)
         fixed = params, frozen, {"classifier": classifier_params, "lpips": lpips_params}, batch, start, tables, numbers
 
@@ -134,17 +141,17 @@ class Programs:
             z = jax.device_put(z, self._rows)
         else:
             z = self.put(np.asarray(z, np.float32))
-        return self.get(self.run(("decode",), self.model.decode, frozen, z))
+        return on_host(self.run(("decode",), self.model.decode, frozen, z))
 
     def encode(self, frozen: Tree, image: np.ndarray) -> np.ndarray:
         """Scaled latents [B,h,w,c] of images [B,H,W,C] in [-1,1]; of a posterior its mode."""
-        return self.get(self.run(("encode",), self.model.encode, frozen, self.put(image)))
+        return on_host(self.run(("encode",), self.model.encode, frozen, self.put(image)))
 
     def invert(self, params: Tree, frozen: Tree, batch: Batch, image: np.ndarray, timetable: Timetable) -> np.ndarray:
         """Noise z_T [B,h,w,c] from which ddim makes the images [B,H,W,C] again (editing.invert_image)."""
         invert = partial(editing.invert_image, self.model)
         given = self.put(batch), self.put(image), self._tables(timetable)
-        return self.get(self.run(("invert",), invert, params, frozen, *given))
+        return on_host(self.run(("invert",), invert, params, frozen, *given))
 
     @property
     def _rows(self) -> NamedSharding:
@@ -159,12 +166,6 @@ class Programs:
             return jax.make_array_from_callback(x.shape, self._rows, lambda index: x[index])
 
         return jax.tree.map(one, values)
-
-    def get(self, x: jax.Array) -> np.ndarray:
-        """The whole array on this host."""
-        if not x.is_fully_addressable:
-            return np.asarray(multihost_utils.process_allgather(x, tiled=True))
-        return np.asarray(x)
 
     def run(self, key: tuple, fn: Callable, *args, out_shardings: Tree = None) -> Any:
         """fn(*args), by the program of `key` and of the arguments' shapes and places."""

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -280,7 +281,7 @@ def test_pictures_in_training_are_the_pipelines(pipe, run):
     """Also where the batch holds fewer images than are drawn: its conditions are taken again."""
     task, (shapes, _) = setup.task(pipe.config), setup.abstract_run(pipe.config)
     state = shapes.replace(ema=pipe.params, params=pipe.params)
-    batch = {"image": np.zeros((2, 16, 16, 3), np.float32), "label": np.array([3, 9], np.int32)}
+    batch = {"image": jnp.zeros((2, 16, 16, 3)), "label": jnp.array([3, 9], jnp.int32)}
     made = task.pictures(state, pipe.frozen, batch, pipe.mesh)["samples"]
     number = pipe.config.sample.number
     labels, s = np.arange(number) % 2 * 6 + 3, pipe.config.sample

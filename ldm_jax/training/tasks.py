@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from ldm_jax import losses
 from ldm_jax.diffusion.timetable import Timetable
@@ -26,7 +26,7 @@ from ldm_jax.keys import purpose_key, purpose_of, sample_keys, stream
 from ldm_jax.ldm import DROPOUT_STREAM, LDM, POSTERIOR_STREAM, batch_size, measure_latent_scale
 from ldm_jax.models.discriminator import NLayerDiscriminator
 from ldm_jax.models.lpips import LPIPS
-from ldm_jax.programs import Method, Programs
+from ldm_jax.programs import Method, Programs, on_host
 from ldm_jax.training.optim import ema_update
 from ldm_jax.training.state import TrainState
 
@@ -156,17 +156,10 @@ class LDMTask:
         s = self.samples
         programs = self.programs.setdefault(mesh, Programs(self.ldm, mesh))
         indices = np.arange(programs.batch_size(s.number), dtype=np.int32)
-        batch = rows_on_host(batch, indices % batch_size(batch), mesh)
+        batch = {name: on_host(x)[indices % batch_size(batch)] for name, x in batch.items()}
         method = Method(s.latent_shape, s.timetable, eta=s.eta)
         z = programs.sample(self.averaging.best(state), frozen, batch, s.seed, indices, method)
         return {"samples": programs.decode(frozen, z)[: s.number]}
-
-
-def rows_on_host(batch: Batch, rows: np.ndarray, mesh: Mesh) -> dict[str, np.ndarray]:
-    """These rows of a batch that is split over the mesh, on every host."""
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    chosen = jax.jit(lambda batch: jax.tree.map(lambda x: x[rows], batch), out_shardings=everywhere)(batch)
-    return jax.tree.map(np.asarray, chosen)
 
 
 @dataclass(frozen=True)
@@ -328,7 +321,7 @@ class FirstStageTask:
 
     def pictures(self, state: TrainState, frozen: Tree, batch: Batch, mesh: Mesh) -> dict[str, np.ndarray]:
         """Pairs: image, reconstruction."""
-        image = rows_on_host(batch, np.arange(min(self.settings.pictures, batch_size(batch))), mesh)["image"]
+        image = on_host(batch["image"])[: self.settings.pictures]
         reconstruct = self.programs.setdefault("reconstruct", jax.jit(self._reconstruct))
         pairs = np.stack([image, np.asarray(reconstruct(state, image))], axis=1)
         return {"reconstructions": pairs.reshape(-1, *image.shape[1:])}
