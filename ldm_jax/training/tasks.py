@@ -323,5 +323,5 @@ class FirstStageTask:
         """Pairs: image, reconstruction."""
         image = on_host(batch["image"])[: self.settings.pictures]
         reconstruct = self.programs.setdefault("reconstruct", jax.jit(self._reconstruct))
-        pairs = np.stack([image, np.asarray(reconstruct(state, image))], axis=1)
+        pairs = np.stack([image, on_host(reconstruct(state, image))], axis=1)
         return {"reconstructions": pairs.reshape(-1, *image.shape[1:])}
