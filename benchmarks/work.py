@@ -182,7 +182,7 @@ def forward(model: Model, size: int) -> Program:
 
 
 def sample(model: Model, size: int, steps: int, sampler: str = "ddim", guidance: float | None = None) -> Program:
-    """(params, frozen, batch) -> latents after `steps` sampling steps: what sample.py runs before it decodes."""
+    """(params, frozen, batch) -> latents after `steps` sampling steps: the steps of sample.py, all in one program."""
     ldm = model.task.ldm
     timetable = make_timetable(ldm.schedule, steps)
 
