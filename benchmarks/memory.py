@@ -7,8 +7,8 @@ Nothing is allocated and no step runs: it is compiled for shapes alone. The plan
 a GPU or TPU that is not there (--topology, benchmarks/topology.py says what it needs); other devices choose other
 temporaries, and on CPUs bfloat16 is widened and recomputation is undone. Memory grows by the same amount with every
 image, so the largest batch that --limits (GiB) allow is computed from the two largest of --batch; --reserve of each
-limit is left to driver and runtime. On a GPU JAX takes three quarters of the memory unless it is told
-XLA_CLIENT_MEM_FRACTION=0.94.
+limit is left to driver and runtime. On a GPU JAX takes three quarters of the memory unless
+XLA_CLIENT_MEM_FRACTION=0.94 is set.
 """
 
 import sys

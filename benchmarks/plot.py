@@ -1,4 +1,4 @@
-"""Draws the results against PyTorch and prints them as a markdown table, for the README.
+"""Draws the results against PyTorch and prints them as a markdown table, for docs/measured.md.
 
     python benchmarks/plot.py                       # benchmarks/results/*.json -> docs/benchmarks.png
     python benchmarks/plot.py --results=DIR --image=FILE.png

@@ -1,4 +1,4 @@
-"""Large images in patches, inversion of pictures, guidance by a picture: a trained LDM asked for more than samples."""
+"""A trained LDM beyond sampling: large images in patches, inversion of pictures, reconstruction guidance."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ class InPatches:
     """A model whose networks see overlapping patches, one after the other (the original's split_input_params).
 
     Memory is that of whole latents and images and of the networks on one patch. encode, decode and predict (at every
-    step) are blended with the weights of diffusion/patches.py; spatial conditions are cut like the latent, every
-    patch has the whole context, of a layout with its own crop tokens. Where one patch covers the image the result is
-    exactly the model's.
+    step) are blended with the weights of diffusion/patches.py. Spatial conditions are cut like the latent. Every patch
+    has the whole context; that of a layout has the patch's own crop tokens. Where one patch covers the image the result
+    is exactly the model's.
     patch, stride: in latent pixels; f: pixels of the image to one of the latent.
     """
 
@@ -54,8 +54,8 @@ class InPatches:
         return patchwise(lambda x: self.model.decode(frozen, x), z, self.patch, self.stride, self.f)
 
     def condition(self, params: Tree, frozen: Tree, batch: Batch) -> Cond:
-        """As the model's; with batch["crop_tokens"] [B,P,2] the context is [B,P,L,D], one for each patch: of the layout
-        in batch["tokens"] with its last two tokens, the crop's corners, replaced. The null stays as it was trained.
+        """As the model's. With batch["crop_tokens"] [B,P,2] the context is [B,P,L,D], one for each patch: the last two
+        of batch["tokens"], the corners of the crop, are replaced by those of the patch. The null keeps its tokens.
         """
         kept = frozen.get("conditioner", params.get("conditioner"))
 
@@ -108,8 +108,8 @@ def half_square(image: jax.Array, wanted: jax.Array) -> jax.Array:
 
 
 def perceptual(net: LPIPS, params: Tree) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """LPIPS as a distance for `matches`: times half the number of values of an image, as `half_square` is their sum, so
-    that one scale suits both better."""
+    """LPIPS as a distance for `matches`, times half the number of values of an image: `half_square` is a sum over
+    them, so that one scale suits both better."""
     return lambda image, wanted: image[0].size / 2 * net.apply({"params": params}, image, wanted)
 
 
@@ -120,7 +120,7 @@ def matches(
     scale: float | jax.Array = 1.0,
     distance: Callable[[jax.Array, jax.Array], jax.Array] = half_square,
 ) -> Callable[[jax.Array], jax.Array]:
-    """log_p for `guidance.steered`: clean latent [B,h,w,c] -> -scale * distance(T(decode(z)), wanted) [B].
+    """log_p of reconstruction guidance: clean latent [B,h,w,c] -> -scale * distance(T(decode(z)), wanted) [B].
 
     wanted: [B,h',w',C] in [-1,1], as large as the image or smaller. T, the paper's (appendix C): bicubic
     downsampling of the image to that size, with antialiasing. distance: (image, wanted) [B,h',w',C] -> [B], for

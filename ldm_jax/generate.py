@@ -37,7 +37,7 @@ def image_keys(seed: int | jax.Array, indices: jax.Array) -> jax.Array:
 def conditions(
     model: DiffusionModel, params: Tree, frozen: Tree, batch: Batch, guidance: float | jax.Array | None
 ) -> tuple[Cond, Cond | None]:
-    """(condition, its absence) of a batch; the absence only for classifier-free guidance.
+    """(condition, null condition) of a batch; the null condition only for classifier-free guidance.
 
     ValueError for guidance of a model that has no value for "no condition".
     """
@@ -105,7 +105,7 @@ def sample_latents(
 ) -> jax.Array:
     """Samples z [B,h,w,c] for keys [B] under the conditions in `batch` (fields [B,...]; {} without conditions).
 
-    For use within `jax.jit`: `programs.SamplingPrograms` is the compiled form. `guidance`, `log_p` and `classifier` as
+    For use within `jax.jit`; `programs.Programs` has compiled programs. `guidance`, `log_p` and `classifier` as
     for `denoiser`; guidance, eta and the timetable may be traced. `z_T` [B,h,w,c]: where to start, at the timetable's
     first noise level, in place of noise of the keys (diffusion/starts.py).
     """

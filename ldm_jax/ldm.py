@@ -40,7 +40,7 @@ class LatentSpace:
     """A first stage and the scale of its latents: what a diffusion model and its classifier have in common.
 
     `frozen` = {"first_stage": variables, "latent_scale": float32 []}. Float32 products are exact ("highest") here, on
-    every accelerator: errors of the first stage are seen in every image.
+    every accelerator, because an error of the first stage shows in every image.
     """
 
     first_stage: nn.Module
@@ -86,7 +86,7 @@ class LDM:
             raise ValueError(f"loss_type={self.loss_type!r}; it must be 'l1' or 'l2'")
 
     def init(self, key: jax.Array, frozen: Tree, batch: Batch) -> Tree:
-        """`params` for a batch of this shape; traceable, so `jax.eval_shape` gives the shapes for nothing."""
+        """`params` for a batch of this shape; traceable: `jax.eval_shape` gives the shapes without computing."""
         cond_key, unet_key, z_key = jax.random.split(key, 3)
         z = self.latents(frozen, batch, jax.random.split(z_key, batch_size(batch)))
         encode = partial(self.encode, frozen)
@@ -118,7 +118,7 @@ class LDM:
         return self.space.decode(frozen, z)
 
     def condition(self, params: Tree, frozen: Tree, batch: Batch) -> Cond:
-        """What the condition in `batch` says to the UNet, by the conditioner in `frozen`, or else that in `params`."""
+        """The batch's condition as the UNet gets it. The conditioner's parameters are in `frozen` or `params`."""
         kept = frozen.get("conditioner", params.get("conditioner"))
         return self.conditioner.apply({"params": kept}, batch, partial(self.encode, frozen))
 

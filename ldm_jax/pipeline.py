@@ -1,4 +1,4 @@
-"""A trained model, ready to use: the one door to sampling, encoding and decoding.
+"""A trained model, ready to use: it samples, encodes, decodes and inverts.
 
     import ldm_jax
     pipe = ldm_jax.load("runs/text")
@@ -39,7 +39,7 @@ Tree = Any
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a request is. step: done, of `steps`, for the images first .. first + number - 1 of `total`."""
+    """How far a request is: `step` of `steps` are done for the images first .. first + number - 1 of `total`."""
 
     step: int
     steps: int
@@ -153,7 +153,7 @@ class Pipeline:
         return self._stream(wanted, asked, on_progress, on_preview, preview_every)
 
     def request(self, wanted: SampleRequest | None = None, **options) -> SampleRequest:
-        """The request that is meant by a SampleRequest, or by options."""
+        """The given SampleRequest, or one made of options."""
         if wanted is not None and options:
             raise RequestError(f"{next(iter(options))}: give a SampleRequest or options, not both")
         return wanted if wanted is not None else request.make(options)
@@ -172,7 +172,7 @@ class Pipeline:
         return rundir.tokenizer_of(self.path) if self.path else None
 
     def settings(self, wanted: SampleRequest) -> dict[str, Any]:
-        """What makes the images of a request again, as text entries of their PNGs."""
+        """What is needed to make the images of a request again: the text entries of their PNGs."""
         source = f"{self.path} step {self.step}" if self.step is not None else str(self.path)
         timetable = self._timetable(wanted)
         said = dict(
@@ -213,7 +213,7 @@ class Pipeline:
             first = last
 
     def _reporter(self, on_progress, on_preview, every, asked, first, last):
-        """on_step of Programs.sample, or None where nobody listens."""
+        """The on_step of Programs.sample, or None where there is nothing to call."""
         if on_progress is None and on_preview is None:
             return None
 
@@ -267,7 +267,7 @@ class Pipeline:
         return self._classifiers[run]
 
     def _with_starts(self, wanted, programs: Programs, timetable: Timetable, asked: list[Asked]) -> list[Asked]:
-        """With a latent in place of "pictures": "z" [h,w,c], to be noised, or "z_T", where to begin."""
+        """With a latent in place of "pictures": "z" [h,w,c], to which noise is added, or "z_T", to begin from."""
         if wanted.init is None and wanted.interpolate is None:
             return asked
         made = []
@@ -391,7 +391,7 @@ def _stacked(asked: list[Asked]) -> dict[str, np.ndarray]:
 
 
 def _named(given: Any) -> str | None:
-    """A picture or seed, as settings say it."""
+    """A picture or seed as text for the settings."""
     if given is None or isinstance(given, str | Path | int):
         return None if given is None else str(given)
     return type(given).__name__

@@ -1,6 +1,6 @@
 """The compiled programs of a diffusion model: conditions, sampling steps, encoder, decoder, inversion.
 
-A program is compiled once for a size of image, a batch size, a sampler, and what kinds of guidance there are. Seeds,
+A program is compiled once for a size of image, a batch size, a sampler, and the kinds of guidance that are used. Seeds,
 prompts, labels, scales, eta and the number of steps (up to all training steps) are data: they compile nothing.
 The batch is split over all devices of the mesh; image i of a seed is the same on any number of devices.
 """
@@ -131,7 +131,7 @@ class Programs:
         return latent(carry)
 
     def _tables(self, timetable: Timetable) -> Timetable:
-        """The timetable as a program takes it: of one length for any number of steps."""
+        """The timetable as the programs take it, padded to one length for any number of steps."""
         padded = pad(timetable, self.model.schedule.timesteps)
         return Timetable(*(np.asarray(x, kind) for x, kind in zip(padded, (np.int32, np.float32, np.float32))))
 

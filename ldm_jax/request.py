@@ -169,7 +169,7 @@ class SampleRequest:
 
     @property
     def share(self) -> float:
-        """Of the steps to run: `strength` or its default."""
+        """The share of the steps to run: `strength` or its default."""
         if self.init is None:
             return 1.0
         return self.strength if self.strength is not None else 1.0 if self.invert else 0.6
@@ -189,7 +189,7 @@ class SampleRequest:
 
 
 def make(options: Mapping[str, Any]) -> SampleRequest:
-    """A request of keyword options; those of kinds of condition that SampleRequest does not list are taken, too.
+    """A request made of keyword options, also of those of kinds of condition that SampleRequest does not list.
     RequestError for an unknown option, with the nearest known one."""
     names = [f.name for f in dataclasses.fields(SampleRequest)]
     further = set(conditions.all_options()) - set(names)
@@ -249,7 +249,7 @@ def resolve(request: SampleRequest, config: ConfigDict, run: str | Path, tokeniz
 
 
 def _free(request: SampleRequest, condition: conditions.Condition) -> bool:
-    """Whether nothing says what the images are to be."""
+    """Whether there is neither a condition nor anything else that an image depends on, except its seed."""
     given = (request.classifier, request.init, request.noise, request.fields)
     return not condition.groups() and all(x is None for x in given)
 
@@ -358,7 +358,7 @@ def _stride(request: SampleRequest) -> int:
 
 
 def _crop_coder(condition: conditions.Condition) -> LayoutCoder | None:
-    """The coder of a model whose tokens end with the corners of the crop; None for others."""
+    """The coder of a layout model whose tokens end with the corners of the crop; None for other models."""
     layout = condition.parts().get("layout")
     return layout.coder if layout is not None and layout.section.crop_tokens else None
 
@@ -375,7 +375,7 @@ def _with_crops(request: SampleRequest, coder: LayoutCoder, f: int, made: list[A
 
 
 def _with_classes(request: SampleRequest, config: ConfigDict, run: str | Path, made: list[Asked]) -> list[Asked]:
-    """Every condition with the field "label" [], which the classifier knows, at a size that it takes."""
+    """Every condition with the field "label" [] for the classifier. RequestError for a size that it does not take."""
     theirs = rundir.classifier_config(request.classifier, config, run)
     seen = build.latent_shape(theirs)[:2]
     for h, w in {r.size for r in made}:

@@ -29,7 +29,7 @@ _ONE = "A classifier of that model's latents is trained with --config.guides=RUN
 
 
 def config_of(run: str | Path, what: str = "the model") -> ConfigDict:
-    """The recipe of a run. Missing where `run` is none; `what`: the run is for, in the message."""
+    """The recipe of a run. Missing where `run` is no run directory; `what`: what it is for, in the message."""
     try:
         return ConfigDict(checkpoint.load_config(run))
     except Missing as error:
@@ -56,7 +56,7 @@ def frozen_shapes(config: ConfigDict) -> Tree:
 
 
 def conditioner_learns(config: ConfigDict) -> bool:
-    """Whether the condition's network is trained with the UNet; False: it is one of another run, kept as it is."""
+    """Whether the condition's network is trained with the UNet. False: it is another run's and does not change."""
     return config.task != "ldm" or config.conditioner.get("trainable", True)
 
 
@@ -117,7 +117,7 @@ def model_of(
 
 
 def write_exported(folder: Path, config: ConfigDict, params: Tree, frozen: Tree, dtype: str) -> None:
-    """config.json and model.safetensors: floating-point numbers as `dtype`, but the latent scale as it is."""
+    """config.json and model.safetensors: floating-point numbers as `dtype`, except the latent scale."""
     from safetensors.numpy import save_file
 
     kind = jnp.dtype(dtype)
@@ -166,7 +166,7 @@ def first_stage_differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
 
 
 def check_same_latents(ours: ConfigDict, theirs: ConfigDict, run: str | Path) -> None:
-    """ConfigError unless a classifier (ours) and the diffusion model in `run` have one kind of noised latents."""
+    """ConfigError unless a classifier (ours) and the diffusion model in `run` (theirs) have the same noised latents."""
     wrong = first_stage_differences(ours, theirs)
     for name in SCHEDULE:
         here, there = ours.diffusion[name], theirs.diffusion[name]
@@ -211,7 +211,7 @@ def check_same_weights(classifier: Tree, model: Tree, run: str | Path) -> None:
 
 
 def lpips_params(net: str, folder: str | Path, otherwise: str) -> Tree:
-    """Parameters of LPIPS(net) from the folder that make_lpips_weights.py fills. Missing says `otherwise`, too."""
+    """Parameters of LPIPS(net) from the folder that make_lpips_weights.py fills. Missing ends with `otherwise`."""
     try:
         return load_lpips(Path(folder) / f"lpips_{net}.safetensors", net)
     except FileNotFoundError as error:

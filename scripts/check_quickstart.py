@@ -1,14 +1,14 @@
-"""Does a conditional model do as it is told? Measured on unseen scenes of the built-in shapes, by reading the pixels.
+"""Measures how well a conditional model follows its conditions, on unseen scenes of the built-in shapes.
 
     python scripts/check_quickstart.py runs/quickstart/class
     python scripts/check_quickstart.py runs/emoji/superres --num=64 --batch=16
 
 Takes any conditional model trained with data.source=shapes and data.simple_scenes=True, and super-resolution and
-inpainting of any pictures, whose score is PSNR. The conditions of --num scenes (pictures) of the validation set are
-given to the model; what it draws is read by ldm_jax/metrics/scenes.py. Beside it stand the same score of the first
-stage's reconstructions of the true scenes, which no model in its latents can beat, and that of a method without a
-network where there is one. Writes check.json and check.png (true scene, its reconstruction, sample; super-resolution
-and inpainting: the input first) into the run directory.
+inpainting of any pictures, whose metric is PSNR. The model gets the conditions of --num scenes (pictures) of the
+validation set, and ldm_jax/metrics/scenes.py reads its samples back from their pixels. For comparison there is the same
+metric of the first stage's reconstructions of the true scenes, which limit a model in its latents, and of a method
+without a network where there is one. Writes check.json and check.png (true scene, its reconstruction, sample;
+super-resolution and inpainting: the input first) into the run directory.
 """
 
 import argparse
@@ -52,7 +52,7 @@ class Check:
     """score(scene, fields of its condition, image) -> number, of samples and of reconstructions alike.
 
     plain: (fields, scene's image) -> what a method without a network makes. goal: what the samples' mean score must
-    reach, given those of reconstructions and plain method. finish: what is made of a sample before it is read.
+    reach, given those of reconstructions and plain method. finish: changes a sample before it is read.
     """
 
     what: str
@@ -125,7 +125,7 @@ CHECKS = {
 }
 
 
-ANY_PICTURES = ("superres", "inpaint")  # conditions whose score needs no shapes
+ANY_PICTURES = ("superres", "inpaint")  # conditions whose metric needs no shapes
 
 
 def parse() -> argparse.Namespace:

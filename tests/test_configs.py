@@ -18,7 +18,8 @@ RECIPES = [
 ]
 
 # Millions of parameters of the UNet (LDMs) or autoencoder (first stages), and of the conditioner where it has any:
-# the released weights and the paper's tables 12 to 15, recomputed where a table does not fit its own row (README).
+# the released weights and the paper's tables 12 to 15, recomputed where a table does not fit its own row
+# (docs/deviations.md).
 PAPER = {
     "celeba_ldm4": 274.06,
     "ffhq_ldm4": 274.06,

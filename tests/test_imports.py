@@ -1,4 +1,4 @@
-"""Imports run one way only (README.md, architecture)."""
+"""Imports run one way only (docs/architecture.md)."""
 
 import ast
 import subprocess

@@ -10,8 +10,8 @@ recipe of the model that the file holds; options are overridden as in train.py (
 first-stage recipe, the first stage inside a whole LDM is taken out.
 
 Out: the direction follows from --from being a run directory. Names ending in .ckpt, .pth or .safetensors get the
-original's keys, any other name becomes a folder of diffusers. What the original held and we have no use for was kept
-in original.safetensors, so that a model comes back bit by bit. Installed, the command is ldm-convert.
+original's keys, any other name becomes a folder of diffusers. What the original held and nothing here reads is in
+the run's original.safetensors, so that a model comes back bit by bit. Installed, the command is ldm-convert.
 """
 
 import argparse

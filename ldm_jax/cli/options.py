@@ -1,4 +1,4 @@
-"""What all commands and scripts share: how options are written, a recipe on the command line, how errors are told.
+"""What all commands and scripts share: how options are written, a recipe on the command line, how errors are shown.
 
 Imports nothing slow.
 """

@@ -199,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def as_flag(message: str) -> str:
-    """A refusal that begins with an option of the library, as this script spells it: guide_scale -> --guide-scale."""
+    """An error message, the option at its beginning named as in this script: guide_scale -> --guide-scale."""
     word = re.match(r"\w*", message)[0]
     known = {action.dest for action in parser()._actions}
     return "--" + word.replace("_", "-") + message[len(word) :] if word in known else message

@@ -1,4 +1,4 @@
-"""The kinds of condition, `config.conditioner.kind`: a file for each, found by itself.
+"""The kinds of condition, `config.conditioner.kind`: a file for each. All files of this folder are imported.
 
 To add one, put a file with a subclass of `Condition` (base.py) here; docs/architecture.md shows a whole one.
 """

@@ -1,4 +1,4 @@
-"""What every kind of condition has in common: what it says to the UNet, and the base class of kinds.
+"""What all kinds of condition have in common: `Cond`, which the UNet gets, and the base class `Condition`.
 
 A kind is one file of this folder with one subclass of `Condition`. The file holds everything about it: its section of
 a recipe, the network that reads it, the fields of a training batch, and how a user's request becomes such fields.
@@ -60,7 +60,7 @@ def drop(network: ConditionNetwork, batch: Batch, dropped: jax.Array) -> Batch:
 
 @dataclass(frozen=True)
 class Frame:
-    """Sizes that conditions depend on: (H, W) of the image, (h, w) of its latent, and by what (h, w) must divide."""
+    """Sizes that conditions depend on: (H, W) of the image, (h, w) of its latent; h and w divide by `divisor`."""
 
     image: tuple[int, int]
     latent: tuple[int, int]
@@ -77,7 +77,7 @@ class Asked:
     """One condition that a user asks for. name: for file names; fields: of a batch, without its first axis.
 
     size: (H, W) of the image to make, a multiple of what the networks take, or None for the model's own.
-    finish: the image made, uint8 [H,W,C], -> the image to keep.
+    finish: the last change of the image that was made, uint8 [H,W,C] -> the same; for instance cutting it to its size.
     """
 
     name: str
@@ -98,14 +98,14 @@ class Option(NamedTuple):
 class Condition:
     """A kind of condition, of one model: `section` is its config.conditioner.
 
-    A subclass sets `kind`, and `options` in groups, of which a user must give one (at least) each; then its methods.
-    Subclasses are known in `KINDS` by their kind.
+    A subclass sets `kind` and `options`, and has the methods below. A user must give at least one option of each group.
+    `KINDS` holds all subclasses by their kind.
     """
 
     kind: ClassVar[str]
     options: ClassVar[tuple[tuple[Option, ...], ...]] = ()
-    extra_options: ClassVar[tuple[Option, ...]] = ()  # that nobody must give
-    example: ClassVar[str] = ""  # options of sample.py, to be shown
+    extra_options: ClassVar[tuple[Option, ...]] = ()  # not required
+    example: ClassVar[str] = ""  # options of sample.py, for an example of a command
     has_context: ClassVar[bool] = False  # the UNet needs cross-attention
 
     def __init__(self, section: 'ConfigDict'):
@@ -124,7 +124,7 @@ class Condition:
         return self.options
 
     def extras(self) -> tuple[Option, ...]:
-        """Further options of this model, which nobody must give."""
+        """Further options of this model, which are not required."""
         return self.extra_options
 
     def context_dim(self) -> int | None:

@@ -1,4 +1,4 @@
-"""A class: one learned vector for each (paper, section 4.1 and table 12)."""
+"""Classes: one learned vector for each (paper, section 4.1 and table 12)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class ClassEmbedder(ConditionNetwork):
 
 @dataclass(frozen=True)
 class Label(Field):
-    """ "label" int32, the class. ValueError for one that the model has not."""
+    """ "label" int32, the class. ValueError for a class that the model does not have."""
 
     n_classes: int | None = None
     reads_image = False
@@ -57,7 +57,7 @@ class Label(Field):
 
 
 def requests(labels: int | Sequence[int], n_classes: int) -> list[Asked]:
-    """RequestError for a class that there is not."""
+    """RequestError for a class that the model does not have."""
     numbers = [labels] if isinstance(labels, Integral) else list(labels)
     for number in numbers:
         if not isinstance(number, Integral) or not 0 <= number < n_classes:

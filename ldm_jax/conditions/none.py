@@ -8,7 +8,7 @@ def section() -> dict:
 
 
 class Unconditional(ConditionNetwork):
-    """Says nothing."""
+    """Gives neither a context nor channels."""
 
     def __call__(self, batch: Batch, encode: Encode) -> Cond:
         return Cond()

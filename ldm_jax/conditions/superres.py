@@ -18,7 +18,7 @@ def section() -> dict:
 
 
 class LowRes(ConditionNetwork):
-    """batch["low_res"] [B,h,w,3] in [-1,1], as large as the latent, joined to it as it is."""
+    """batch["low_res"] [B,h,w,3] in [-1,1], as large as the latent, joined to it unchanged."""
 
     def __call__(self, batch: Batch, encode: Encode) -> Cond:
         return Cond(concat=batch["low_res"])

@@ -86,8 +86,8 @@ class TextConditioner(ConditionNetwork):
 class Tokens(Field):
     """ "tokens" int32 [L] of the caption, and with `mask` "token_mask" int32 [L], 1 = a token.
 
-    Of several captions one is drawn, another one in another pass over the data (a function of seed and sample). The
-    released models have no mask: padding is attended to.
+    Of several captions one is drawn at every visit (a function of seed and sample). The released models have no mask:
+    padding is attended to.
     """
 
     tokenizer: tokenizers.TextTokenizer
@@ -182,8 +182,8 @@ def text_tokenizer(c: 'ConfigDict', kept: Path | None) -> tokenizers.TextTokeniz
 def keep_tokenizer(conditioner: 'ConfigDict', text: 'ConfigDict | None', images: Source, folder: Path) -> None:
     """Puts the tokenizer of a text model into its run directory, once, so that the directory is complete.
 
-    text: the text's section of config.conditioner, None where there is none. A tokenizer that an earlier start left
-    there, made with other options, is made anew; a run with checkpoints keeps its own. Call it on one host.
+    text: the text's section of config.conditioner, None where there is none. A tokenizer that an earlier start
+    made with other options is replaced, unless the run has checkpoints. Call it on one host.
     """
     if text is None:
         return
@@ -200,7 +200,7 @@ def keep_tokenizer(conditioner: 'ConfigDict', text: 'ConfigDict | None', images:
     temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:
         if from_run:
-            shutil.copytree(theirs, temporary, dirs_exist_ok=True)  # the encoder that is kept knows these numbers
+            shutil.copytree(theirs, temporary, dirs_exist_ok=True)  # the encoder was trained with these token numbers
         elif captions:
             some = islice(tokenizers.captions(images), 20_000)
             tokenizers.train_wordpiece(some, text.vocab_size, temporary)

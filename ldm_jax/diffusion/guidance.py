@@ -1,10 +1,10 @@
-"""Guidance, written once and unknown to the samplers: `guided`, `classified` and `steered` make a `Denoise`.
+"""Guidance: `guided`, `classified` and `steered` make a `Denoise`, which any sampler takes.
 
-Classifier-free (Ho and Salimans 2022), by the condition the network was trained with, scale s:
-    eps = eps_null + s (eps_cond - eps_null):  0 = unconditional, 1 = off (plain conditional), above 1 = guided.
-By a classifier that knows noise (Dhariwal and Nichol 2021, algorithm 2), scale s:
+Classifier-free guidance, `guided` (Ho and Salimans 2022), by the condition that the network was trained with:
+    eps = eps_null + s (eps_cond - eps_null), scale s:  0 = unconditional, 1 = off (conditional), above 1 = guided.
+Classifier guidance, `classified`, by a classifier of noised latents (Dhariwal and Nichol 2021, algorithm 2), scale s:
     eps = eps(z_t) - s sqrt(1 - abar) grad_{z_t} log p(y | z_t, t)
-Post-hoc (LDM paper, appendix C), by any differentiable log p(y | z) of the clean latent:
+Reconstruction guidance, `steered` (LDM paper, appendix C), by any differentiable log p(y | z) of the clean latent:
     eps = eps(z_t) - sqrt(1 - abar) grad_{z_t} log p(y | z(z_t)),  z(z_t) = (z_t - sqrt(1 - abar) eps(z_t)) / sqrt(abar)
 """
 
@@ -60,7 +60,7 @@ def guided(
 def classified(
     denoise: Denoise, log_p: Callable[[jax.Array, jax.Array], jax.Array], schedule: NoiseSchedule
 ) -> Denoise:
-    """`denoise` moved along the gradient of log_p, a classifier of noised latents.
+    """Classifier guidance: `denoise` moved along the gradient of log_p, a classifier of noised latents.
 
     log_p: (z_t [B,...], t [B]) -> [B], without mixing samples; times the scale of the guidance. With the exact eps, the
     exact log p(y | z_t, t) and scale 1 this is the exact eps of class y. Costs a forward and a backward pass of log_p.
@@ -77,7 +77,7 @@ def classified(
 def steered(
     denoise: Denoise, log_p: Callable[[jax.Array], jax.Array], schedule: NoiseSchedule, limit: float | None = None
 ) -> Denoise:
-    """`denoise` moved along the gradient of log_p at the clean latent that it expects.
+    """Reconstruction guidance: `denoise` moved along the gradient of log_p at the clean latent that it expects.
 
     log_p: clean latent [B,...] -> [B], without mixing samples; its scale is the scale of the guidance.
     The paper prints + where this has -: the score is -eps / sqrt(1 - alpha_bar), so minus is what raises log_p
@@ -111,7 +111,7 @@ def _per_sample(value: float | jax.Array, like: jax.Array) -> jax.Array:
 
 
 def _check_alike(cond: Any, null: Any) -> None:
-    """Say that the null condition must be shaped like the condition before concatenate fails obscurely."""
+    """ValueError where the null condition is not shaped like the condition."""
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (cond, null)]
     if shapes[0] != shapes[1]:
         raise ValueError(

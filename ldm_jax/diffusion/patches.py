@@ -1,6 +1,6 @@
 """Large images in overlapping patches: cut, map a network over the patches, blend (LDM paper, section 4.3.2).
 
-A patch's pixel counts by its distance to the patch's border: `weights`. The blended image is
+The weight of a pixel is its distance to the patch's border (`weights`). The blended image is
     y = sum_p w_p y_p / sum_p w_p
 over the patches p that cover a pixel. Patches are numbered row by row. The network may change the resolution:
 `scale` is 1 for a denoiser, f for a decoder, 1/f for an encoder.
@@ -112,7 +112,7 @@ def patchwise(
     x may be a tree of images of the same H and W (latent and spatial condition): fn gets the tree of patches.
     kernel, stride: in pixels of x; a kernel larger than the image is cut down to it. Where one patch covers the
     image, this is fn(x) itself.
-    each: [P,...], what every patch is told besides, in the order of `corners`: fn gets it as its second argument.
+    each: [P,...], a further input for every patch, in the order of `corners`: the second argument of fn.
     Raises ValueError when a patch's size or place times `scale` is not a whole number, or `each` has not P rows.
     """
     leaves = jax.tree.leaves(x)

@@ -9,7 +9,7 @@ Every sampler is called as `(denoise, z_T, timetable, keys, *, ...) -> z_0`, wit
     mask, z_known: inpainting. Where mask [B,...,1] is 1 the latent is held to z_known [B,...] noised to the
                 current level; 0 is generated.
     noise_fn, known_noise_fn: k -> [B,...], in place of the keyed noise of the step and of z_known.
-Numbers such as eta may be traced, so none of them compiles anew.
+Numbers such as eta may be traced, so that another value compiles nothing.
 
 A new sampler is one function, decorated with `@sampler(...)`. It takes the arguments above and returns a `Loop`: what
 is carried from step to step, one step, and the entries to step over. The record `Sampler` runs the loop, all of it
@@ -50,7 +50,7 @@ class Step(NamedTuple):
 class Loop(NamedTuple):
     """What a sampler does: `step(carry, entry) -> (carry, x0)` for every entry whose step t is not padding (-1).
 
-    carry: begins as this; the latent z [B,...], or a tuple whose first entry is z.
+    carry: before the first step; the latent z [B,...], or a tuple whose first entry is z.
     x0: the estimate [B,...] of the clean latent at this step, for previews.
     entries: (Step, number), arrays [N] each; the step of the timetable and the number of the evaluation.
     """
@@ -115,7 +115,7 @@ SAMPLERS: dict[str, Sampler] = {}
 def sampler(
     *, draws_noise: bool = False, takes_eta: bool = False, spacing: str = "even"
 ) -> Callable[[Callable[..., Loop]], Sampler]:
-    """Decorator: the function that makes a Loop becomes a Sampler, known in SAMPLERS by the function's name."""
+    """Decorator: the function that makes a Loop becomes a Sampler, in SAMPLERS under the function's name."""
 
     def register(loop: Callable[..., Loop]) -> Sampler:
         SAMPLERS[loop.__name__] = Sampler(loop.__name__, loop, draws_noise, takes_eta, spacing)
@@ -372,7 +372,7 @@ def _noise_fn(given: NoiseFn | None, keys: jax.Array | None, z: jax.Array, strea
 
 
 def _known_fn(mask, z_known, given: NoiseFn | None, keys: jax.Array | None, z_T: jax.Array):
-    """(z, step) -> z with the kept region replaced by z_known at the step's noise level; z without a mask."""
+    """(z, step) -> z, where the mask is 1 replaced by z_known at the step's noise level; z without a mask."""
     if (mask is None) != (z_known is None):
         given_one = "z_known" if mask is None else "mask"
         raise ValueError(f"mask and z_known belong together, only {given_one} was given")

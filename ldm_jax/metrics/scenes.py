@@ -1,8 +1,8 @@
 """Reads scenes of coloured shapes (data/shapes.py) back from their pixels: what is there, of which colour, where.
 
-The judge of conditional models on the built-in data: it knows how scenes are drawn and no network. Shapes are the
-connected regions of saturated colour, since backgrounds are muted; a region's kind is that of the drawn shape
-that it overlaps best, at the centre and radius that the region's own centroid and area give.
+For metrics of conditional models on the built-in data. It depends on how scenes are drawn and on no network. Shapes are
+the connected regions of saturated colour, since backgrounds are muted; a region's kind is that of the drawn shape that
+it overlaps best, at the centre and radius that the region's own centroid and area give.
 """
 
 from collections import Counter

@@ -25,7 +25,7 @@ def _ldm(
 
 
 def quickstart(conditioner: dict | None = None, first_stage: dict | None = None) -> ConfigDict:
-    """A UNet of 64, 128, 128 channels on latents of the built-in shapes, told what the conditioner says."""
+    """A UNet of 64, 128, 128 channels on latents of the built-in shapes, with a condition."""
     config = _ldm(first_stage or quickstart_first_stage(), conditioner, 32, channel_mult=(1, 2, 2), num_res_blocks=1)
     config.optim.update(learning_rate=1e-3, warmup_steps=100)
     config.ema.decay = 0.998

@@ -45,10 +45,10 @@ def _base(task: str, image_size: int) -> ConfigDict:
                 interpolation="bicubic",
                 workers=0,  # worker processes that decode; 0 = a thread
                 validation_images=512,  # at most so many in a validation pass
-                cache_latents="",  # LDM: a folder for the latents of all training images, made once, read ever after
+                cache_latents="",  # LDM: a folder for the latents of all training images, made once, then read
             ),
             mesh=dict(data=-1, fsdp=1),
-            every=dict(log=50, evaluate=5000, picture=5000, checkpoint=5000),  # steps; 0 = never, but at the end
+            every=dict(log=50, evaluate=5000, picture=5000, checkpoint=5000),  # steps; 0 = never; the end is saved
             keep=3,  # checkpoints
             optim=dict(
                 name="adamw",
@@ -193,7 +193,7 @@ def openimages(config: ConfigDict, crop_only: bool = False) -> None:
 
 
 def ldm(first_stage: dict, unet: dict, conditioner: dict | None = None, image_size: int = 256) -> ConfigDict:
-    """Second stage: UNet on the first stage's latents (paper, section 3.2), told what the conditioner says (3.3)."""
+    """Second stage: UNet on the first stage's latents (paper, section 3.2), with a condition (3.3)."""
     config = _base("ldm", image_size)
     config.first_stage = ConfigDict(first_stage)
     config.latent_scale = 0.0  # 0 = measured over latent_scale_batches batches and kept with the run
@@ -201,7 +201,7 @@ def ldm(first_stage: dict, unet: dict, conditioner: dict | None = None, image_si
     section = conditioner or none.section()
     config.conditioner = ConfigDict(
         dict(
-            trainable=True,  # False: as it is in the run `checkpoint`, never moved
+            trainable=True,  # False: taken from the run `checkpoint`, and not changed
             checkpoint="",  # run directory of a diffusion model with the same conditioner
         )
         | section

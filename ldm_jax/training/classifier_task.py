@@ -27,7 +27,7 @@ class ClassifierTask(LDMTask):
     """
 
     ldm: LatentClassifier
-    samples: SampleSettings | None = None  # it draws nothing
+    samples: SampleSettings | None = None  # it makes no pictures
     scale_is_given: bool = False
 
     headline = ("loss", "accuracy", "grad_norm", "learning_rate", "images_per_second")

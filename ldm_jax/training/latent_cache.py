@@ -1,7 +1,7 @@
 """Writes the cache of latents that data/latents.py reads: the first stage's moments of every training image, once.
 
-Every host encodes its share of the shards on its own devices; shards that are there are kept. The folder is one that
-all hosts see.
+Every host encodes its share of the shards on its own devices. Shards that are there are not made again. All hosts must
+see the folder.
 """
 
 import hashlib
@@ -153,7 +153,7 @@ def fill(store: Store, images: Source, transform: ImageTransform, encode: Encode
     """Writes the shards that `store` lacks; returns when those of all hosts are there.
 
     Images are mirrored as well where the transform mirrors. batch_size: images of this host that are encoded together.
-    ConfigError when the other hosts' shards are not seen here.
+    ConfigError when this host does not see the shards of the others.
     """
     host, hosts = jax.process_index(), jax.process_count()
     missing = store.missing()
@@ -169,7 +169,7 @@ def fill(store: Store, images: Source, transform: ImageTransform, encode: Encode
         examples = _examples(seen, encode, batch_size, transform.flip, workers, say)
         for shard in mine:
             store.write(shard, islice(examples, len(store.indices(shard))))
-        next(examples, None)  # so that the last line is said and the readers end
+        next(examples, None)  # so that the last line is printed and the readers end
     if hosts > 1:
         multihost_utils.sync_global_devices("cached latents are written")
     left = store.missing() if missing else []

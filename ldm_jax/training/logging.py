@@ -1,4 +1,4 @@
-"""What a run tells: a line on the screen, metrics.jsonl always, TensorBoard event files, pictures as PNG."""
+"""What a run reports: a line on the screen, metrics.jsonl always, TensorBoard event files, pictures as PNG."""
 
 import json
 import math

@@ -221,13 +221,13 @@ class _Clock:
         self.rate, self.began = steps / (time.perf_counter() - self.began), None
 
     def resume(self) -> None:
-        """Starts it again if it stands."""
+        """Starts it again if it was stopped."""
         self.began = self.began or time.perf_counter()
 
 
 class _StopSignal:
-    """SIGTERM (preemption) asks for a checkpoint and a clean end at the next step, of several hosts at a later one that
-    they agree on: JAX waits for the signal then."""
+    """SIGTERM (preemption) asks for a checkpoint and a clean end at the next step. Several hosts agree on a later
+    step; JAX handles the signal then."""
 
     def __init__(self):
         self.several, self.asked = jax.process_count() > 1, False

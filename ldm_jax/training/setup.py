@@ -178,7 +178,7 @@ def _keep_tokenizer(config: ConfigDict, images: sources.Source, folder: Path) ->
 def frozen(config: ConfigDict, workdir: str | Path, kept_only: bool = False) -> Tree:
     """What the task never changes: the run's own copy in `workdir`, else (unless `kept_only`) from where config says.
 
-    Raises Missing when it is nowhere, ConfigError when the first stage found has another architecture.
+    Raises Missing when it is in neither place, ConfigError when the first stage there has another architecture.
     """
     if config.task == "first_stage":
         return _lpips_params(config)

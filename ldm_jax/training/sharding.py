@@ -54,7 +54,7 @@ def check_batch(batch_size: int, mesh: Mesh, accumulate: int) -> None:
 
 
 def leaf_spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = ()) -> PartitionSpec:
-    """The first rule whose regex is found in `name`, otherwise the size rule."""
+    """That of the first rule whose regex matches a part of `name`, otherwise by size."""
     for pattern, spec in rules:
         if re.search(pattern, name):
             return spec

@@ -78,7 +78,7 @@ class Averaging:
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """The grid that is drawn during training, with fixed noise."""
+    """The samples that are made during training, with fixed noise."""
 
     latent_shape: tuple[int, int, int]
     timetable: Timetable
@@ -184,7 +184,7 @@ class FirstStageSettings:
 
 @dataclass(frozen=True)
 class FirstStageTask:
-    """First stage: autoencoder and discriminator, both moved in every step from one forward pass.
+    """First stage: autoencoder and discriminator, both updated in every step from one forward pass.
 
     params = {"autoencoder", "discriminator"}; frozen = {"lpips"} or {}. In the original the discriminator sees
     the reconstruction of the already updated autoencoder, at the price of a second forward pass.
