@@ -23,7 +23,7 @@ _WHERE = {
     "UsageError": "errors", "ConfigError": "errors", "DataError": "errors", "RequestError": "errors",
     "Missing": "errors",
 }  # fmt: skip
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = [*_WHERE, "__version__", "errors"]
 
 
