@@ -163,6 +163,7 @@ class Programs:
 
         def one(x: np.ndarray) -> jax.Array:
             x = np.asarray(x)
+            x = x.astype(jax.dtypes.canonicalize_dtype(x.dtype), copy=False)  # float64 to float32
             return jax.make_array_from_callback(x.shape, self._rows, lambda index: x[index])
 
         return jax.tree.map(one, values)
