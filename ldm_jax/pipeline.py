@@ -5,7 +5,7 @@
     images = pipe.sample(prompt="a red star", num=4, steps=50, guidance=5, seed=0)
     images.grid().save("stars.png")
 
-sample.py, the pictures during training, the checks and the benchmarks use it too.
+sample.py and scripts/check_quickstart.py use it. The pictures during training come from the same programs.py.
 """
 
 from collections.abc import Callable, Iterator
