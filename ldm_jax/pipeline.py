@@ -69,7 +69,8 @@ def load(
             "diffusion model that it guides"
         )
     params, frozen, step = rundir.model_of(config, path, checkpoint, averaged)
-    weights = "averaged" if averaged and config.get("ema", {}).get("decay", 0.0) else "raw"
+    kind = "averaged" if averaged and config.get("ema", {}).get("decay", 0.0) else "raw"
+    weights = "exported" if rundir.is_exported(path) else kind
     return Pipeline(config, params, frozen, path, step, weights, mesh or default_mesh())
 
 

@@ -84,5 +84,5 @@ def test_who_takes_part_must_be_told(tmp_path):
         [sys.executable, *RUN, f"--workdir={tmp_path}", "--distributed"], cwd=ROOT, capture_output=True, text=True,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
-    assert result.returncode == 1 and "JAX_COORDINATOR_ADDRESS=HOST:PORT" in result.stderr
+    assert result.returncode == 2 and "JAX_COORDINATOR_ADDRESS=HOST:PORT" in result.stderr
     assert "Traceback" not in result.stderr
