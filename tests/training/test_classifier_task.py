@@ -9,6 +9,7 @@ import pytest
 
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.latent_classifier import LatentClassifier
+from ldm_jax.ldm import LatentSpace
 from ldm_jax.models.autoencoder import IdentityFirstStage
 from ldm_jax.training.classifier_task import ClassifierTask
 from ldm_jax.training.optim import make_optimizer
@@ -30,7 +31,7 @@ class Thirds(nn.Module):
 
 @pytest.fixture(scope="module")
 def task():
-    model = LatentClassifier(IdentityFirstStage(), Thirds(), make_schedule())
+    model = LatentClassifier(LatentSpace(IdentityFirstStage()), Thirds(), make_schedule())
     return ClassifierTask(model, make_optimizer("adamw", 1e-2), lambda step: 1e-2, scale_is_given=True)
 
 
@@ -76,4 +77,4 @@ def test_a_step_and_the_scale_of_the_guided_model(task, state):
     assert after.params["classifier"]["sure"] < state.params["classifier"]["sure"]
     np.testing.assert_allclose(metrics["param_norm"], optax.global_norm(after.params), rtol=1e-6)
     assert task.prepare(FROZEN, iter(()), print) is FROZEN
-    assert task.pictures(state, FROZEN, batch(0)) == {}
+    assert task.pictures(state, FROZEN, batch(0), None) == {}
