@@ -10,9 +10,9 @@ import time
 import numpy as np
 import pytest
 
-from tests.training.test_loop import ONE_LEVEL, ROOT, metrics, parameters, train
+from tests.training.test_loop import ROOT, metrics, parameters, train
 
-RUN = ["train.py", "--config=configs/quickstart_ldm.py:tiny", *ONE_LEVEL]
+RUN = ["train.py", "--config=configs/quickstart_ldm.py:tiny"]
 OPTIONS = ["--config.steps=4", "--config.mesh.fsdp=2"]
 
 

@@ -16,8 +16,6 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--config.data.validation_images=8", "--config.every.evaluate=0", "--config.every.picture=0",
          "--config.optim.schedule=constant"]  # fmt: skip
-# A UNet of one level compiles in a third of the time; each test here starts processes that compile it anew.
-ONE_LEVEL = ["--config.unet.channel_mult=(1,)", "--config.unet.attention_downsamples=()"]
 
 
 def python(*command, devices=1, check=True):
@@ -32,7 +30,6 @@ def python(*command, devices=1, check=True):
 
 
 def train(workdir, *options, recipe="quickstart_ldm", **kwargs):
-    options = (*(ONE_LEVEL if recipe == "quickstart_ldm" else ()), *options)
     return python("train.py", f"--config=configs/{recipe}.py:tiny", f"--workdir={workdir}", *options, **kwargs)
 
 
