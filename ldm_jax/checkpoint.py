@@ -78,13 +78,12 @@ class Checkpoints:
             shutil.rmtree(folder)  # something unfinished
         self.manager.save(step, args=ocp.args.StandardSave(state))
 
-    def restore(self, abstract: Tree, step: int | None = None) -> Tree:
-        """The state at `step` (default: the newest) with the shapes, types and shardings of `abstract`.
+    def restore(self, abstract: Tree, step: int) -> Tree:
+        """The state at `step` with the shapes, types and shardings of `abstract`.
 
         abstract: tree of ShapeDtypeStruct with `sharding` set, so a checkpoint fits any number of devices.
         Raises FileNotFoundError with the steps that exist.
         """
-        step = self.latest() if step is None else step
         steps = sorted(self.manager.all_steps())
         if step not in steps:
             raise FileNotFoundError(f"no checkpoint of step {step} in {self.path}; there are: {steps or 'none'}")

@@ -32,15 +32,14 @@ def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Shuffled:
-    """Global sample g -> index into the source: a fresh permutation every epoch, or the source's order."""
+    """Global sample g -> index into the source: a fresh permutation every epoch."""
 
     size: int
     seed: int
-    shuffle: bool
 
     def __call__(self, g: int) -> tuple[int, None]:
         epoch, place = divmod(g, self.size)
-        return (int(_permutation(self.size, self.seed, epoch)[place]) if self.shuffle else place), None
+        return int(_permutation(self.size, self.seed, epoch)[place]), None
 
 
 @dataclass(frozen=True)
@@ -163,9 +162,8 @@ def _iterate(rows: _Rows, start_step: int, end_step: int, workers: int) -> Batch
 
 
 def batches(source: Source, transform: Transform, batch_size: int, *, seed: int, start_step: int = 0,
-            num_epochs: int | None = None, process_index: int = 0, process_count: int = 1, workers: int = 0,
-            shuffle: bool = True) -> Batches:
-    """Training batches start_step, start_step + 1, ...: endless, or as many whole ones as num_epochs hold.
+            process_index: int = 0, process_count: int = 1, workers: int = 0) -> Batches:
+    """Training batches start_step, start_step + 1, ... without end.
 
     batch_size is GLOBAL; host h of H gets rows [h * B/H, (h + 1) * B/H) of it. Every epoch is a fresh
     permutation in which no sample repeats; epochs follow each other without a gap, so a batch may hold the
@@ -174,22 +172,9 @@ def batches(source: Source, transform: Transform, batch_size: int, *, seed: int,
     workers: 0 decodes in two threads of this process, else in that many processes (guard `__main__`).
     """
     _check(source, batch_size, process_index, process_count)
-    end_step = _ENDLESS // batch_size if num_epochs is None else num_epochs * len(source) // batch_size
-    if end_step <= start_step:
-        raise ValueError(f"{num_epochs} epochs of {len(source)} examples hold {end_step} batches of "
-                         f"{batch_size}: nothing is left from step {start_step} on")
-    rows = _Rows(source, transform, _Shuffled(len(source), seed, shuffle), _AUGMENT, seed, batch_size,
-                 process_index, process_count)
-    return _iterate(rows, start_step, end_step, workers)
-
-
-def batch_at(source: Source, transform: Transform, batch_size: int, step: int, *, seed: int,
-             process_index: int = 0, process_count: int = 1, shuffle: bool = True) -> dict[str, np.ndarray]:
-    """Batch `step` of `batches` with the same arguments, alone."""
-    _check(source, batch_size, process_index, process_count)
-    rows = _Rows(source, transform, _Shuffled(len(source), seed, shuffle), _AUGMENT, seed, batch_size,
-                 process_index, process_count)
-    return _stack([rows(step * rows.rows + row) for row in range(rows.rows)])[0]
+    rows = _Rows(source, transform, _Shuffled(len(source), seed), _AUGMENT, seed, batch_size, process_index,
+                 process_count)
+    return _iterate(rows, start_step, _ENDLESS // batch_size, workers)
 
 
 def eval_batches(source: Source, transform: Transform, batch_size: int, limit: int | None = None, *,

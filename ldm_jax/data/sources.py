@@ -139,17 +139,15 @@ class FolderSource(Source):
         where both are there; else a hash of the relative file name sends about `validation_fraction` of the
         images to validation, the same on every machine and however many images are added.
     channels: 3 (RGB) or 1 (grey). EXIF rotation is applied.
-    shorter_side: None, or the side that the images will be resized to: large JPEGs are then decoded at a
-        reduced size (never below it), which is faster and changes the pixels a little.
     """
 
     def __init__(self, path: str | Path, split: str = "train", channels: int = 3,
-                 validation_fraction: float = 0.05, shorter_side: int | None = None):
+                 validation_fraction: float = 0.05):
         if split not in SPLITS:
             raise ValueError(f"split is {split!r}, but must be one of {', '.join(SPLITS)}")
         if channels not in (1, 3):
             raise ConfigError(f"channels is {channels}, but images are read with 1 or 3")
-        self.path, self.split, self.channels, self.shorter_side = Path(path), split, channels, shorter_side
+        self.path, self.split, self.channels = Path(path), split, channels
         listing = folder.scan(self.path)
         chosen = folder.choose_split(listing, split, validation_fraction)
         self.class_names = listing.class_names
@@ -163,10 +161,10 @@ class FolderSource(Source):
         entry = self._entries[i]
         example = {"name": entry["name"]}
         try:
-            maps = [key for key in ("segmentation", "mask") if key in entry]
-            example["image"] = self._image(entry["name"], reduced=not maps)
-            for key in maps:
-                example[key] = self._map(key, entry[key], example["image"].shape[:2])
+            example["image"] = self._image(entry["name"])
+            for key in ("segmentation", "mask"):
+                if key in entry:
+                    example[key] = self._map(key, entry[key], example["image"].shape[:2])
             vectors = entry.get("vectors")
             if vectors is not None:
                 example["vectors"] = read_vectors(self.path / vectors) if isinstance(vectors, str) else vectors
@@ -180,10 +178,8 @@ class FolderSource(Source):
         entry = self._entries[i]
         return {key: entry[key] for key in ("name", "label", "text", "objects") if key in entry}
 
-    def _image(self, name: str, reduced: bool) -> np.ndarray:
+    def _image(self, name: str) -> np.ndarray:
         with Image.open(self.path / name) as image:
-            if reduced and self.shorter_side is not None:
-                image.draft(None, (self.shorter_side, self.shorter_side))
             return to_channels(ImageOps.exif_transpose(image), self.channels)
 
     def _map(self, key: str, name: str, size: tuple[int, int]) -> np.ndarray:

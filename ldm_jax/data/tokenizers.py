@@ -66,10 +66,6 @@ class TextTokenizer:
         """Writes the tokenizer's files, so that its name is needed no more."""
         self._tokenizer.save_pretrained(str(folder))
 
-    def decode(self, ids: np.ndarray) -> str:
-        """The text of ids [L], without special tokens; lower case where the vocabulary is."""
-        return self._tokenizer.decode([int(k) for k in ids], skip_special_tokens=True)
-
 
 def captions(source) -> Iterable[str]:
     """The texts of a source, in its order; pictures are not decoded where that can be avoided."""
