@@ -16,6 +16,7 @@ from ldm_jax.data.shapes import CLASS_NAMES, SEGMENTATION_NAMES
 from ldm_jax.data.sources import FilteredSource, ShapesSource
 from ldm_jax.data.transforms import ImageTransform
 from ldm_jax.images import to_uint8
+from tests.data_tools import batch_at
 
 SOURCE = ShapesSource(64, 40)
 MOVING = ImageTransform(32, resize="square", flip=True)
@@ -26,7 +27,7 @@ def one(field, transform=MOVING, k=0, source=SOURCE):
 
 
 def batch(*fields, transform=MOVING, step=3):
-    return batches.batch_at(SOURCE, WithFields(transform, fields), 8, step, seed=1)
+    return batch_at(SOURCE, WithFields(transform, fields), 8, step, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def tokenizer(tmp_path_factory):
 
 
 def test_the_image_is_the_one_without_fields():
-    plain = batches.batch_at(SOURCE, MOVING, 8, 3, seed=1)["image"]
+    plain = batch_at(SOURCE, MOVING, 8, 3, seed=1)["image"]
     for fields in ((), (Degraded("bsr"),), (Masked(), Segmentation(9))):
         assert np.array_equal(batch(*fields)["image"], plain)
 
