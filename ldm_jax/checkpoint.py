@@ -1,8 +1,8 @@
 """Reads and writes the files of a run directory. Only this module uses Orbax.
 
-    workdir/config.json          all options of the run
-    workdir/frozen/              arrays that training does not change: first stage and latent scale (diffusion models)
-    workdir/checkpoints/<step>/  the TrainState, written in the background
+workdir/config.json          all options of the run
+workdir/frozen/              arrays that training does not change: first stage and latent scale (diffusion models)
+workdir/checkpoints/<step>/  the TrainState, written in the background
 """
 
 import json

@@ -38,9 +38,7 @@ def last_layer(features: int, channels: int) -> tuple[jax.Array, jax.Array]:
 
 
 def convolve(kernel: jax.Array, bias: jax.Array, features: jax.Array) -> jax.Array:
-    out = jax.lax.conv_general_dilated(
-        features, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    out = jax.lax.conv_general_dilated(features, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     return out + bias
 
 
@@ -97,6 +95,7 @@ class LossRun:
             perceptual_weight=self.perceptual_weight,
         )  # fmt: skip
         if self.weights is not None:  # our objective has none: the original's are passed to nll_kl alone
+
             def more(reconstruction):
                 return self.nll(self.logvar, reconstruction, self.weights) - self.nll(self.logvar, reconstruction)
 
@@ -236,6 +235,7 @@ def run_perplexity(case: Case) -> dict[str, Ours]:
 
 def run_gaussian(case: Case) -> dict[str, Ours]:
     """The posterior. kl_other and nll, which nothing in the original or here uses, from its mean and variance."""
+
     def posterior(moments: np.ndarray) -> DiagonalGaussian:
         return DiagonalGaussian(jnp.asarray(nhwc(moments)))
 

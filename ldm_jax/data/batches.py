@@ -86,8 +86,9 @@ class _Rows:
             if weight is not None:
                 example["weight"] = np.float32(weight)
             return example, skipped
-        raise RuntimeError(f"{len(skipped)} examples in a row could not be read; the last: "
-                           f"{skipped[-1][0]}: {skipped[-1][1]}")
+        raise RuntimeError(
+            f"{len(skipped)} examples in a row could not be read; the last: {skipped[-1][0]}: {skipped[-1][1]}"
+        )
 
 
 def _stack(rows) -> tuple[dict[str, np.ndarray], list[tuple[str, str]]]:
@@ -125,8 +126,10 @@ class Batches:
                 self._named.add(name)
                 logging.warning("corrupt example %s, the next one takes its place: %s", name, reason)
         if self.corrupt >= 20 and self.corrupt > 0.05 * self.seen:
-            raise RuntimeError(f"{self.corrupt} of {self.seen} examples seen were corrupt, more than 5 %: "
-                               f"repair or remove them; among them {', '.join(sorted(self._named)[:5])}")
+            raise RuntimeError(
+                f"{self.corrupt} of {self.seen} examples seen were corrupt, more than 5 %: "
+                f"repair or remove them; among them {', '.join(sorted(self._named)[:5])}"
+            )
         return batch
 
     def close(self) -> None:
@@ -141,8 +144,9 @@ def _check(source: Source, batch_size: int, process_index: int, process_count: i
     if len(source) == 0:
         raise DataError("the source is empty: there is nothing to make batches of")
     if batch_size < 1 or batch_size % process_count:
-        raise ConfigError(f"the global batch_size {batch_size} must be a positive multiple of the "
-                          f"{process_count} processes")
+        raise ConfigError(
+            f"the global batch_size {batch_size} must be a positive multiple of the {process_count} processes"
+        )
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index {process_index} is not in 0..{process_count - 1}")
 
@@ -159,8 +163,17 @@ def _iterate(rows: _Rows, start_step: int, end_step: int, workers: int) -> Batch
     return Batches(iter(dataset))
 
 
-def batches(source: Source, transform: Transform, batch_size: int, *, seed: int, start_step: int = 0,
-            process_index: int = 0, process_count: int = 1, workers: int = 0) -> Batches:
+def batches(
+    source: Source,
+    transform: Transform,
+    batch_size: int,
+    *,
+    seed: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+) -> Batches:
     """Training batches start_step, start_step + 1, ... without end.
 
     batch_size is global: of H hosts, host h gets the rows [h * B/H, (h + 1) * B/H) of a batch of B rows. In each epoch,
@@ -170,13 +183,23 @@ def batches(source: Source, transform: Transform, batch_size: int, *, seed: int,
     workers: number of processes that decode images; 0 means two threads of this process.
     """
     _check(source, batch_size, process_index, process_count)
-    rows = _Rows(source, transform, _Shuffled(len(source), seed), _AUGMENT, seed, batch_size, process_index,
-                 process_count)
+    rows = _Rows(
+        source, transform, _Shuffled(len(source), seed), _AUGMENT, seed, batch_size, process_index, process_count
+    )
     return _iterate(rows, start_step, _ENDLESS // batch_size, workers)
 
 
-def eval_batches(source: Source, transform: Transform, batch_size: int, limit: int | None = None, *,
-                 seed: int = 0, process_index: int = 0, process_count: int = 1, workers: int = 0) -> Batches:
+def eval_batches(
+    source: Source,
+    transform: Transform,
+    batch_size: int,
+    limit: int | None = None,
+    *,
+    seed: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+) -> Batches:
     """One pass over the source in a fixed order; with `limit`, over so many examples spread evenly over the source.
 
     No example is dropped: the last batch is filled with examples from the start. "weight" [B] float32 is 0 for these,
@@ -187,6 +210,7 @@ def eval_batches(source: Source, transform: Transform, batch_size: int, limit: i
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}, but at least one example must be evaluated")
     count = len(source) if limit is None else min(limit, len(source))
-    rows = _Rows(source, transform, _OnePass(len(source), count), _EVALUATE, seed, batch_size,
-                 process_index, process_count)
+    rows = _Rows(
+        source, transform, _OnePass(len(source), count), _EVALUATE, seed, batch_size, process_index, process_count
+    )
     return _iterate(rows, 0, -(-count // batch_size), workers)

@@ -130,7 +130,7 @@ def convolve(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     shape = tuple(_fast_length(side) for side in padded.shape[:2])
     planes = np.ascontiguousarray(np.moveaxis(padded, -1, 0))
     spectrum = np.fft.rfft2(planes, shape) * np.fft.rfft2(kernel.astype(np.float32), shape)
-    out = np.fft.irfft2(spectrum, shape)[:, k - 1:padded.shape[0], k - 1:padded.shape[1]]
+    out = np.fft.irfft2(spectrum, shape)[:, k - 1 : padded.shape[0], k - 1 : padded.shape[1]]
     return np.ascontiguousarray(np.moveaxis(out, 0, -1), np.float32)
 
 
@@ -139,8 +139,7 @@ def blur(rng: np.random.Generator, image: np.ndarray, scale: int, strength: Stre
     isotropic with sigma U(0, 2 + scale/5). Both ranges are multiplied by `strength.blur_share`."""
     if rng.random() < 0.5:
         variance = strength.blur_share * (4 + scale) * rng.random(2)
-        kernel = gaussian_kernel(int(rng.choice(strength.anisotropic_sizes)), tuple(variance),
-                                 np.pi * rng.random())
+        kernel = gaussian_kernel(int(rng.choice(strength.anisotropic_sizes)), tuple(variance), np.pi * rng.random())
     else:
         sigma = strength.blur_share * (2 + 0.2 * scale) * rng.random()
         kernel = gaussian_kernel(int(rng.choice(strength.isotropic_sizes)), (sigma**2, sigma**2))
@@ -195,8 +194,9 @@ def _as_uint8(image: np.ndarray) -> np.ndarray:
 def jpeg(rng: np.random.Generator, image: np.ndarray, qualities: tuple[int, int]) -> np.ndarray:
     """Compresses the image as JPEG of a random quality, with colours at half resolution."""
     buffer = io.BytesIO()
-    Image.fromarray(_as_uint8(image)).save(buffer, "jpeg", quality=int(rng.integers(qualities[0], qualities[1] + 1)),
-                                           subsampling="4:2:0")
+    Image.fromarray(_as_uint8(image)).save(
+        buffer, "jpeg", quality=int(rng.integers(qualities[0], qualities[1] + 1)), subsampling="4:2:0"
+    )
     return np.asarray(Image.open(buffer), np.float32) / np.float32(255)
 
 

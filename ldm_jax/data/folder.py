@@ -59,14 +59,17 @@ def _number_labels(path: Path, entries: list[dict]) -> tuple[str, ...]:
     """Replaces labels that are strings by their numbers in the sorted list. Returns the names of the classes."""
     missing = [entry["name"] for entry in entries if "label" not in entry]
     if missing:
-        raise DataError(f"{len(missing)} of {len(entries)} records in {path} have no label, "
-                         f"{missing[0]} for one: label all or none")
+        raise DataError(
+            f"{len(missing)} of {len(entries)} records in {path} have no label, {missing[0]} for one: label all or none"
+        )
     labels = {entry["label"] for entry in entries}
     if all(isinstance(label, int) and label >= 0 for label in labels):
         return tuple(str(k) for k in range(max(labels) + 1))
     if not all(isinstance(label, str) for label in labels):
-        raise DataError(f"labels in {path} must all be strings or all be integers from 0 on, "
-                         f"but there are {sorted(map(repr, labels))[:6]}")
+        raise DataError(
+            f"labels in {path} must all be strings or all be integers from 0 on, "
+            f"but there are {sorted(map(repr, labels))[:6]}"
+        )
     names = sorted(labels)
     numbers = {name: k for k, name in enumerate(names)}
     for entry in entries:
@@ -131,6 +134,8 @@ def choose_split(listing: Listing, split: str, validation_fraction: float) -> li
         in_validation = [_hashed(entry["name"]) < validation_fraction for entry in listing.entries]
     chosen = [i for i, held_out in enumerate(in_validation) if held_out == (split == "validation")]
     if not chosen:
-        raise DataError(f"the {split} split of the {len(listing.entries)} images in {listing.path} is empty. Change "
-                        f"--config.data.validation_fraction={validation_fraction}, or add images")
+        raise DataError(
+            f"the {split} split of the {len(listing.entries)} images in {listing.path} is empty. Change "
+            f"--config.data.validation_fraction={validation_fraction}, or add images"
+        )
     return chosen

@@ -22,8 +22,18 @@ Box = tuple[float, float, float, float]
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 # In a class token, flag k is bit k of the multiple of n_classes.
 FLAGS = ("group", "occluded", "depiction", "inside")
-_PALETTE = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189), (140, 86, 75),
-            (227, 119, 194), (127, 127, 127), (188, 189, 34), (23, 190, 207))
+_PALETTE = (
+    (31, 119, 180),
+    (255, 127, 14),
+    (44, 160, 44),
+    (214, 39, 40),
+    (148, 103, 189),
+    (140, 86, 75),
+    (227, 119, 194),
+    (127, 127, 127),
+    (188, 189, 34),
+    (23, 190, 207),
+)
 
 
 def flip_box(box: Box) -> Box:
@@ -61,8 +71,10 @@ class LayoutCoder:
             raise ConfigError(f"flags {', '.join(sorted(unknown))} are not among {', '.join(FLAGS)}")
         highest = self.n_classes * (1 + sum(1 << k for k, flag in enumerate(FLAGS) if flag in self.flags))
         if self.n_classes < 1 or highest > self.empty:
-            raise ConfigError(f"{self.n_classes} classes with {len(self.flags)} flags need {highest} tokens, and one "
-                              f"for empty slots: more than the vocabulary of {self.vocabulary}")
+            raise ConfigError(
+                f"{self.n_classes} classes with {len(self.flags)} flags need {highest} tokens, and one "
+                f"for empty slots: more than the vocabulary of {self.vocabulary}"
+            )
 
     @property
     def empty(self) -> int:
@@ -96,15 +108,16 @@ class LayoutCoder:
         bits = sum(1 << k for k, flag in enumerate(FLAGS) if flag in self.flags and item.get(flag))
         return item["class"] + self.n_classes * bits
 
-    def encode(self, objects: list[dict], crop: Box = WHOLE, flip: bool = False,
-               rng: np.random.Generator | None = None) -> np.ndarray:
+    def encode(
+        self, objects: list[dict], crop: Box = WHOLE, flip: bool = False, rng: np.random.Generator | None = None
+    ) -> np.ndarray:
         """Objects of the whole image -> int32 [length].
 
         Steps in order: objects after the first max_objects are dropped. The others are shuffled, if `rng` is given.
         Those outside the crop are dropped. Boxes are clipped to the whole image, or without crop tokens to the crop. If
         `flip`, boxes and crop are mirrored.
         """
-        objects = objects[:self.max_objects]
+        objects = objects[: self.max_objects]
         if rng is not None:
             objects = [objects[k] for k in rng.permutation(len(objects))]
         tokens = []
@@ -126,7 +139,7 @@ class LayoutCoder:
         tokens = [int(token) for token in tokens]
         objects = []
         for k in range(0, 3 * self.max_objects, 3):
-            what, first, second = tokens[k:k + 3]
+            what, first, second = tokens[k : k + 3]
             if what != self.empty:
                 bits, number = divmod(what, self.n_classes)
                 flags = {flag: True for j, flag in enumerate(FLAGS) if bits >> j & 1}
@@ -148,13 +161,21 @@ class LayoutRules:
 
     def keep(self, objects: list[dict]) -> list[dict] | None:
         """The objects that are large enough. None if the image is not used."""
-        large = [item for item in objects
-                 if (item["box"][2] - item["box"][0]) * (item["box"][3] - item["box"][1]) > self.min_area]
+        large = [
+            item
+            for item in objects
+            if (item["box"][2] - item["box"][0]) * (item["box"][3] - item["box"][1]) > self.min_area
+        ]
         return large if self.min_objects <= len(large) <= self.max_objects else None
 
 
-def draw_layout(objects: list[dict], size: tuple[int, int], names: tuple[str, ...] = (), crop: Box = WHOLE,
-                background: np.ndarray | None = None) -> np.ndarray:
+def draw_layout(
+    objects: list[dict],
+    size: tuple[int, int],
+    names: tuple[str, ...] = (),
+    crop: Box = WHOLE,
+    background: np.ndarray | None = None,
+) -> np.ndarray:
     """Draws boxes with the names of their classes: uint8 [H,W,3] for size = (h, w).
 
     names: names of the classes; () means that numbers are written. Initials of the flags that are set follow. crop:

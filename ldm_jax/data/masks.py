@@ -71,8 +71,7 @@ SETTINGS = {
 }
 
 
-def draw_strokes(rng: np.random.Generator, height: int, width: int, strokes: Strokes,
-                 scale: float = 1.0) -> np.ndarray:
+def draw_strokes(rng: np.random.Generator, height: int, width: int, strokes: Strokes, scale: float = 1.0) -> np.ndarray:
     """uint8 [H,W], 1 = hole. Lengths and widths are multiplied by `scale`. Ends and corners are round."""
     canvas = Image.new("L", (width, height))
     pen = ImageDraw.Draw(canvas)
@@ -92,8 +91,7 @@ def draw_strokes(rng: np.random.Generator, height: int, width: int, strokes: Str
     return np.array(canvas)
 
 
-def draw_boxes(rng: np.random.Generator, height: int, width: int, boxes: Boxes,
-               scale: float = 1.0) -> np.ndarray:
+def draw_boxes(rng: np.random.Generator, height: int, width: int, boxes: Boxes, scale: float = 1.0) -> np.ndarray:
     """uint8 [H,W], 1 = hole. Sides and margin are multiplied by `scale`."""
     mask = np.zeros((height, width), np.uint8)
     margin = round(boxes.margin * scale)
@@ -103,7 +101,7 @@ def draw_boxes(rng: np.random.Generator, height: int, width: int, boxes: Boxes,
         box_width, box_height = (int(side) for side in rng.integers(smallest, largest + 1, 2))
         left = int(rng.integers(margin, width - margin - box_width + 1))
         top = int(rng.integers(margin, height - margin - box_height + 1))
-        mask[top:top + box_height, left:left + box_width] = 1
+        mask[top : top + box_height, left : left + box_width] = 1
     return mask
 
 
@@ -115,8 +113,9 @@ def make_mask(rng: np.random.Generator, height: int, width: int, setting: str = 
     if setting not in SETTINGS:
         raise ConfigError(f"mask setting is {setting!r}, but must be one of {', '.join(SETTINGS)}")
     if min(height, width) < _SMALLEST_IMAGE:
-        raise ConfigError(f"masks are drawn on images of at least {_SMALLEST_IMAGE} pixels each way, "
-                          f"not {height}x{width}")
+        raise ConfigError(
+            f"masks are drawn on images of at least {_SMALLEST_IMAGE} pixels each way, not {height}x{width}"
+        )
     chosen = SETTINGS[setting]
     scale = min(height, width) / chosen.image
     for _ in range(_MOST_TRIES):
@@ -126,5 +125,6 @@ def make_mask(rng: np.random.Generator, height: int, width: int, setting: str = 
             mask = draw_strokes(rng, height, width, chosen.strokes, scale)
         if mask.any() and mask.mean() <= chosen.most_covered:
             return mask
-    raise RuntimeError(f"{_MOST_TRIES} masks of {setting} on {height}x{width} all covered more than "
-                       f"{chosen.most_covered:.0%}")
+    raise RuntimeError(
+        f"{_MOST_TRIES} masks of {setting} on {height}x{width} all covered more than {chosen.most_covered:.0%}"
+    )

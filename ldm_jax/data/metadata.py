@@ -91,8 +91,10 @@ class _Reader:
         if inside and name not in self.files and not os.path.isfile(self.path / name):
             raise DataError(f'"{key}" names {given}, but {self.path / name} does not exist')
         if not inside or not self._is_inside(os.path.join(self.path, name)):
-            raise DataError(f'"{key}" names {given}, which leaves the folder {self.path}: names must be relative, '
-                            "without '..', and not links to files elsewhere")
+            raise DataError(
+                f'"{key}" names {given}, which leaves the folder {self.path}: names must be relative, '
+                "without '..', and not links to files elsewhere"
+            )
         return name
 
     def _is_inside(self, file: str) -> bool:
@@ -107,8 +109,10 @@ class _Reader:
         try:
             vectors = read_vectors(self.path / given) if isinstance(given, str) else to_vectors(np.asarray(given))
         except (ValueError, OSError) as error:
-            raise DataError('"vectors" must be a list of numbers, a list of lists of equal length, or the name of a '
-                            f".npy file with an array [dim] or [n,dim], not {_short(given)} ({error})") from None
+            raise DataError(
+                '"vectors" must be a list of numbers, a list of lists of equal length, or the name of a '
+                f".npy file with an array [dim] or [n,dim], not {_short(given)} ({error})"
+            ) from None
         self.width = self.width or vectors.shape[1]
         if vectors.shape[1] != self.width:
             raise DataError(f"vectors of {vectors.shape[1]} numbers, but those before have {self.width}")
@@ -161,8 +165,13 @@ def _objects(given, image: Path) -> list[dict]:
 
 
 def _is_box(box) -> bool:
-    return (isinstance(box, list) and len(box) == 4 and all(_is_number(x) for x in box)
-            and 0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1)
+    return (
+        isinstance(box, list)
+        and len(box) == 4
+        and all(_is_number(x) for x in box)
+        and 0 <= box[0] < box[2] <= 1
+        and 0 <= box[1] < box[3] <= 1
+    )
 
 
 def _object_in_pixels(box, number, width: int, height: int) -> dict:
@@ -171,8 +180,10 @@ def _object_in_pixels(box, number, width: int, height: int) -> dict:
         x, y, w, h = box
         shown = clip_box((x / width, y / height, (x + w) / width, (y + h) / height))
     if shown is None or not _is_class(number):
-        raise DataError(f"a box must be [x, y, width, height] within the image of {width}x{height} pixels, and its "
-                        f"category an integer from 0 on, not {_short(box)} and {_short(number)}")
+        raise DataError(
+            f"a box must be [x, y, width, height] within the image of {width}x{height} pixels, and its "
+            f"category an integer from 0 on, not {_short(box)} and {_short(number)}"
+        )
     return {"box": list(shown), "class": number}
 
 

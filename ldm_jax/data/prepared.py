@@ -52,7 +52,8 @@ def folder_of(name: str, data_dir: Path) -> Path:
         "Preparing needs TensorFlow, in an environment of its own:\n"
         "  python -m venv tfds-env\n"
         "  tfds-env/bin/pip install tensorflow-cpu tensorflow-datasets array_record importlib_resources\n"
-        f"  tfds-env/bin/tfds build {name} --data_dir={data_dir} --file_format=array_record")
+        f"  tfds-env/bin/tfds build {name} --data_dir={data_dir} --file_format=array_record"
+    )
 
 
 def kept_classes(path: str | Path, names: tuple[str, ...]) -> dict[int, int]:
@@ -64,7 +65,8 @@ def kept_classes(path: str | Path, names: tuple[str, ...]) -> dict[int, int]:
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"{path} does not exist: the names of the classes to keep, one a line. The most frequent ones:\n"
-            f"  python scripts/count_classes.py --name=NAME --data_dir=DIR --most=352 --out={path}")
+            f"  python scripts/count_classes.py --name=NAME --data_dir=DIR --most=352 --out={path}"
+        )
     wanted = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
     unknown = [name for name in wanted if name not in names]
     if unknown or len(set(wanted)) != len(wanted) or not wanted:
@@ -74,7 +76,7 @@ def kept_classes(path: str | Path, names: tuple[str, ...]) -> dict[int, int]:
 
 
 def annotations(record: dict, names: Names, classes: dict[int, int] | None) -> dict:
-    """"label", "text" (a str, or a tuple of them) and "objects" of a record, if it has them.
+    """ "label", "text" (a str, or a tuple of them) and "objects" of a record, if it has them.
 
     classes: {number in the set: number in the example}; objects of other classes are dropped. None: all are kept.
     """

@@ -17,12 +17,24 @@ import numpy as np
 from ldm_jax.errors import ConfigError
 
 COLOURS = {
-    "red": (215, 30, 40), "orange": (250, 130, 15), "yellow": (255, 230, 40), "green": (35, 150, 55),
-    "cyan": (50, 215, 230), "blue": (30, 70, 215), "purple": (125, 35, 170), "pink": (255, 140, 200),
+    "red": (215, 30, 40),
+    "orange": (250, 130, 15),
+    "yellow": (255, 230, 40),
+    "green": (35, 150, 55),
+    "cyan": (50, 215, 230),
+    "blue": (30, 70, 215),
+    "purple": (125, 35, 170),
+    "pink": (255, 140, 200),
 }
 BACKGROUNDS = {
-    "grey": (140, 140, 140), "beige": (205, 190, 165), "brown": (120, 95, 80), "olive": (125, 125, 90),
-    "slate": (95, 110, 128), "mauve": (160, 135, 155), "dark": (62, 62, 68), "pale": (222, 222, 218),
+    "grey": (140, 140, 140),
+    "beige": (205, 190, 165),
+    "brown": (120, 95, 80),
+    "olive": (125, 125, 90),
+    "slate": (95, 110, 128),
+    "mauve": (160, 135, 155),
+    "dark": (62, 62, 68),
+    "pale": (222, 222, 218),
 }
 PATTERNS = ("plain", "shaded", "striped", "checkered")
 SIMPLE_KINDS = ("circle", "square", "triangle", "cross")
@@ -73,8 +85,16 @@ def _moon(u, v):
     return np.maximum(np.hypot(u, v) - 1.0, 0.86 - np.hypot(u - 0.48, v))
 
 
-KINDS = {"circle": _circle, "square": _square, "triangle": _triangle, "star": _star, "ring": _ring,
-         "cross": _cross, "heart": _heart, "moon": _moon}
+KINDS = {
+    "circle": _circle,
+    "square": _square,
+    "triangle": _triangle,
+    "star": _star,
+    "ring": _ring,
+    "cross": _cross,
+    "heart": _heart,
+    "moon": _moon,
+}
 
 
 @dataclass(frozen=True)
@@ -141,11 +161,17 @@ def _place(rng: np.random.Generator, rules: Rules) -> list[dict]:
         radius = rng.uniform(*(rules.main if k == 0 else rules.others))
         for _ in range(20):
             centre = rng.uniform(radius, 1 - radius, 2)
-            if all(np.hypot(*(centre - other["centre"])) > 0.75 * (radius + other["radius"])
-                   for other in placed):
+            if all(np.hypot(*(centre - other["centre"])) > 0.75 * (radius + other["radius"]) for other in placed):
                 kind, colour = rules.kinds[rng.integers(len(rules.kinds))], int(rng.integers(len(COLOURS)))
-                placed.append({"kind": list(KINDS).index(kind), "colour": colour, "centre": centre, "radius": radius,
-                               "turn": rng.uniform(-rules.turn, rules.turn)})
+                placed.append(
+                    {
+                        "kind": list(KINDS).index(kind),
+                        "colour": colour,
+                        "centre": centre,
+                        "radius": radius,
+                        "turn": rng.uniform(-rules.turn, rules.turn),
+                    }
+                )
                 break
     return placed
 
@@ -167,14 +193,20 @@ def _paint(image: np.ndarray, segmentation: np.ndarray, shape: dict, colour: np.
     inside = coverage >= 0.5
     segmentation[top:bottom, left:right][inside] = 1 + shape["kind"]
     rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-    return [float((left + columns[0]) / size), float((top + rows[0]) / size),
-            float((left + columns[-1] + 1) / size), float((top + rows[-1] + 1) / size)]
+    return [
+        float((left + columns[0]) / size),
+        float((top + rows[0]) / size),
+        float((left + columns[-1] + 1) / size),
+        float((top + rows[-1] + 1) / size),
+    ]
 
 
 def _caption(placed: list[dict], background: str) -> str:
     kinds, colours = list(KINDS), list(COLOURS)
-    words = [f"a {'large' if k == 0 else 'small'} {colours[shape['colour']]} {kinds[shape['kind']]}"
-             for k, shape in enumerate(placed)]
+    words = [
+        f"a {'large' if k == 0 else 'small'} {colours[shape['colour']]} {kinds[shape['kind']]}"
+        for k, shape in enumerate(placed)
+    ]
     listed = words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
     return f"{listed} on a {background} background"
 

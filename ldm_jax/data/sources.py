@@ -76,7 +76,7 @@ def fingerprint(folder: Path, names: Sequence[str]) -> str:
     digest = hashlib.sha256()
     with ThreadPoolExecutor(8) as pool:
         for start in range(0, len(names), 4096):
-            some = names[start:start + 4096]
+            some = names[start : start + 4096]
             for name, seen in zip(some, pool.map(_ends, (folder / name for name in some))):
                 digest.update(f"{name}\n".encode() + seen)
     return digest.hexdigest()[:16]
@@ -144,8 +144,7 @@ class FolderSource(Source):
     channels: 3 (RGB) or 1 (grey). EXIF rotation is applied.
     """
 
-    def __init__(self, path: str | Path, split: str = "train", channels: int = 3,
-                 validation_fraction: float = 0.05):
+    def __init__(self, path: str | Path, split: str = "train", channels: int = 3, validation_fraction: float = 0.05):
         if split not in SPLITS:
             raise ValueError(f"split is {split!r}, but must be one of {', '.join(SPLITS)}")
         if channels not in (1, 3):
@@ -203,8 +202,10 @@ class FolderSource(Source):
         except OSError:
             size = "unreadable"
         classes = f"{len(self.class_names)} classes" if self.class_names else "no classes"
-        return (f"{len(self)} images ({self.split} split of {self.path}), {classes}, {self._texts} with "
-                f"text, the first {size}, read with {self.channels} channels")
+        return (
+            f"{len(self)} images ({self.split} split of {self.path}), {classes}, {self._texts} with "
+            f"text, the first {size}, read with {self.channels} channels"
+        )
 
     def identity(self) -> str:
         """Names and contents of the images (`fingerprint`). Reading a million files takes some minutes."""
@@ -225,8 +226,14 @@ class TfdsSource(Source):
     not on disk, with the commands that prepare it.
     """
 
-    def __init__(self, name: str, split: str = "train", data_dir: str | Path | None = None,
-                 channels: int = 3, classes: str | Path | None = None):
+    def __init__(
+        self,
+        name: str,
+        split: str = "train",
+        data_dir: str | Path | None = None,
+        channels: int = 3,
+        classes: str | Path | None = None,
+    ):
         try:
             import tensorflow_datasets as tfds  # an import of seconds that only this source needs
         except ImportError as error:
@@ -236,8 +243,10 @@ class TfdsSource(Source):
         at = prepared.folder_of(name, Path(data_dir or default).expanduser())
         builder = tfds.builder_from_directory(at)
         if builder.info.file_format.value != "array_record":
-            raise DataError(f"{at} is prepared as {builder.info.file_format.value}, which has no random "
-                            "access; prepare it again with --file_format=array_record")
+            raise DataError(
+                f"{at} is prepared as {builder.info.file_format.value}, which has no random "
+                "access; prepare it again with --file_format=array_record"
+            )
         features = dict(builder.info.features.items())
         if "image" not in features:
             raise DataError(f"{name} has no feature 'image', only {', '.join(features)}")
@@ -246,7 +255,8 @@ class TfdsSource(Source):
         self._data = builder.as_data_source(split)
         pictures = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
         self._without_pixels = builder.as_data_source(
-            split, decoders={key: tfds.decode.SkipDecoding() for key in pictures})
+            split, decoders={key: tfds.decode.SkipDecoding() for key in pictures}
+        )
         # A label without names (Scalar instead of ClassLabel) is read, but its classes are not known.
         self.class_names = tuple(getattr(features.get("label"), "names", None) or ())
         self._classes, self.object_names = None, ()
@@ -306,8 +316,7 @@ class ShapesSource(Source):
     # The number of the first validation scene. No training set has as many scenes.
     _VALIDATION = 2**40
 
-    def __init__(self, size: int = 64, count: int = 50_000, split: str = "train", seed: int = 0,
-                 simple: bool = False):
+    def __init__(self, size: int = 64, count: int = 50_000, split: str = "train", seed: int = 0, simple: bool = False):
         if split not in ("train", "validation"):
             raise ValueError(f"split is {split!r}, but shapes have train and validation")
         if not 1 <= count < self._VALIDATION:
@@ -326,5 +335,7 @@ class ShapesSource(Source):
     def describe(self) -> str:
         """One line: number of scenes, classes, and size."""
         kind = "simple scenes" if self.simple else "scenes"
-        return (f"{self.count} drawn {kind} of shapes ({self.split}, seed {self.seed}), "
-                f"{len(self.class_names)} classes, {self.size}x{self.size}")
+        return (
+            f"{self.count} drawn {kind} of shapes ({self.split}, seed {self.seed}), "
+            f"{len(self.class_names)} classes, {self.size}x{self.size}"
+        )

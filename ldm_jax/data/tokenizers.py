@@ -148,8 +148,10 @@ def train_wordpiece(captions: Iterable[str], size: int, folder: str | Path) -> P
         raise DataError("there are no words in the captions: nothing to train a vocabulary on")
     pieces = _pieces(counts, size - len(SPECIAL))
     if len(pieces) > size - len(SPECIAL):
-        raise ConfigError(f"size is {size}, but {len(SPECIAL)} special tokens and the {len(pieces)} letters of these "
-                          f"captions, first and following ones apart, need {len(SPECIAL) + len(pieces)}")
+        raise ConfigError(
+            f"size is {size}, but {len(SPECIAL)} special tokens and the {len(pieces)} letters of these "
+            f"captions, first and following ones apart, need {len(SPECIAL) + len(pieces)}"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _VOCABULARY).write_text("\n".join((*SPECIAL, *pieces)) + "\n", encoding="utf-8")

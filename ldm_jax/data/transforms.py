@@ -12,9 +12,13 @@ from PIL import Image
 from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.images import to_float
 
-FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR,
-           "lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX,
-           "nearest": Image.Resampling.NEAREST}
+FILTERS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "nearest": Image.Resampling.NEAREST,
+}
 
 
 def resize(image: np.ndarray, size: tuple[int, int], interpolation: str = "bicubic") -> np.ndarray:
@@ -44,9 +48,8 @@ def crop(image: np.ndarray, top: int, left: int, size: tuple[int, int]) -> np.nd
     """The window of size = (h, w) at (top, left). ValueError if it is not inside the image."""
     height, width = image.shape[:2]
     if top < 0 or left < 0 or top + size[0] > height or left + size[1] > width:
-        raise ValueError(f"a crop of {size[0]}x{size[1]} at ({top}, {left}) leaves the image "
-                         f"of {height}x{width}")
-    return image[top:top + size[0], left:left + size[1]]
+        raise ValueError(f"a crop of {size[0]}x{size[1]} at ({top}, {left}) leaves the image of {height}x{width}")
+    return image[top : top + size[0], left : left + size[1]]
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,10 @@ class Placing:
     def image(self, image: np.ndarray, interpolation: str = "bicubic") -> np.ndarray:
         """[H,W,C] uint8 -> [h,w,C] uint8. ValueError if the size of the image is not `original`."""
         if image.shape[:2] != self.original:
-            raise ValueError(f"a picture or map of {image.shape[0]}x{image.shape[1]} does not belong to an image of "
-                             f"{self.original[0]}x{self.original[1]}")
+            raise ValueError(
+                f"a picture or map of {image.shape[0]}x{image.shape[1]} does not belong to an image of "
+                f"{self.original[0]}x{self.original[1]}"
+            )
         top, left, *size = self.window
         image = resize(np.ascontiguousarray(crop(image, top, left, size)), self.resized, interpolation)
         top, left, *size = self.cut
@@ -113,19 +118,25 @@ class ImageTransform:
     smallest_square: float | None = None
 
     def __post_init__(self):
-        for name, value, known in (("resize", self.resize, ("shorter", "stretch", "none", "square")),
-                                   ("crop", self.crop, ("center", "random", "none")),
-                                   ("interpolation", self.interpolation, tuple(FILTERS))):
+        for name, value, known in (
+            ("resize", self.resize, ("shorter", "stretch", "none", "square")),
+            ("crop", self.crop, ("center", "random", "none")),
+            ("interpolation", self.interpolation, tuple(FILTERS)),
+        ):
             if value not in known:
                 raise ConfigError(f"{name} is {value!r}, but must be one of {', '.join(known)}")
         if self.resize_to is not None and (self.resize != "shorter" or self.resize_to < min(self.hw)):
-            raise ConfigError(f"resize_to = {self.resize_to} is for resize 'shorter' (here {self.resize!r}) "
-                              f"and must be at least the shorter side of size {self.hw}")
+            raise ConfigError(
+                f"resize_to = {self.resize_to} is for resize 'shorter' (here {self.resize!r}) "
+                f"and must be at least the shorter side of size {self.hw}"
+            )
         if self.resize == "square" and self.hw[0] != self.hw[1]:
             raise ConfigError(f"resize 'square' gives squares, not size {self.hw}")
         if self.smallest_square is not None and not (self.resize == "square" and 0 < self.smallest_square <= 1):
-            raise ConfigError(f"smallest_square = {self.smallest_square} is for resize 'square' (here {self.resize!r}) "
-                              "and must be above 0 and at most 1")
+            raise ConfigError(
+                f"smallest_square = {self.smallest_square} is for resize 'square' (here {self.resize!r}) "
+                "and must be above 0 and at most 1"
+            )
 
     @property
     def hw(self) -> tuple[int, int]:
@@ -163,8 +174,10 @@ class ImageTransform:
             else:
                 top, left = int(rng.integers(spare[0] + 1)), int(rng.integers(spare[1] + 1))
         elif resized != size:
-            raise DataError(f"image {example.get('name', '')} is {resized[0]}x{resized[1]} after "
-                            f"resize {self.resize!r}, not {size[0]}x{size[1]}: choose a crop, or 'stretch'")
+            raise DataError(
+                f"image {example.get('name', '')} is {resized[0]}x{resized[1]} after "
+                f"resize {self.resize!r}, not {size[0]}x{size[1]}: choose a crop, or 'stretch'"
+            )
         return Placing(original, window, resized, (top, left, *size), self.draw_flip(rng))
 
     def draw_flip(self, rng: np.random.Generator) -> bool:

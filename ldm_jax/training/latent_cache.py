@@ -147,8 +147,16 @@ def _examples(images: _Images, encode: Encode, batch_size: int, mirror: bool, wo
     batches.close()
 
 
-def fill(store: Store, images: Source, transform: ImageTransform, encode: Encode, batch_size: int, *,
-         workers: int, say: Callable) -> None:
+def fill(
+    store: Store,
+    images: Source,
+    transform: ImageTransform,
+    encode: Encode,
+    batch_size: int,
+    *,
+    workers: int,
+    say: Callable,
+) -> None:
     """Writes the missing shards of `store`. Returns when all hosts have written theirs.
 
     If the transform mirrors images, mirrored images are encoded as well. batch_size: number of images that this host

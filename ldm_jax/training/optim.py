@@ -76,7 +76,7 @@ def make_optimizer(
     weight_decay: float = 0.0,
     clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
-    """"adam" or "adamw" with gradients clipped to the global norm `clip_norm` first (0 = not).
+    """ "adam" or "adamw" with gradients clipped to the global norm `clip_norm` first (0 = not).
 
     The decay of "adamw" is decoupled and acts on all parameters, as PyTorch's default does.
     Raises ConfigError for an unknown name, or for weight decay with "adam", which has none.

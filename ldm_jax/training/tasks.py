@@ -226,9 +226,7 @@ class FirstStageTask:
             return self._gradients(state, frozen, batch["image"], keys, stats)
 
         keys = sample_keys(state.step_key(), len(batch["image"]))
-        (grads, metrics), stats = accumulate(
-            values, batch, keys, state.variables["batch_stats"], self.accumulate
-        )
+        (grads, metrics), stats = accumulate(values, batch, keys, state.variables["batch_stats"], self.accumulate)
         params, opt_state = {}, {}
         for name, grad in grads.items():
             updates, opt_state[name] = self.optimizer.update(grad, state.opt_state[name], state.params[name])

@@ -64,8 +64,7 @@ def test_batches_are_what_the_loop_expects():
 def test_hosts_share_the_global_batch():
     source = ShapesSource(40, count=50)
     whole = take(batches.batches(source, RANDOM, 12, seed=3), 5)
-    parts = [take(batches.batches(source, RANDOM, 12, seed=3, process_index=h, process_count=3), 5)
-             for h in range(3)]
+    parts = [take(batches.batches(source, RANDOM, 12, seed=3, process_index=h, process_count=3), 5) for h in range(3)]
     joined = [{key: np.concatenate([part[key] for part in step]) for key in step[0]} for step in zip(*parts)]
     assert_equal(whole, joined)
 
@@ -84,7 +83,7 @@ def test_worker_processes_change_nothing(monkeypatch):
 def test_an_epoch_holds_every_sample_once_in_a_new_order():
     source = Numbered(30)
     seen = labels(take(batches.batches(source, PLAIN, 8, seed=0), 15))  # four epochs of 30
-    epochs = [seen[k:k + 30] for k in range(0, 120, 30)]
+    epochs = [seen[k : k + 30] for k in range(0, 120, 30)]
     assert all(sorted(epoch) == list(range(30)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
     assert labels([batch_at(source, PLAIN, 30, 0, seed=1)]) != epochs[0]
@@ -183,8 +182,7 @@ def test_evaluation_limit_spreads_over_the_source():
 
 
 def test_evaluation_on_two_hosts():
-    parts = [list(batches.eval_batches(Numbered(10), PLAIN, 4, process_index=h, process_count=2))
-             for h in range(2)]
+    parts = [list(batches.eval_batches(Numbered(10), PLAIN, 4, process_index=h, process_count=2)) for h in range(2)]
     assert labels(parts[0]) == [0, 1, 4, 5, 8, 9] and labels(parts[1]) == [2, 3, 6, 7, 0, 1]
 
 

@@ -84,6 +84,7 @@ def test_a_missing_tokenizer_says_how_to_make_one(tmp_path, monkeypatch):
 
     def unreachable(name):
         raise OSError("We couldn't connect to 'https://huggingface.co'")
+
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", unreachable)
     with pytest.raises(FileNotFoundError, match=r"no tokenizer 'bert-base-uncased'.*couldn't connect"):
         TextTokenizer("bert-base-uncased")

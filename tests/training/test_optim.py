@@ -88,9 +88,7 @@ def test_ema_is_the_originals(warmup):
     for step in range(1, 6):
         ema = update(ema, params[step], jnp.int32(step), 0.9999, warmup)
         for name, short in names.items():
-            np.testing.assert_allclose(
-                ema[name], case.outputs[f"num{int(warmup)}_step{step}_{short}"], atol=1e-6
-            )
+            np.testing.assert_allclose(ema[name], case.outputs[f"num{int(warmup)}_step{step}_{short}"], atol=1e-6)
 
 
 def test_ema_decay_warms_up():
