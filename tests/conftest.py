@@ -6,7 +6,15 @@ import pytest
 
 from tests import typecheck
 
-jaxtyping.install_import_hook(["ldm_jax.models", "ldm_jax.losses", "ldm_jax.diffusion"], f"{typecheck.__name__}.check")
+CHECKED = (
+    "ldm_jax.models",
+    "ldm_jax.losses",
+    "ldm_jax.diffusion.schedule",
+    "ldm_jax.diffusion.timetable",
+    "ldm_jax.diffusion.guidance",
+    "ldm_jax.diffusion.patches",
+)
+jaxtyping.install_import_hook(CHECKED, f"{typecheck.__name__}.check")
 
 
 @pytest.fixture(autouse=True, scope="module")
