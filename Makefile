@@ -32,8 +32,9 @@ test: setup      ## the tests that run everywhere
 test-all: setup  ## the same and the slow ones: full-size parity, several processes
 	$(PY) -m pytest -m ''
 
-lint: setup      ## ruff
+lint: setup      ## ruff: rules and format
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 
 clean:           ## remove .venv and caches (keeps runs/)
 	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -173,8 +173,10 @@ def _pair(args, model, folder, what, size, name, ours, expected, exact) -> commo
     if expected is not None:
         row["error"] = error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
         if not error <= LIMITS[model.config.dtype]:
-            sys.exit(f"{what}, batch {size}, {name}: outputs differ by {error:.2g} (relative): not the same work. "
-                     f"JAX {expected.ravel()[:4]}, PyTorch {found.ravel()[:4]}")
+            sys.exit(
+                f"{what}, batch {size}, {name}: outputs differ by {error:.2g} (relative): not the same work. "
+                f"JAX {expected.ravel()[:4]}, PyTorch {found.ravel()[:4]}"
+            )
     torch_side.set_exact(False)
     return row | _timed(args, what, size, ({"jax": ours} if ours else {}) | {"torch": theirs})
 

@@ -1,6 +1,6 @@
 """Time of a first stage's encoder and decoder, by batch size. Takes recipes of first stages and of diffusion models.
 
-    python benchmarks/first_stage.py --config=configs/first_stage_vq_f4.py --batch=1,4
+python benchmarks/first_stage.py --config=configs/first_stage_vq_f4.py --batch=1,4
 """
 
 import sys

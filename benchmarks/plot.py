@@ -1,7 +1,7 @@
 """Draws the results against PyTorch and prints them as a markdown table, for docs/measured.md.
 
-    python benchmarks/plot.py                       # benchmarks/results/*.json -> docs/benchmarks.png
-    python benchmarks/plot.py --results=DIR --image=FILE.png
+python benchmarks/plot.py                       # benchmarks/results/*.json -> docs/benchmarks.png
+python benchmarks/plot.py --results=DIR --image=FILE.png
 """
 
 import json

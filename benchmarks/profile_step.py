@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> list[common.Row]:
     rows = operations(_listed(events), places(compiled.executable.as_text()), args.repeats)
     kinds, traced_ms = by_kind(rows), sum(row["ms"] for row in rows)
     print(common.table(rows[: args.top]))
-    print(f"\nby kind:\n{common.table(kinds[:args.top])}")
+    print(f"\nby kind:\n{common.table(kinds[: args.top])}")
     print(f"\nall operations {traced_ms:,.1f} ms, by the clock {clock_ms:,.1f} ms without the profiler")
     common.save(args, f"profile_{args.what}", rows[: args.top], env, config.dtype, kinds=kinds,
                 traced_ms=traced_ms, clock_ms=clock_ms)  # fmt: skip

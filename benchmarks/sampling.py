@@ -33,9 +33,7 @@ def main(argv: list[str] | None = None) -> list[common.Row]:
     model = work.make_model(config)
     rows = []
     for size in args.batch:
-        rows.append(
-            measure(model, size, args.steps, args.repeats, args.report, ceilings, args.sampler, args.guidance)
-        )
+        rows.append(measure(model, size, args.steps, args.repeats, args.report, ceilings, args.sampler, args.guidance))
         print(common.table(rows[-1:]), flush=True)
     extra = {"ms_step": "ms/step", "steps_s": "steps/s", "ms_decode": "ms decode"}
     for n in args.report:

@@ -1,8 +1,8 @@
 """A KL first stage on 3,391 rendered emoji, 64 px -> 16x16x4, with LPIPS (AlexNet) and PatchGAN.
 
-    python scripts/prepare_emoji.py --out datasets/emoji
-    python scripts/make_lpips_weights.py --net alex
-    python train.py --config=configs/emoji_first_stage.py --workdir=runs/emoji/first_stage
+python scripts/prepare_emoji.py --out datasets/emoji
+python scripts/make_lpips_weights.py --net alex
+python train.py --config=configs/emoji_first_stage.py --workdir=runs/emoji/first_stage
 """
 
 from ldm_jax.recipes import laptop, sections

@@ -1,8 +1,8 @@
-"""Everything on disk that a run directory holds, behind one module (Orbax changes often, our files do not).
+"""Reads and writes the files of a run directory. Only this module uses Orbax.
 
-    workdir/config.json          the full configuration of the run
-    workdir/frozen/              what training never changes: first stage and latent scale (LDM runs)
-    workdir/checkpoints/<step>/  TrainState, written asynchronously, visible only when complete
+workdir/config.json          all options of the run
+workdir/frozen/              arrays that training does not change: first stage and latent scale (diffusion models)
+workdir/checkpoints/<step>/  the TrainState, written in the background
 """
 
 import json
@@ -21,7 +21,7 @@ from orbax.checkpoint import type_handlers
 from ldm_jax.errors import ConfigError, Missing
 
 Tree = Any
-FINISHED = "_CHECKPOINT_METADATA"  # Orbax's file in every folder of a finished checkpoint
+FINISHED = "_CHECKPOINT_METADATA"  # a file that Orbax writes into each checkpoint
 
 
 def steps(workdir: str | Path) -> list[int]:
@@ -36,7 +36,7 @@ def has_checkpoint(workdir: str | Path) -> bool:
 
 
 class _FinishedSteps(ocp.path.step.NameFormat):
-    """Names of the folders of checkpoints, and which of them count. Orbax alone would count empty folders as well."""
+    """Orbax's names for the folders of checkpoints. Orbax itself would also take an empty folder for a checkpoint."""
 
     standard = ocp.path.step.standard_name_format()
 
@@ -44,64 +44,59 @@ class _FinishedSteps(ocp.path.step.NameFormat):
         return self.standard.build_name(step)
 
     def find_all(self, base_path: Any) -> Iterator:
-        return (found for found in self.standard.find_all(base_path) if (found.path / FINISHED).exists())
+        return (step for step in self.standard.find_all(base_path) if (step.path / FINISHED).exists())
 
     def find_step(self, base_path: Any, step: int) -> Any:
-        found = self.standard.find_step(base_path, step)
-        if not (found.path / FINISHED).exists():
-            raise ValueError(f"{found.path} is not a finished checkpoint")
-        return found
+        metadata = self.standard.find_step(base_path, step)
+        if not (metadata.path / FINISHED).exists():
+            raise ValueError(f"{metadata.path} is not a finished checkpoint")
+        return metadata
 
 
 class Checkpoints:
-    """The numbered checkpoints of a run; the newest `keep` stay. `read_only`: nothing is made or deleted."""
+    """The checkpoints of a run, by step. The newest `keep` are kept, older ones are deleted."""
 
-    def __init__(self, workdir: str | Path, keep: int = 3, read_only: bool = False):
+    def __init__(self, workdir: str | Path, keep: int = 3):
         if keep < 1:
             raise ConfigError(f"config.keep={keep} would delete every checkpoint: it must be at least 1")
         self.path = Path(workdir).absolute() / "checkpoints"
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=None if read_only else keep,
-            enable_async_checkpointing=True,
-            create=not read_only,
-            step_name_format=_FinishedSteps(),
+            max_to_keep=keep, enable_async_checkpointing=True, create=True, step_name_format=_FinishedSteps()
         )
         self.manager = ocp.CheckpointManager(self.path, options=options)
 
     def latest(self) -> int | None:
+        """The step of the newest checkpoint."""
         return self.manager.latest_step()
 
     def save(self, step: int, state: Tree) -> None:
-        """Starts writing in the background; the arrays may be donated as soon as this returns."""
+        """Starts to write in the background. Afterwards the arrays of `state` may be donated."""
         folder = self.path / str(step)
         if jax.process_index() == 0 and folder.exists() and step not in self.manager.all_steps():
-            shutil.rmtree(folder)  # something unfinished
+            shutil.rmtree(folder)  # it is not a finished checkpoint
         self.manager.save(step, args=ocp.args.StandardSave(state))
 
-    def restore(self, abstract: Tree, step: int | None = None) -> Tree:
-        """The state at `step` (default: the newest) with the shapes, types and shardings of `abstract`.
+    def restore(self, abstract: Tree, step: int) -> Tree:
+        """The state at `step`.
 
-        abstract: tree of ShapeDtypeStruct with `sharding` set, so a checkpoint fits any number of devices.
-        Raises FileNotFoundError with the steps that exist.
+        abstract: tree of ShapeDtypeStruct with the shapes, types and shardings of the result; they need not be those of
+        the devices that wrote the checkpoint. FileNotFoundError if there is no such step; it lists the steps.
         """
-        step = self.latest() if step is None else step
         steps = sorted(self.manager.all_steps())
         if step not in steps:
             raise FileNotFoundError(f"no checkpoint of step {step} in {self.path}; there are: {steps or 'none'}")
         state = self.manager.restore(step, args=ocp.args.StandardRestore(abstract))
         return jax.tree.map(_own, state)
 
-    def wait(self) -> None:
-        self.manager.wait_until_finished()
-
     def close(self) -> None:
-        self.wait()
+        """Returns when everything is written."""
+        self.manager.wait_until_finished()
         self.manager.close()
 
 
 def _own(leaf: jax.Array) -> jax.Array:
-    """A copy made by XLA, which can be donated; restored buffers cannot. The original is freed: memory holds only one
-    array twice."""
+    """A copy of a restored array, which is freed. Copies made by XLA can be donated, restored arrays cannot. Arrays are
+    copied one by one, so that only one of them is in memory twice."""
     copy = jax.jit(jnp.copy, out_shardings=leaf.sharding)(leaf)
     copy.block_until_ready()
     leaf.delete()
@@ -112,7 +107,8 @@ AT_ONCE = 2**28  # bytes
 
 
 class _FewAtATime(type_handlers.NumpyHandler):
-    """Copies and writes `AT_ONCE` bytes (or one array) at a time: views of a file need no memory of their own."""
+    """Copies and writes arrays in groups of at most `AT_ONCE` bytes (or one array), so that little memory is needed for
+    arrays that are views of a file."""
 
     async def serialize(self, values, infos, args=None):
         args = args or [ocp.SaveArgs()] * len(values)
@@ -133,7 +129,7 @@ class _FewAtATime(type_handlers.NumpyHandler):
 
 
 def save_from_numpy(workdir: str | Path, step: int, state: Tree) -> None:
-    """A checkpoint from numpy arrays, which may be views of mapped files or of one number: little memory is used."""
+    """Writes a checkpoint of numpy arrays. It needs little memory for views of mapped files or of one number."""
     previous = type_handlers.get_type_handler(np.ndarray)
     type_handlers.register_type_handler(np.ndarray, _FewAtATime(deepcopy_host_arrays=False), override=True)
     try:
@@ -145,7 +141,7 @@ def save_from_numpy(workdir: str | Path, step: int, state: Tree) -> None:
 
 
 def restore_numpy(workdir: str | Path, step: int, abstract: Tree) -> Tree:
-    """The part `abstract` (nested dict of shapes) of the checkpoint at `step` as numpy arrays; the rest is not read."""
+    """A part of the checkpoint at `step`, as numpy arrays. abstract: nested dict of the shapes to read."""
     wanted = _without_empty(abstract)
     how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     args = ocp.args.PyTreeRestore(item=wanted, restore_args=how, partial_restore=True)
@@ -155,7 +151,7 @@ def restore_numpy(workdir: str | Path, step: int, abstract: Tree) -> Tree:
 
 
 def _without_empty(part: Tree) -> Tree:
-    """Orbax knows no empty dicts."""
+    """The tree without empty dicts, which Orbax does not store."""
     if not isinstance(part, dict):
         return part
     kept = {name: _without_empty(value) for name, value in part.items()}
@@ -163,15 +159,15 @@ def _without_empty(part: Tree) -> Tree:
 
 
 def save_tree(path: str | Path, tree: Tree) -> None:
-    """Writes a tree once (atomically: a partial write is not visible under `path`)."""
+    """Writes a tree of arrays. The folder `path` appears when it is complete."""
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(Path(path).absolute(), tree, force=True)
 
 
 def restore_tree(path: str | Path, abstract: Tree) -> Tree:
-    """Reads what `save_tree` wrote, on whatever devices, as numpy arrays with the shapes of `abstract`.
+    """Reads a tree that `save_tree` wrote, as numpy arrays. abstract: its shapes and types.
 
-    Raises FileNotFoundError when there is nothing, ValueError when names or shapes differ.
+    FileNotFoundError if it does not exist, ValueError if names or shapes differ.
     """
     path = Path(path).absolute()
     if not path.exists():
@@ -186,12 +182,12 @@ def restore_tree(path: str | Path, abstract: Tree) -> Tree:
         if array.shape != shape.shape
     ]
     if wrong:
-        raise ValueError(f"{path} holds other shapes:\n" + "\n".join(wrong))
+        raise ValueError(f"{path} has other shapes:\n" + "\n".join(wrong))
     return tree
 
 
 def keep_config(workdir: str | Path, config: dict) -> None:
-    """Writes config.json atomically; prints which options changed when the run had one already."""
+    """Writes config.json. If the run already had one, prints the options that changed."""
     path = Path(workdir) / "config.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"version": VERSION, **config}, indent=2) + "\n"
@@ -203,7 +199,7 @@ def keep_config(workdir: str | Path, config: dict) -> None:
 
 
 def changes(workdir: str | Path, config: dict) -> dict[str, tuple]:
-    """Options that differ from the run's config.json: dotted name -> (before, now). Empty without a config.json."""
+    """Options that differ from the run's config.json: {dotted name: (before, now)}. {} without a config.json."""
     path = Path(workdir) / "config.json"
     if not path.exists():
         return {}
@@ -213,7 +209,7 @@ def changes(workdir: str | Path, config: dict) -> dict[str, tuple]:
 
 
 def leaves(config: dict, prefix: str = ""):
-    """(dotted name, value) of every option."""
+    """(dotted name, value) of each option."""
     for name, value in config.items():
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{name}.")
@@ -242,7 +238,7 @@ def migrate(config: dict, path: Path) -> dict:
 
 
 def load_config(workdir: str | Path) -> dict:
-    """The configuration of a run. Raises Missing that says what a run directory is."""
+    """The options of a run. Missing if the folder is not a run directory."""
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise Missing(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax.conditions.base import Batch, Cond, ConditionNetwork
-from ldm_jax.diffusion.guidance import Denoise, classified, guided, steered
+from ldm_jax.diffusion.guidance import Denoise, classifier_free_guidance, classifier_guidance, reconstruction_guidance
 from ldm_jax.diffusion.samplers import Loop, Sampler, get_sampler, start_noise
 from ldm_jax.diffusion.schedule import NoiseSchedule
 from ldm_jax.diffusion.timetable import Timetable
@@ -68,11 +68,11 @@ def denoiser(
     def denoise_with(z_t: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
         return model.schedule.to_eps(model.predict(params, z_t, t, cond), z_t, t)
 
-    denoise = guided(denoise_with, cond, null, guidance, rescale)
+    denoise = classifier_free_guidance(denoise_with, cond, null, guidance, rescale)
     if log_p is not None:
-        denoise = steered(denoise, log_p, model.schedule, GUIDE_LIMIT)
+        denoise = reconstruction_guidance(denoise, log_p, model.schedule, GUIDE_LIMIT)
     if classifier is not None:
-        denoise = classified(denoise, classifier, model.schedule)
+        denoise = classifier_guidance(denoise, classifier, model.schedule)
     return denoise
 
 

@@ -128,9 +128,7 @@ class LDM:
         """The UNet's output [B,h,w,c] (eps, x0 or v as the schedule says). Training mode with a dropout key."""
         train = dropout_key is not None
         rngs = {"dropout": dropout_key} if train else None
-        return self.unet.apply(
-            {"params": params["unet"]}, _join(z_t, cond), t, cond.context, train=train, rngs=rngs
-        )
+        return self.unet.apply({"params": params["unet"]}, _join(z_t, cond), t, cond.context, train=train, rngs=rngs)
 
     def draw(self, keys: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
         """The loss's draws for keys [B]: t [B], uniform in 0..T-1, and standard normal noise [B,*shape].
@@ -154,9 +152,7 @@ class LDM:
         output = self.predict(params, self.schedule.add_noise(z, noise, t), t, cond, dropout_key)
         return self.weigh(params, output, self.schedule.target(z, noise, t), t)
 
-    def weigh(
-        self, params: Tree, output: jax.Array, target: jax.Array, t: jax.Array
-    ) -> dict[str, jax.Array]:
+    def weigh(self, params: Tree, output: jax.Array, target: jax.Array, t: jax.Array) -> dict[str, jax.Array]:
         """Network output and target [B,h,w,c] at t [B] -> per-sample terms [B] (the original's p_losses)."""
         error = output.astype(jnp.float32) - target
         error = jnp.abs(error) if self.loss_type == "l1" else jnp.square(error)

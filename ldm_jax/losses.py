@@ -36,11 +36,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from ldm_jax.errors import ConfigError
 
 Tree = Any
-Metrics = dict[str, jax.Array]
+Scalar = Float[Array, ""]
+Logits = Float[Array, "B h w 1"]
+Metrics = dict[str, Scalar]
 
 FAMILIES = ("kl", "vq")
 PIXEL_LOSSES = ("l1", "l2")
@@ -48,12 +51,12 @@ DISC_LOSSES = ("hinge", "vanilla")
 
 
 def reconstruction_error(
-    image: jax.Array,
-    reconstruction: jax.Array,
-    perceptual: jax.Array | None = None,
+    image: Float[Array, "B H W C"],
+    reconstruction: Float[Array, "B H W C"],
+    perceptual: Float[Array, " B"] | None = None,
     perceptual_weight: float = 1.0,
     pixel_loss: str = "l1",
-) -> jax.Array:
+) -> Float[Array, "B H W C"]:
     """Pixel loss ("l1" or "l2") plus the LPIPS distance [B] at every pixel and channel: [B,H,W,C] float32.
 
     Raises ValueError for another pixel loss.
@@ -67,7 +70,9 @@ def reconstruction_error(
     return error + perceptual_weight * perceptual.astype(jnp.float32)[:, None, None, None]
 
 
-def nll_kl(error: jax.Array, logvar: jax.Array | float = 0.0, weights: jax.Array | None = None) -> jax.Array:
+def nll_kl(
+    error: Float[Array, "B H W C"], logvar: Scalar | float = 0.0, weights: Float[Array, " B"] | None = None
+) -> Scalar:
     """Laplace likelihood with scale exp(logvar): sum over H,W,C, mean over the batch, of error [B,H,W,C].
 
     weights: [B] per sample; as in the original they are not divided by their sum.
@@ -76,19 +81,17 @@ def nll_kl(error: jax.Array, logvar: jax.Array | float = 0.0, weights: jax.Array
     return (nll if weights is None else nll * weights).mean()
 
 
-def nll_vq(error: jax.Array) -> jax.Array:
+def nll_vq(error: Float[Array, "B H W C"]) -> Scalar:
     """Mean of error [B,H,W,C] over everything."""
     return error.mean()
 
 
-def generator_loss(logits_fake: jax.Array) -> jax.Array:
+def generator_loss(logits_fake: Logits) -> Scalar:
     """-mean of the logits [B,h,w,1] on reconstructions, for the hinge and the vanilla discriminator alike."""
     return -logits_fake.mean()
 
 
-def hinge_d_loss(
-    logits_real: jax.Array, logits_fake: jax.Array, weights: jax.Array | None = None
-) -> jax.Array:
+def hinge_d_loss(logits_real: Logits, logits_fake: Logits, weights: Float[Array, " B"] | None = None) -> Scalar:
     """0.5 (mean relu(1 - D(x)) + mean relu(1 + D(xr))); logits [B,h,w,1].
 
     weights: [B] per sample, divided by their sum (the original's hinge loss with exemplar weights).
@@ -100,20 +103,25 @@ def hinge_d_loss(
     return 0.5 * (weights * per_sample).sum() / weights.sum()
 
 
-def vanilla_d_loss(logits_real: jax.Array, logits_fake: jax.Array) -> jax.Array:
+def vanilla_d_loss(logits_real: Logits, logits_fake: Logits) -> Scalar:
     """Cross-entropy, 0.5 (mean softplus(-D(x)) + mean softplus(D(xr))); logits [B,h,w,1]."""
     return 0.5 * (jax.nn.softplus(-logits_real).mean() + jax.nn.softplus(logits_fake).mean())
 
 
-def adopt_weight(step: jax.Array | int, start: int, value: float = 1.0) -> jax.Array:
+def adopt_weight(step: Int[Array, ""] | int, start: int, value: float = 1.0) -> Scalar:
     """`value` from step `start` on, 0 before; steps count from 0, one per batch."""
     return jnp.where(jnp.asarray(step) < start, 0.0, value)
 
 
 def adaptive_weight(
-    features: jax.Array, kernel: jax.Array, grad_nll: jax.Array, grad_g: jax.Array, *,
-    max: float = 1e4, eps: float = 1e-4,
-) -> jax.Array:  # fmt: skip
+    features: Float[Array, "B H W ch"],
+    kernel: Float[Array, "3 3 ch C"],
+    grad_nll: Float[Array, "B H W C"],
+    grad_g: Float[Array, "B H W C"],
+    *,
+    max: float = 1e4,
+    eps: float = 1e-4,
+) -> Scalar:
     """The weight that gives both losses equal pull at the last layer: clamp(|d nll| / (|d g| + eps), 0, max).
 
     The norms are of the gradients to `kernel` [3,3,ch,C] of the last convolution. Its input `features`
@@ -123,35 +131,35 @@ def adaptive_weight(
     """
     features, kernel = features.astype(jnp.float32), kernel.astype(jnp.float32)
 
-    def last_convolution(kernel: jax.Array) -> jax.Array:
+    def last_convolution(kernel: Array) -> Array:
         return jax.lax.conv_general_dilated(
             features, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
 
     _, pull_back = jax.vjp(last_convolution, kernel)
 
-    def norm(grad: jax.Array) -> jax.Array:
+    def norm(grad: Array) -> Array:
         return jnp.sqrt((pull_back(grad.astype(jnp.float32))[0] ** 2).sum())
 
     return jax.lax.stop_gradient(jnp.clip(norm(grad_nll) / (norm(grad_g) + eps), 0.0, max))
 
 
 def generator_objective(
-    image: jax.Array,
-    reconstruction: jax.Array,
-    features: jax.Array,
-    kernel: jax.Array,
+    image: Float[Array, "B H W C"],
+    reconstruction: Float[Array, "B H W C"],
+    features: Float[Array, "B H W ch"],
+    kernel: Float[Array, "3 3 ch C"],
     *,
     family: str,
-    penalty: jax.Array | float,
-    distance: Callable[[jax.Array], jax.Array] | None,
-    logits: Callable[[jax.Array], tuple[jax.Array, Tree]],
-    disc_factor: jax.Array | float,
+    penalty: Scalar | float,
+    distance: Callable[[Array], Array] | None,
+    logits: Callable[[Array], tuple[Array, Tree]],
+    disc_factor: Scalar | float,
     disc_weight: float,
     perceptual_weight: float = 1.0,
     pixel_loss: str = "l1",
     logvar: float = 0.0,
-) -> tuple[jax.Array, jax.Array, Metrics, Tree]:
+) -> tuple[Scalar, Float[Array, "B H W C"], Metrics, Tree]:
     """The autoencoder's loss and its gradient to the reconstruction, without differentiating the autoencoder.
 
     image, reconstruction: [B,H,W,C] in [-1,1]; features [B,H,W,ch], kernel [3,3,ch,C]: input and kernel of
@@ -192,8 +200,8 @@ def generator_objective(
 
 
 def discriminator_objective(
-    logits_real: jax.Array, logits_fake: jax.Array, disc_factor: jax.Array | float, kind: str = "hinge"
-) -> tuple[jax.Array, Metrics]:
+    logits_real: Logits, logits_fake: Logits, disc_factor: Scalar | float, kind: str = "hinge"
+) -> tuple[Scalar, Metrics]:
     """disc_factor * hinge or vanilla loss, and the mean logits; logits [B,h,w,1].
 
     Raises ValueError for an unknown kind.
@@ -206,14 +214,14 @@ def discriminator_objective(
     return value, metrics
 
 
-def psnr(image: jax.Array, reconstruction: jax.Array) -> jax.Array:
+def psnr(image: Float[Array, "B H W C"], reconstruction: Float[Array, "B H W C"]) -> Float[Array, " B"]:
     """Peak signal-to-noise ratio in dB per image, [B]; images in [-1,1], the reconstruction clipped to it."""
     difference = image.astype(jnp.float32) - jnp.clip(reconstruction.astype(jnp.float32), -1.0, 1.0)
     mse = (difference**2).mean((1, 2, 3))
     return 10.0 * jnp.log10(4.0 / jnp.maximum(mse, 1e-10))
 
 
-def codebook_use(indices: jax.Array, n_embed: int) -> Metrics:
+def codebook_use(indices: Int[Array, "..."], n_embed: int) -> Metrics:
     """How many of the `n_embed` codes a batch of indices (any shape, int32) uses.
 
     "codebook_usage": fraction of the codes that occur; "perplexity": exp of the entropy, 1 .. n_embed.
@@ -223,7 +231,7 @@ def codebook_use(indices: jax.Array, n_embed: int) -> Metrics:
     return {"codebook_usage": (share > 0).mean(), "perplexity": jnp.exp(entropy)}
 
 
-def latent_statistics(z: jax.Array) -> Metrics:
+def latent_statistics(z: Float[Array, "B h w c"]) -> Metrics:
     """Mean and standard deviation over everything of the latents [B,h,w,c]."""
     z = z.astype(jnp.float32)
     return {"latent_mean": z.mean(), "latent_std": z.std()}

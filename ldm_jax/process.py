@@ -107,9 +107,7 @@ def join_hosts() -> None:
 
     number, own = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
     try:
-        jax.distributed.initialize(
-            num_processes=int(number) if number else None, process_id=int(own) if own else None
-        )
+        jax.distributed.initialize(num_processes=int(number) if number else None, process_id=int(own) if own else None)
     except (ValueError, TypeError) as error:
         raise ConfigError(
             f"--distributed: {error} Neither a TPU pod nor Slurm nor Open MPI was found; set "

@@ -296,7 +296,7 @@ def _of_fields(request: SampleRequest, condition: conditions.Condition, frame) -
     lengths = {len(array) for array in rows.values()}
     if len(lengths) > 1 or any(array.shape[1:] != shapes[name][0] for name, array in rows.items()):
         found = {name: array.shape for name, array in rows.items()}
-        raise RequestError(f"fields: {found}, but each image needs {({name: s[0] for name, s in shapes.items()})}")
+        raise RequestError(f"fields: {found}, but each image needs { ({name: s[0] for name, s in shapes.items()}) }")
     number = lengths.pop() if lengths else request.num or 16
     if not rows:
         return [Asked("")]

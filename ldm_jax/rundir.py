@@ -93,9 +93,7 @@ def restore(run: str | Path, parts: dict[str, Tree], step: int | None = None) ->
     return checkpoint.restore_numpy(run, step_of(run, step), parts)
 
 
-def weights(
-    config: ConfigDict, run: str | Path, step: int | None = None, averaged: bool = True
-) -> tuple[Tree, int]:
+def weights(config: ConfigDict, run: str | Path, step: int | None = None, averaged: bool = True) -> tuple[Tree, int]:
     """(parameters, their step), as numpy: the averaged ones, or the raw ones where there are no averages or `averaged`
     is False."""
     part = "ema" if averaged and config.get("ema", {}).get("decay", 0.0) else "params"

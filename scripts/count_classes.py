@@ -1,6 +1,6 @@
 """The most frequent classes of the objects of a prepared TensorFlow dataset, one a line, for --config.data.classes.
 
-    python scripts/count_classes.py --name=open_images_v4/300k --data_dir=TFDS_DIR --most=352 --out=classes.txt
+python scripts/count_classes.py --name=open_images_v4/300k --data_dir=TFDS_DIR --most=352 --out=classes.txt
 """
 
 import sys

@@ -84,8 +84,14 @@ def layout_sheet() -> Image.Image:
         objects, crop = whole.decode(whole.encode(scene["objects"], placing.shown, placing.flip, rng))
         inside, _ = cropped.decode(cropped.encode(scene["objects"], placing.shown, placing.flip, rng))
         mirrored = scene["image"][:, ::-1] if placing.flip else scene["image"]
-        columns.append([scene["image"], layout.draw_layout(objects, (size, size), names, crop, mirrored), seen,
-                        layout.draw_layout(inside, (size, size), names, background=seen)])
+        columns.append(
+            [
+                scene["image"],
+                layout.draw_layout(objects, (size, size), names, crop, mirrored),
+                seen,
+                layout.draw_layout(inside, (size, size), names, background=seen),
+            ]
+        )
     heads = ("scene", "tokens + crop", "crop", "without crop")
     return sheet([(head, [column[k] for column in columns]) for k, head in enumerate(heads)])
 

@@ -32,8 +32,10 @@ def fetch(package: str, folder: Path) -> Path:
     """Downloads the npm package's tarball into `folder` and returns its path."""
     npm = shutil.which("npm")
     if npm is None:
-        sys.exit(f"npm was not found, so {package} cannot be fetched: install Node.js, or fetch the tarball "
-                 f"elsewhere with `npm pack {package}` and pass --tarball / --metadata-tarball")
+        sys.exit(
+            f"npm was not found, so {package} cannot be fetched: install Node.js, or fetch the tarball "
+            f"elsewhere with `npm pack {package}` and pass --tarball / --metadata-tarball"
+        )
     print(f"fetching {package} ...", flush=True)
     done = subprocess.run([npm, "pack", "--silent", package], cwd=folder, capture_output=True, text=True)
     if done.returncode != 0:
@@ -99,11 +101,16 @@ def licence_text(tarball: Path, names_licence: str) -> str:
     with tarfile.open(tarball) as tar:
         package = json.load(tar.extractfile("package/package.json"))
         readme = tar.extractfile("package/README.md").read().decode()
-    stated = [re.sub(r"<br */?>|\[|\](?:\[[^\]]*\]|\([^)]*\))", "", line).strip()
-              for line in readme.splitlines() if "Copyright" in line or "licensed" in line]
-    return (f"Images: npm package {package['name']} {package['version']}, licence {package['license']}\n"
-            f"({package['homepage']}). Its README:\n{chr(10).join(stated)}\n\n"
-            f"Names and categories: npm package {NAMES}\n{names_licence}")
+    stated = [
+        re.sub(r"<br */?>|\[|\](?:\[[^\]]*\]|\([^)]*\))", "", line).strip()
+        for line in readme.splitlines()
+        if "Copyright" in line or "licensed" in line
+    ]
+    return (
+        f"Images: npm package {package['name']} {package['version']}, licence {package['license']}\n"
+        f"({package['homepage']}). Its README:\n{chr(10).join(stated)}\n\n"
+        f"Names and categories: npm package {NAMES}\n{names_licence}"
+    )
 
 
 def main() -> None:
@@ -123,8 +130,10 @@ def main() -> None:
     with open(args.out / "metadata.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     categories = sorted({record["label"] for record in records})
-    print(f"{len(records)} images of {args.size}x{args.size} in {len(categories)} categories "
-          f"({', '.join(categories)}) in {args.out}")
+    print(
+        f"{len(records)} images of {args.size}x{args.size} in {len(categories)} categories "
+        f"({', '.join(categories)}) in {args.out}"
+    )
     if nameless:
         print(f"left out, no name known: {len(nameless)} ({', '.join(nameless[:5])})")
 

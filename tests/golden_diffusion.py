@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.diffusion.guidance import guided
+from ldm_jax.diffusion.guidance import classifier_free_guidance
 from ldm_jax.diffusion.samplers import SAMPLERS, ddim, ddpm, plms
 from ldm_jax.diffusion.schedule import NoiseSchedule, make_schedule
 from ldm_jax.diffusion.timetable import Timetable, make_timetable
@@ -286,7 +286,7 @@ def _runner(case: Case, sampler: Callable, schedule: NoiseSchedule, steps: int) 
     zero = jnp.zeros(shape[0])
     cond, null = (jnp.asarray(inputs.get(k, zero)) for k in ("cond", "uncond"))
     # Without an unconditional input the original leaves guidance out.
-    denoise = guided(denoise_with, cond, null, case.meta.get("cfg") if "uncond" in inputs else None)
+    denoise = classifier_free_guidance(denoise_with, cond, null, case.meta.get("cfg") if "uncond" in inputs else None)
     options = {}
     if "mask" in inputs:
         options = {"mask": jnp.asarray(nhwc(inputs["mask"])), "z_known": jnp.asarray(nhwc(inputs["x0"]))}

@@ -155,14 +155,14 @@ def torch_state(source: Case | str, prefixes: tuple[str, ...] | None = None, str
 
 def to_flax(template, state: Mapping):
     """The params tree of `template` (arrays or ShapeDtypeStructs) filled from a torch state dict."""
-    return names.from_torch(state, template)
+    return jax.tree.map(jnp.asarray, names.from_torch(state, template))
 
 
 def restore(module, state: Mapping, *inputs, **options) -> dict:
     """{"params"} of a Linen module filled from a torch state dict, on the device, leaf by leaf."""
     key = jax.random.key(0)
     shapes = jax.eval_shape(lambda *a: module.init(key, *a, **options), *inputs).get("params", {})
-    leaves, structure = jax.tree.flatten(to_flax(shapes, state))
+    leaves, structure = jax.tree.flatten(names.from_torch(state, shapes))
     for i, leaf in enumerate(leaves):
         leaves[i] = jnp.asarray(leaf)
         leaf = None

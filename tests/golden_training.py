@@ -15,7 +15,7 @@ from ldm_jax.diffusion import patches
 from ldm_jax.models.discriminator import BatchNorm, NLayerDiscriminator
 from ldm_jax.models.layers import timestep_embedding
 from ldm_jax.models.quantizer import DiagonalGaussian
-from ldm_jax.training.optim import ema_update, learning_rate, restarts
+from ldm_jax.training.optim import Schedule, ema_update, learning_rate
 from tests.discriminator_tools import variables
 from tests.golden import weights
 from tests.golden_modules import number_in
@@ -38,9 +38,7 @@ def last_layer(features: int, channels: int) -> tuple[jax.Array, jax.Array]:
 
 
 def convolve(kernel: jax.Array, bias: jax.Array, features: jax.Array) -> jax.Array:
-    out = jax.lax.conv_general_dilated(
-        features, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    out = jax.lax.conv_general_dilated(features, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     return out + bias
 
 
@@ -97,6 +95,7 @@ class LossRun:
             perceptual_weight=self.perceptual_weight,
         )  # fmt: skip
         if self.weights is not None:  # our objective has none: the original's are passed to nll_kl alone
+
             def more(reconstruction):
                 return self.nll(self.logvar, reconstruction, self.weights) - self.nll(self.logvar, reconstruction)
 
@@ -236,6 +235,7 @@ def run_perplexity(case: Case) -> dict[str, Ours]:
 
 def run_gaussian(case: Case) -> dict[str, Ours]:
     """The posterior. kl_other and nll, which nothing in the original or here uses, from its mean and variance."""
+
     def posterior(moments: np.ndarray) -> DiagonalGaussian:
         return DiagonalGaussian(jnp.asarray(nhwc(moments)))
 
@@ -296,6 +296,11 @@ def run_ema(case: Case) -> dict[str, Ours]:
     return ours
 
 
+def restarted(first: Schedule, second: Schedule, length: int) -> Schedule:
+    """`first` up to and with step `length`, then `second` from its own step 1 on: the original's cycles."""
+    return lambda step: jnp.where(step > length, second(step - length), first(step))
+
+
 def run_learning_rates(case: Case) -> dict[str, Ours]:
     """Multipliers at extra.n. Their settings are recorded nowhere: those of the two recipes, and read off."""
     steps = np.array(case.meta["extra"]["n"])
@@ -304,7 +309,7 @@ def run_learning_rates(case: Case) -> dict[str, Ours]:
     def twice(kind: str):
         first = learning_rate(kind, 1.0, warmup_steps=100, total_steps=5000, **rise)
         second = learning_rate(kind, 0.5, warmup_steps=200, total_steps=10**8, **rise)
-        return restarts((first, second), (5000, 10**8))
+        return restarted(first, second, 5000)
 
     rates = {
         "linear_churches": learning_rate("linear_warmup", 1.0, warmup_steps=10_000, warmup_fraction=1e-6),

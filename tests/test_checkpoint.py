@@ -48,7 +48,7 @@ def test_restoring_holds_one_array_twice_at_most(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoints.manager, "restore", restoring)
     monkeypatch.setattr(checkpoint, "_own", copying)
-    restored = checkpoints.restore(abstract())
+    restored = checkpoints.restore(abstract(), 4)
     checkpoints.close()
     assert len(read) == 3 and twice == [0, 0, 0] and all(leaf.is_deleted() for leaf in read)
     assert jax.tree.structure(restored) == jax.tree.structure(state())
@@ -76,7 +76,7 @@ def test_what_is_not_finished_is_no_checkpoint(tmp_path, left):
         (folder / name).write_text("cut short")
     assert checkpoint.steps(tmp_path) == [2, 4]
     checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
-    assert checkpoints.latest() == 4 and int(checkpoints.restore(abstract())["step"]) == 4
+    assert checkpoints.latest() == 4 and int(checkpoints.restore(abstract(), 4)["step"]) == 4
     with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 9 .*\[2, 4\]"):
         checkpoints.restore(abstract(), 9)
     checkpoints.save(6, state(6))

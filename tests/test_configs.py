@@ -13,9 +13,7 @@ from ldm_jax.training import setup
 from tests.fast import compiled
 
 # "name" or, of a file of several models, each "name:variant"
-RECIPES = [
-    model for name in recipes.names() for model in ([f"{name}:{v}" for v in recipes.variants(name)] or [name])
-]
+RECIPES = [model for name in recipes.names() for model in ([f"{name}:{v}" for v in recipes.variants(name)] or [name])]
 
 # Millions of parameters of the UNet (LDMs) or autoencoder (first stages), and of the conditioner where it has any:
 # the released weights and the paper's tables 12 to 15, recomputed where a table does not fit its own row

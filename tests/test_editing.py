@@ -192,6 +192,7 @@ def test_memory_is_that_of_a_patch(autoencoder):
 
 def test_inversion_and_sampling_give_the_latent_back(tiny):
     ldm, params, frozen = tiny
+
     def there_and_back(params, frozen, image):
         z_T = editing.invert_image(ldm, params, frozen, {}, image, TIMETABLE, 10)
         keys = sample_keys(jax.random.key(0), 2)

@@ -91,9 +91,7 @@ def test_cheap_adaptive_weight_and_gradient_equal_those_of_the_whole_decoder():
     weight = 0.5 * min(norm[0] / (norm[1] + 1e-4), 1e4)
     expected = jax.tree.map(lambda a, b: a + weight * b, grad_nll, grad_g)
 
-    reconstruction, pull_back, features = jax.vjp(
-        lambda p: decoder.apply({"params": p}, z), params, has_aux=True
-    )
+    reconstruction, pull_back, features = jax.vjp(lambda p: decoder.apply({"params": p}, z), params, has_aux=True)
     _, grad, metrics, _ = losses.generator_objective(
         image, reconstruction, features, params["conv_out"]["kernel"], family="kl", penalty=0.0,
         distance=distance_to(image), logits=lambda x: (disc.apply(v, x, False), None), disc_factor=1.0,
@@ -133,14 +131,14 @@ def test_reconstruction_keeps_its_dtype_and_metrics_are_float32():
 
 
 def test_unknown_names_list_the_known():
-    x = jnp.zeros((1, 4, 4, 3))
+    x, kernel, logits = jnp.zeros((1, 4, 4, 3)), jnp.zeros((3, 3, 3, 3)), jnp.zeros((1, 4, 4, 1))
     with pytest.raises(ValueError, match="'l3' is not one of l1, l2"):
         losses.reconstruction_error(x, x, pixel_loss="l3")
     with pytest.raises(ValueError, match="'wgan' is not one of hinge, vanilla"):
-        losses.discriminator_objective(x, x, 1.0, "wgan")
+        losses.discriminator_objective(logits, logits, 1.0, "wgan")
     with pytest.raises(ValueError, match="'gan' is not one of kl, vq"):
         losses.generator_objective(
-            x, x, x, x, family="gan", penalty=0.0, distance=None, logits=lambda x: (x, None),
+            x, x, x, kernel, family="gan", penalty=0.0, distance=None, logits=lambda x: (logits, None),
             disc_factor=1.0, disc_weight=1.0,
         )  # fmt: skip
 

@@ -41,7 +41,7 @@ def test_requirements_are_those_of_the_package():
 
 
 # A new user's lines. The same run through ldm-sample gives the same pixels.
-USER = '''
+USER = """
 import numpy as np
 
 import ldm_jax
@@ -52,7 +52,7 @@ images.grid().save("grid.png")
 same = np.load("runs/quickstart_ldm/samples/samples.npz")["arr_0"]
 assert np.array_equal(same, images.array)
 print(images.shape)
-'''
+"""
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
 
-def condition_of(config: 'ConfigDict') -> Condition:
+def condition_of(config: "ConfigDict") -> Condition:
     """The condition of a diffusion model. ConfigError for an unknown kind."""
     kind = config.conditioner.kind
     if kind not in KINDS:

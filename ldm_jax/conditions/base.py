@@ -108,7 +108,7 @@ class Condition:
     example: ClassVar[str] = ""  # options of sample.py, for an example of a command
     has_context: ClassVar[bool] = False  # the UNet needs cross-attention
 
-    def __init__(self, section: 'ConfigDict'):
+    def __init__(self, section: "ConfigDict"):
         self.section = section
 
     def __init_subclass__(cls, **keywords):
@@ -142,7 +142,7 @@ class Condition:
         """{field: (shape of one example, type)} of what `network` reads of a batch."""
         raise NotImplementedError
 
-    def fields(self, data: 'ConfigDict', frame: Frame, train: bool, tokenizer: Path | None) -> tuple[Field, ...]:
+    def fields(self, data: "ConfigDict", frame: Frame, train: bool, tokenizer: Path | None) -> tuple[Field, ...]:
         """Makers of these fields from a training example. data: config.data; tokenizer: the run's own folder."""
         raise NotImplementedError
 

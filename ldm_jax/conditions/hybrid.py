@@ -79,9 +79,7 @@ class Hybrid(Condition):
         return {name: shape for part in self.parts().values() for name, shape in part.shapes(frame).items()}
 
     def fields(self, data, frame, train, tokenizer):
-        return tuple(
-            made for part in self.parts().values() for made in part.fields(data, frame, train, tokenizer)
-        )
+        return tuple(made for part in self.parts().values() for made in part.fields(data, frame, train, tokenizer))
 
     def requests(self, asked, frame, tokenizer):
         return reduce(joined, [part.requests(asked, frame, tokenizer) for part in self.parts().values()])

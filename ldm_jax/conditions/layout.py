@@ -57,7 +57,7 @@ class LayoutTokens(Field):
         return {"tokens": self.coder.encode(objects, placing.shown, placing.flip, rng if self.shuffle else None)}
 
 
-def layout_coder(c: 'ConfigDict') -> LayoutCoder:
+def layout_coder(c: "ConfigDict") -> LayoutCoder:
     """Objects -> tokens. ConfigError when their number is not the transformer's."""
     coder = LayoutCoder(c.n_classes, c.max_objects, c.vocab_size, c.crop_tokens, tuple(c.flags))
     if coder.length != c.max_length:

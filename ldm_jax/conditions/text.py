@@ -166,7 +166,7 @@ def _padded(tokens: tuple[int, ...], length: int) -> tuple[int, ...]:
     return (*tokens, *(0,) * (length - len(tokens)))
 
 
-def text_tokenizer(c: 'ConfigDict', kept: Path | None) -> tokenizers.TextTokenizer:
+def text_tokenizer(c: "ConfigDict", kept: Path | None) -> tokenizers.TextTokenizer:
     """Captions -> tokens: the run's own tokenizer where it has one. FileNotFoundError says how to get one."""
     name = str(kept) if kept is not None and kept.exists() else c.tokenizer
     tokenizer = tokenizers.TextTokenizer(name, c.max_length)
@@ -179,7 +179,7 @@ def text_tokenizer(c: 'ConfigDict', kept: Path | None) -> tokenizers.TextTokeniz
     return tokenizer
 
 
-def keep_tokenizer(conditioner: 'ConfigDict', text: 'ConfigDict | None', images: Source, folder: Path) -> None:
+def keep_tokenizer(conditioner: "ConfigDict", text: "ConfigDict | None", images: Source, folder: Path) -> None:
     """Puts the tokenizer of a text model into its run directory, once, so that the directory is complete.
 
     text: the text's section of config.conditioner, None where there is none. A tokenizer that an earlier start

@@ -121,9 +121,7 @@ def _listed(title: str, lines: list[str]) -> str:
     return "\n".join([f"{title} ({len(lines)}):", *(f"  {line}" for line in lines[:SHOWN]), *more])
 
 
-def to_torch(
-    params: tree.Tree, reference_shapes: Mapping[str, tuple[int, ...]] | None = None
-) -> dict[str, Any]:
+def to_torch(params: tree.Tree, reference_shapes: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Any]:
     """State dict (numpy) of a params tree, the inverse of `from_torch`.
 
     `reference_shapes`: shapes by key, for models whose torch kernels have axes of size 1 that ours lack.

@@ -98,9 +98,7 @@ def _from_diffusers(source: Source, configs: dict, config: ConfigDict) -> Source
     return source
 
 
-def fill(
-    source: Source, config: ConfigDict, state: Tree, frozen: Tree, betas: np.ndarray | None
-) -> tuple[Tree, dict]:
+def fill(source: Source, config: ConfigDict, state: Tree, frozen: Tree, betas: np.ndarray | None) -> tuple[Tree, dict]:
     """(weights tree of arrays, what has no leaf). Adds to the source's notes what was decided."""
     weights = weights_of(config, state, frozen, ema=compvis.has_ema(source.state))
     if config.task == "first_stage":

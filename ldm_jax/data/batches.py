@@ -1,8 +1,8 @@
-"""From a source and a transform to batches, by Grain's Dataset API.
+"""Makes batches of a source's examples, with Grain's Dataset API.
 
-Batch k is a pure function of (seed, k): global sample g = k * batch_size + position has its place in the
-permutation of its epoch, g // len(source), and its own random numbers, both from (seed, g) alone. So a run
-resumes from the step number, and any number of hosts, workers and threads gives the same batches.
+Batch k is a pure function of (seed, k). It holds the global samples g = k * batch_size + row. Which example sample g is
+(by the permutation of epoch g // len(source)) and its random numbers depend only on (seed, g). So a run can resume from
+its step number, and the batches do not depend on the number of hosts, workers and threads.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,10 +18,9 @@ from ldm_jax.errors import ConfigError, DataError
 
 Transform = Callable[[dict, np.random.Generator], dict[str, np.ndarray]]
 
-# The first word of a random stream: the same seed must not serve two purposes.
+# The first word of the seed of a random stream: each purpose has its own stream.
 _ORDER, _AUGMENT, _EVALUATE = 0, 1, 2
-# No source is endless in int64, and Grain wants a length.
-_ENDLESS = 2**62
+_ENDLESS = 2**62  # samples; Grain needs a length
 _MOST_TRIES = 100
 
 
@@ -32,15 +31,14 @@ def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Shuffled:
-    """Global sample g -> index into the source: a fresh permutation every epoch, or the source's order."""
+    """Global sample g -> index into the source; a new permutation in each epoch."""
 
     size: int
     seed: int
-    shuffle: bool
 
     def __call__(self, g: int) -> tuple[int, None]:
         epoch, place = divmod(g, self.size)
-        return (int(_permutation(self.size, self.seed, epoch)[place]) if self.shuffle else place), None
+        return int(_permutation(self.size, self.seed, epoch)[place]), None
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,8 @@ class _OnePass:
 
 @dataclass(frozen=True)
 class _Rows:
-    """This host's samples one after another: row j is row j % (B/H) of its part of batch j // (B/H)."""
+    """This host's samples in order: row j is row j % (B/H) of the host's part of batch j // (B/H). B = batch_size,
+    H = process_count."""
 
     source: Source
     transform: Transform
@@ -72,7 +71,7 @@ class _Rows:
         return self.batch_size // self.process_count
 
     def __call__(self, j: int) -> tuple[dict[str, np.ndarray], list[tuple[str, str]]]:
-        """Returns the example and the (name, reason) of corrupt ones passed over to find it."""
+        """Returns the example, and (name, reason) of each corrupt example that was skipped before it."""
         step, row = divmod(j, self.rows)
         g = step * self.batch_size + self.process_index * self.rows + row
         index, weight = self.order(g)
@@ -87,8 +86,9 @@ class _Rows:
             if weight is not None:
                 example["weight"] = np.float32(weight)
             return example, skipped
-        raise RuntimeError(f"{len(skipped)} examples in a row could not be read; the last: "
-                           f"{skipped[-1][0]}: {skipped[-1][1]}")
+        raise RuntimeError(
+            f"{len(skipped)} examples in a row could not be read; the last: {skipped[-1][0]}: {skipped[-1][1]}"
+        )
 
 
 def _stack(rows) -> tuple[dict[str, np.ndarray], list[tuple[str, str]]]:
@@ -103,9 +103,9 @@ def _stack(rows) -> tuple[dict[str, np.ndarray], list[tuple[str, str]]]:
 
 
 class Batches:
-    """Iterator of batches (dict of arrays, this host's rows) that logs corrupt examples; has close().
+    """Iterator of batches: dicts of arrays with this host's rows. It logs corrupt examples, and it has close().
 
-    Raises RuntimeError once more than 5 % of the examples seen, and at least 20, were corrupt.
+    Raises RuntimeError when at least 20 examples, and more than 5 % of those read, were corrupt.
     """
 
     def __init__(self, iterator: Iterator):
@@ -126,15 +126,17 @@ class Batches:
                 self._named.add(name)
                 logging.warning("corrupt example %s, the next one takes its place: %s", name, reason)
         if self.corrupt >= 20 and self.corrupt > 0.05 * self.seen:
-            raise RuntimeError(f"{self.corrupt} of {self.seen} examples seen were corrupt, more than 5 %: "
-                               f"repair or remove them; among them {', '.join(sorted(self._named)[:5])}")
+            raise RuntimeError(
+                f"{self.corrupt} of {self.seen} examples seen were corrupt, more than 5 %: "
+                f"repair or remove them; among them {', '.join(sorted(self._named)[:5])}"
+            )
         return batch
 
     def close(self) -> None:
-        """Ends worker processes and threads; afterwards there are no more batches. May be called twice."""
+        """Ends worker processes and threads. Then there are no more batches. May be called more than once."""
         if hasattr(self._iterator, "close"):
             self._iterator.close()
-        # Grain's iterator complains when it is only collected at the interpreter's exit.
+        # Grain's iterator prints an error if it still exists at the interpreter's exit.
         self._iterator = iter(())
 
 
@@ -142,19 +144,18 @@ def _check(source: Source, batch_size: int, process_index: int, process_count: i
     if len(source) == 0:
         raise DataError("the source is empty: there is nothing to make batches of")
     if batch_size < 1 or batch_size % process_count:
-        raise ConfigError(f"the global batch_size {batch_size} must be a positive multiple of the "
-                          f"{process_count} processes")
+        raise ConfigError(
+            f"the global batch_size {batch_size} must be a positive multiple of the {process_count} processes"
+        )
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index {process_index} is not in 0..{process_count - 1}")
 
 
 def _iterate(rows: _Rows, start_step: int, end_step: int, workers: int) -> Batches:
-    """Batches start_step..end_step-1, made ahead of the consumer in threads or worker processes."""
+    """Batches start_step..end_step-1. Threads or worker processes make them before they are needed."""
     dataset = grain.MapDataset.range(start_step * rows.rows, end_step * rows.rows).map(rows)
     dataset = dataset.batch(rows.rows, batch_fn=_stack)
-    # Two batches ahead: one being used and one waiting, whatever their size.
-    ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
-    dataset = dataset.to_iter_dataset(ahead)
+    dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
     if workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain's workers refuse to start otherwise
@@ -162,48 +163,54 @@ def _iterate(rows: _Rows, start_step: int, end_step: int, workers: int) -> Batch
     return Batches(iter(dataset))
 
 
-def batches(source: Source, transform: Transform, batch_size: int, *, seed: int, start_step: int = 0,
-            num_epochs: int | None = None, process_index: int = 0, process_count: int = 1, workers: int = 0,
-            shuffle: bool = True) -> Batches:
-    """Training batches start_step, start_step + 1, ...: endless, or as many whole ones as num_epochs hold.
+def batches(
+    source: Source,
+    transform: Transform,
+    batch_size: int,
+    *,
+    seed: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+) -> Batches:
+    """Training batches start_step, start_step + 1, ... without end.
 
-    batch_size is GLOBAL; host h of H gets rows [h * B/H, (h + 1) * B/H) of it. Every epoch is a fresh
-    permutation in which no sample repeats; epochs follow each other without a gap, so a batch may hold the
-    end of one and the start of the next, and a source smaller than the batch fills it by repeating.
-    A corrupt example is replaced by the next one of the source.
-    workers: 0 decodes in two threads of this process, else in that many processes (guard `__main__`).
+    batch_size is global: of H hosts, host h gets the rows [h * B/H, (h + 1) * B/H) of a batch of B rows. In each epoch,
+    each example comes once, in a new order. Epochs follow each other without a gap: a batch may hold the end of one and
+    the start of the next, and a source smaller than the batch comes several times in it. A corrupt example is replaced
+    by the next one of the source.
+    workers: number of processes that decode images; 0 means two threads of this process.
     """
     _check(source, batch_size, process_index, process_count)
-    end_step = _ENDLESS // batch_size if num_epochs is None else num_epochs * len(source) // batch_size
-    if end_step <= start_step:
-        raise ValueError(f"{num_epochs} epochs of {len(source)} examples hold {end_step} batches of "
-                         f"{batch_size}: nothing is left from step {start_step} on")
-    rows = _Rows(source, transform, _Shuffled(len(source), seed, shuffle), _AUGMENT, seed, batch_size,
-                 process_index, process_count)
-    return _iterate(rows, start_step, end_step, workers)
+    rows = _Rows(
+        source, transform, _Shuffled(len(source), seed), _AUGMENT, seed, batch_size, process_index, process_count
+    )
+    return _iterate(rows, start_step, _ENDLESS // batch_size, workers)
 
 
-def batch_at(source: Source, transform: Transform, batch_size: int, step: int, *, seed: int,
-             process_index: int = 0, process_count: int = 1, shuffle: bool = True) -> dict[str, np.ndarray]:
-    """Batch `step` of `batches` with the same arguments, alone."""
-    _check(source, batch_size, process_index, process_count)
-    rows = _Rows(source, transform, _Shuffled(len(source), seed, shuffle), _AUGMENT, seed, batch_size,
-                 process_index, process_count)
-    return _stack([rows(step * rows.rows + row) for row in range(rows.rows)])[0]
+def eval_batches(
+    source: Source,
+    transform: Transform,
+    batch_size: int,
+    limit: int | None = None,
+    *,
+    seed: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+) -> Batches:
+    """One pass over the source in a fixed order; with `limit`, over so many examples spread evenly over the source.
 
-
-def eval_batches(source: Source, transform: Transform, batch_size: int, limit: int | None = None, *,
-                 seed: int = 0, process_index: int = 0, process_count: int = 1, workers: int = 0) -> Batches:
-    """One pass over the source, or over `limit` examples spread evenly over it, in a fixed order.
-
-    No example is dropped: the last batch is filled up from the start, and "weight" [B] float32 is 1 for a
-    true example and 0 for filling. Random numbers are the same in every pass, and others than in training.
-    The rest is as in `batches`.
+    No example is dropped: the last batch is filled with examples from the start. "weight" [B] float32 is 0 for these,
+    and 1 for all others. Random numbers are the same in each pass, and different from those of training. The other
+    arguments are those of `batches`.
     """
     _check(source, batch_size, process_index, process_count)
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}, but at least one example must be evaluated")
     count = len(source) if limit is None else min(limit, len(source))
-    rows = _Rows(source, transform, _OnePass(len(source), count), _EVALUATE, seed, batch_size,
-                 process_index, process_count)
+    rows = _Rows(
+        source, transform, _OnePass(len(source), count), _EVALUATE, seed, batch_size, process_index, process_count
+    )
     return _iterate(rows, 0, -(-count // batch_size), workers)

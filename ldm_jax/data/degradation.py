@@ -1,11 +1,12 @@
-"""Low-resolution inputs for super-resolution: plain bicubic, and BSR degradations (Zhang et al. 2021).
+"""Low-resolution images for super-resolution: bicubic, and the BSR degradations (Zhang et al. 2021).
 
-BSR shuffles blur, resizing, noise and JPEG, so that a model learns to undo more than one known filter. The
-two pipelines here are those of the latent-diffusion repository: "bsr" and the milder "bsr_light", which its
-released super-resolution model was trained with. Images inside are float32 [H,W,3] in [0,1].
+BSR applies blur, resizing, noise and JPEG in a random order, so that a model does not learn to invert one filter only.
+The two variants are those of the latent-diffusion repository: "bsr", and the weaker "bsr_light", with which its
+released super-resolution model was trained. Within this module images are float32 [H,W,3] in [0,1].
 
-Among the random filters "linear", "cubic" and "area" (OpenCV's) only the last averages when it shrinks: aliasing is
-part of the degradation. No large product goes to BLAS, whose threads would fight with those of the input pipeline.
+Of the random filters "linear", "cubic" and "area" (as in OpenCV), only "area" averages when it shrinks: aliasing is
+part of the degradation. No large matrix products are used: BLAS would start threads that compete with the input
+pipeline.
 """
 
 import io
@@ -27,12 +28,12 @@ _SHIFTED_KERNEL = 25
 
 @dataclass(frozen=True)
 class Strength:
-    """What differs between the two BSR pipelines. Pairs are (from, to), both included.
+    """The differences between "bsr" and "bsr_light". Pairs are ranges that include both ends.
 
-    blurs: how many blurs; blur_share: the factor on their eigenvalues and sigmas.
-    anisotropic_sizes, isotropic_sizes: sides of the kernels, equally likely.
-    random_resize: probability that the first shrinking is a random one, not a shifted Gaussian with a stride.
-    noise: sigma in units of 1/255, an integer; jpeg: quality.
+    blurs: number of blurs. blur_share: their eigenvalues and sigmas are multiplied by it.
+    anisotropic_sizes, isotropic_sizes: possible sides of the kernels, equally likely.
+    random_resize: probability that the first shrinking is by a random factor; otherwise it is a Gaussian and a stride.
+    noise: sigma, an integer in units of 1/255. jpeg: quality.
     """
 
     blurs: int
@@ -56,11 +57,12 @@ def _cubic(x: np.ndarray, a: float) -> np.ndarray:
 
 
 def taps(size: int, new: int, method: str) -> tuple[np.ndarray, np.ndarray]:
-    """The filter along one axis: which pixels int [new,n] make each new one, and their weights float32 [new,n].
+    """A filter along one axis, from `size` to `new` pixels: for each new pixel, the old pixels int [new,n] and their
+    weights float32 [new,n].
 
-    "linear" (2 pixels) and "cubic" (4, a = -0.75) take the nearest around the pixel's centre and repeat the border;
-    "area" weighs by the exact overlap (OpenCV's three). "antialiased" is a cubic (a = -0.5) that widens when
-    shrinking, over a mirrored border.
+    OpenCV's "linear" uses the 2 nearest pixels, its "cubic" 4 (a = -0.75); both repeat the border. OpenCV's "area"
+    weighs pixels by their overlap with the new one. "antialiased" is cubic (a = -0.5), widens when it shrinks, and
+    mirrors the border.
     """
     step = size / new
     if method == "area":
@@ -88,17 +90,17 @@ def resize(image: np.ndarray, size: tuple[int, int], method: str) -> np.ndarray:
     """float32 [H,W,3] -> [h,w,3] in [0,1] for size = (h, w), by the filters of `taps`."""
     for new in size:
         pixels, weights = taps(image.shape[0], new, method)
-        # The other axis comes next: the picture is turned over after each pass.
+        # Each pass resizes the first axis and swaps the axes.
         image = sum(weights[:, k, None, None] * image[pixels[:, k]] for k in range(pixels.shape[1])).swapaxes(0, 1)
     return np.clip(np.ascontiguousarray(image), 0, 1)
 
 
 def gaussian_kernel(size: int, variance: tuple[float, float], angle: float = 0.0) -> np.ndarray:
-    """float64 [size,size], sum 1, centred: variance along and across the direction `angle` (radians)."""
+    """float64 [size,size] with sum 1. variance: along the direction `angle` (radians), and across it."""
     place = np.arange(size) - (size - 1) / 2
     x, y = place[None, :], place[:, None]
     along, across = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
-    # The largest exponent becomes 0: a narrow kernel of even size has no pixel at its centre.
+    # The largest exponent is moved to 0: a narrow kernel of even size, without a pixel at its centre, would vanish.
     floor = 1e-6
     exponent = -0.5 * (along**2 / max(variance[0], floor) + across**2 / max(variance[1], floor))
     kernel = np.exp(exponent - exponent.max())
@@ -107,7 +109,7 @@ def gaussian_kernel(size: int, variance: tuple[float, float], angle: float = 0.0
 
 @lru_cache(maxsize=256)
 def _fast_length(length: int) -> int:
-    """The smallest 2^a 3^b 5^c that is at least `length`: other Fourier transforms are several times slower."""
+    """The smallest 2^a 3^b 5^c from `length` on. Fourier transforms of other lengths are several times slower."""
     while True:
         rest = length
         for factor in (2, 3, 5):
@@ -119,8 +121,8 @@ def _fast_length(length: int) -> int:
 
 
 def convolve(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """float32 [H,W,3] * [k,k] -> [H,W,3], by FFT; the border is mirrored about its pixels. out[i] is the sum of
-    kernel[j] * image[i + k // 2 - j], so an even kernel moves the picture by half a pixel."""
+    """float32 [H,W,3] * [k,k] -> [H,W,3], by FFT. The image is mirrored at the centres of its border pixels. out[i] is
+    the sum of kernel[j] * image[i + k // 2 - j], so an even kernel moves the image by half a pixel."""
     k = len(kernel)
     after = k // 2
     before = k - 1 - after
@@ -128,17 +130,16 @@ def convolve(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     shape = tuple(_fast_length(side) for side in padded.shape[:2])
     planes = np.ascontiguousarray(np.moveaxis(padded, -1, 0))
     spectrum = np.fft.rfft2(planes, shape) * np.fft.rfft2(kernel.astype(np.float32), shape)
-    out = np.fft.irfft2(spectrum, shape)[:, k - 1:padded.shape[0], k - 1:padded.shape[1]]
+    out = np.fft.irfft2(spectrum, shape)[:, k - 1 : padded.shape[0], k - 1 : padded.shape[1]]
     return np.ascontiguousarray(np.moveaxis(out, 0, -1), np.float32)
 
 
 def blur(rng: np.random.Generator, image: np.ndarray, scale: int, strength: Strength) -> np.ndarray:
-    """A random Gaussian: half the time anisotropic, eigenvalues U(0, 4 + scale), else sigma U(0, 2 + scale/5);
-    both ranges times `strength.blur_share`."""
+    """Blurs with a random Gaussian. With probability 0.5 it is anisotropic with eigenvalues U(0, 4 + scale), else
+    isotropic with sigma U(0, 2 + scale/5). Both ranges are multiplied by `strength.blur_share`."""
     if rng.random() < 0.5:
         variance = strength.blur_share * (4 + scale) * rng.random(2)
-        kernel = gaussian_kernel(int(rng.choice(strength.anisotropic_sizes)), tuple(variance),
-                                 np.pi * rng.random())
+        kernel = gaussian_kernel(int(rng.choice(strength.anisotropic_sizes)), tuple(variance), np.pi * rng.random())
     else:
         sigma = strength.blur_share * (2 + 0.2 * scale) * rng.random()
         kernel = gaussian_kernel(int(rng.choice(strength.isotropic_sizes)), (sigma**2, sigma**2))
@@ -146,7 +147,7 @@ def blur(rng: np.random.Generator, image: np.ndarray, scale: int, strength: Stre
 
 
 def _shift_towards_origin(kernel: np.ndarray, by: float) -> np.ndarray:
-    """The kernel at positions moved by `by`, linearly interpolated and cut at the border; sum 1."""
+    """The kernel moved by `by` pixels towards the origin, linearly interpolated, cut at the border; its sum is 1."""
     size = len(kernel)
     where = np.minimum(np.arange(size) + by, size - 1)[:, None]
     mix = np.clip(1 - np.abs(where - np.arange(size)), 0, None)
@@ -155,8 +156,9 @@ def _shift_towards_origin(kernel: np.ndarray, by: float) -> np.ndarray:
 
 
 def shrink(rng: np.random.Generator, image: np.ndarray, scale: int, strength: Strength) -> np.ndarray:
-    """The first shrinking: by a random factor U(1, 2 scale) (both axes, random filter), or every scale-th pixel
-    after a 25 x 25 Gaussian of sigma U(0.1, 0.6 scale), shifted to the middle of the pixels it stands for."""
+    """The first shrinking: either both axes by one random factor U(1, 2 scale), with a random filter; or a 25 x 25
+    Gaussian of sigma U(0.1, 0.6 scale), and then every scale-th pixel. The Gaussian is shifted to the centre of
+    scale x scale pixels."""
     if rng.random() < strength.random_resize:
         factor = rng.uniform(1, 2 * scale)
         size = tuple(max(int(side / factor), 1) for side in image.shape[:2])
@@ -168,8 +170,8 @@ def shrink(rng: np.random.Generator, image: np.ndarray, scale: int, strength: St
 
 
 def add_noise(rng: np.random.Generator, image: np.ndarray, levels: tuple[int, int]) -> np.ndarray:
-    """Gaussian noise: coloured (0.4) or grey (0.4) with sigma an integer of `levels` / 255, or (0.2) with a random
-    covariance |sigma^2 U^T D U| between the channels at the highest sigma."""
+    """Adds Gaussian noise. sigma is a random integer of `levels`, divided by 255. With probability 0.4 channels are
+    independent, with 0.4 equal, and with 0.2 they have a random covariance |sigma^2 U^T D U| with the largest sigma."""
     sigma = rng.integers(levels[0], levels[1] + 1) / 255
     which = rng.random()
     if which > 0.6:
@@ -190,16 +192,17 @@ def _as_uint8(image: np.ndarray) -> np.ndarray:
 
 
 def jpeg(rng: np.random.Generator, image: np.ndarray, qualities: tuple[int, int]) -> np.ndarray:
-    """Through a JPEG file of a random quality (both ends included), colour at half resolution."""
+    """Compresses the image as JPEG of a random quality, with colours at half resolution."""
     buffer = io.BytesIO()
-    Image.fromarray(_as_uint8(image)).save(buffer, "jpeg", quality=int(rng.integers(qualities[0], qualities[1] + 1)),
-                                           subsampling="4:2:0")
+    Image.fromarray(_as_uint8(image)).save(
+        buffer, "jpeg", quality=int(rng.integers(qualities[0], qualities[1] + 1)), subsampling="4:2:0"
+    )
     return np.asarray(Image.open(buffer), np.float32) / np.float32(255)
 
 
 def random_order(rng: np.random.Generator, strength: Strength) -> list[str]:
-    """The stages in a random order, with "finish" (the exact resize) always behind "shrink": where they come the
-    other way round, the two change places."""
+    """The stages in a random order. "finish", the resize to the exact size, comes after "shrink": if they were drawn in
+    the other order, they change places."""
     stages = ["blur"] * strength.blurs + ["shrink", "finish", "noise", "jpeg"]
     order = [stages[k] for k in rng.permutation(len(stages))]
     first, second = order.index("shrink"), order.index("finish")
@@ -232,9 +235,10 @@ def _bsr(rng: np.random.Generator, image: np.ndarray, scale: int, strength: Stre
 def degrade(rng: np.random.Generator, image: np.ndarray, scale: int = 4, kind: str = "bicubic") -> np.ndarray:
     """[H,W,3] uint8 -> [H/scale,W/scale,3] uint8.
 
-    kind "bicubic": Pillow's, anti-aliased, nothing random (the paper's main model). "bsr" | "bsr_light": maybe
-    halving first (0.25, for scale 4), then blurs, shrinking, exact resize, noise and JPEG (0.9) in a random order,
-    and always a last JPEG. ValueError for another kind, or where `scale` does not divide H and W.
+    kind: "bicubic" is Pillow's anti-aliased filter, without randomness, as for the paper's main model. "bsr" and
+    "bsr_light" halve the image first (for scale 4, with probability 0.25). Then come blurs, shrinking, resizing to the
+    exact size, noise, and JPEG (with probability 0.9) in a random order, and at the end always a JPEG.
+    ConfigError for another kind, and if `scale` does not divide H and W.
     """
     if kind not in KINDS:
         raise ConfigError(f"degradation is {kind!r}, but must be one of {', '.join(KINDS)}")

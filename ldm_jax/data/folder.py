@@ -1,10 +1,10 @@
-"""What lies in a folder of images: file names, labels and metadata, and its split (FolderSource reads them).
+"""Lists the images of a folder, their labels and metadata, and their split. FolderSource reads what is listed.
 
 The conventions are those of Hugging Face's imagefolder:
-- Without metadata every image below the folder counts. Where all lie in at least two subfolders, the first
-  folder of the path is the class; classes are the sorted names.
-- A metadata.jsonl (metadata.py; any number of them, each for its own folder) says more of the images, and those that it
-  names are the set.
+- Without metadata, all images in the folder and its subfolders are listed. If each of them is in a subfolder, and there
+  are at least two subfolders, the first subfolder of the path is the class. Classes are numbered in sorted order.
+- With metadata (metadata.jsonl, see metadata.py), only the images that it names are listed. There may be several
+  metadata files, each for its own folder.
 """
 
 import hashlib
@@ -22,8 +22,10 @@ _VALIDATION_FOLDERS = ("validation", "val", "valid", "test")
 
 @dataclass(frozen=True)
 class Listing:
-    """entries: dicts with "name" (relative, '/' between) and the optional keys of an example; sorted by name.
-    in_validation: True and False by the folders train/ and validation/, None where there are none."""
+    """entries: a dict for each image, sorted by name. "name" is its path relative to `path`, with '/'. The other keys
+        are those of examples (sources.py), but with the names of files in place of maps and arrays.
+    in_validation: for each entry, whether it is in the folder validation/; None if there are no such folders.
+    """
 
     path: Path
     entries: list[dict]
@@ -32,12 +34,13 @@ class Listing:
 
 
 def _files(path: Path) -> list[str]:
-    """All files below, as sorted relative names; hidden files and folders are left out.
+    """The sorted relative names of all files in the folder and its subfolders, except hidden ones.
 
-    Linked folders are walked last, and none that was walked before: each file counts once, and nothing is endless.
+    Links to folders are followed after all other folders, and no folder is read twice. So each file is listed once, and
+    a link to a parent folder does not lead to an endless loop.
     """
     names, walked, starts = [], set(), [path]
-    for start in starts:  # grows by linked folders
+    for start in starts:  # links to folders are appended below
         for where, folders, files in os.walk(start):
             status = os.stat(where)
             if (status.st_dev, status.st_ino) in walked:
@@ -53,17 +56,20 @@ def _files(path: Path) -> list[str]:
 
 
 def _number_labels(path: Path, entries: list[dict]) -> tuple[str, ...]:
-    """Replaces string labels by their place among the sorted unique strings. Returns the class names."""
+    """Replaces labels that are strings by their numbers in the sorted list. Returns the names of the classes."""
     missing = [entry["name"] for entry in entries if "label" not in entry]
     if missing:
-        raise DataError(f"{len(missing)} of {len(entries)} records below {path} have no label, "
-                         f"{missing[0]} for one: label all or none")
+        raise DataError(
+            f"{len(missing)} of {len(entries)} records in {path} have no label, {missing[0]} for one: label all or none"
+        )
     labels = {entry["label"] for entry in entries}
     if all(isinstance(label, int) and label >= 0 for label in labels):
         return tuple(str(k) for k in range(max(labels) + 1))
     if not all(isinstance(label, str) for label in labels):
-        raise DataError(f"labels below {path} must all be strings or all be integers from 0 on, "
-                         f"but there are {sorted(map(repr, labels))[:6]}")
+        raise DataError(
+            f"labels in {path} must all be strings or all be integers from 0 on, "
+            f"but there are {sorted(map(repr, labels))[:6]}"
+        )
     names = sorted(labels)
     numbers = {name: k for k, name in enumerate(names)}
     for entry in entries:
@@ -72,21 +78,21 @@ def _number_labels(path: Path, entries: list[dict]) -> tuple[str, ...]:
 
 
 def _validation_folder(files: list[str]) -> str | None:
-    """The name of the validation folder beside train/, if both are there."""
+    """The name of the validation folder, if it and train/ exist."""
     top = {name.split("/")[0] for name in files if "/" in name}
     return next((name for name in _VALIDATION_FOLDERS if name in top), None) if "train" in top else None
 
 
 def scan(path: Path) -> Listing:
-    """Lists the folder. FileNotFoundError, or DataError that says what was found instead of images."""
+    """Lists the folder. FileNotFoundError if it does not exist, DataError if it has no images."""
     if not path.is_dir():
         raise FileNotFoundError(f"no folder {path.absolute()}" + (": it is a file" if path.exists() else ""))
     files = _files(path)
     images = [name for name in files if name.lower().endswith(EXTENSIONS)]
     if not images:
         kinds = Counter(os.path.splitext(name)[1] or "extensionless" for name in files)
-        found = ", ".join(f"{count} {kind} files" for kind, count in kinds.most_common(5)) or "nothing"
-        raise DataError(f"no images ({', '.join(EXTENSIONS)}) below {path.absolute()}, only: {found}")
+        others = ", ".join(f"{count} {kind} files" for kind, count in kinds.most_common(5)) or "nothing"
+        raise DataError(f"no images ({', '.join(EXTENSIONS)}) in {path.absolute()}, only: {others}")
     described = [name for name in files if name.rsplit("/", 1)[-1] == metadata.NAME]
     if described:
         known = set(files)
@@ -115,12 +121,12 @@ def scan(path: Path) -> Listing:
 
 
 def _hashed(name: str) -> float:
-    """A number in [0,1) from the name alone."""
+    """A number in [0,1) that depends only on the name."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
 
 
 def choose_split(listing: Listing, split: str, validation_fraction: float) -> list[int]:
-    """The entries of "train", "validation" or "all". DataError where there is none."""
+    """Indices of the entries of "train", "validation" or "all". DataError if there are none."""
     if split == "all":
         return list(range(len(listing.entries)))
     in_validation = listing.in_validation
@@ -128,6 +134,8 @@ def choose_split(listing: Listing, split: str, validation_fraction: float) -> li
         in_validation = [_hashed(entry["name"]) < validation_fraction for entry in listing.entries]
     chosen = [i for i, held_out in enumerate(in_validation) if held_out == (split == "validation")]
     if not chosen:
-        raise DataError(f"the {split} split of the {len(listing.entries)} images below {listing.path} is "
-                         f"empty at validation_fraction {validation_fraction}: change it, or use split 'all'")
+        raise DataError(
+            f"the {split} split of the {len(listing.entries)} images in {listing.path} is empty. Change "
+            f"--config.data.validation_fraction={validation_fraction}, or add images"
+        )
     return chosen

@@ -1,16 +1,16 @@
-"""Cached latents: what a first stage makes of every image of a source, on disk, read back in place of the images.
+"""Cached latents: the encoder's output for each image of a source, on disk. Training reads it in place of the images.
 
-    DIR/latents.json                          what the numbers were made from, and their shape
-    DIR/latents-00003-of-00010.array_record   examples 3 * per_shard .. 4 * per_shard - 1, in the source's order
+    DIR/latents.json                          what the latents were made from, and their shape
+    DIR/latents-00003-of-00010.array_record   examples 3 * per_shard .. 4 * per_shard - 1, in the order of the source
 
-One ArrayRecord entry an example: a byte 0 and its moments, float32 [F,h,w,m], F = 2 (the image and its mirror image)
-or 1; or a byte 1, the name and the reason, for an example that could not be read: training passes over it as well.
-The moments are the first stage's own affair: here they are numbers.
+An entry of an ArrayRecord file is one example. It is a byte 0 and the example's moments, float32 [F,h,w,m]; F = 2 if
+the mirrored image is cached as well, else 1. Or, for an example that could not be read, it is a byte 1, the name and
+the reason; training skips such an example, as it does without a cache. The first stage defines what the moments mean.
 
-Why float32: float16 moves the latents of the KL first stage of configs/emoji_first_stage.py by 0.02 % of their standard
-deviation (root mean square; at most 0.07 %), which is a quarter of what its posterior draws, and the decoded picture by
-at most 0.33 of 255 grey levels. That would do no harm, but training from the cache is to be training without it, to a
-float32's rounding, for any first stage; half of the disk is not worth less.
+Why float32: float16 changes the latents of the KL first stage of configs/emoji_first_stage.py by 0.02 % of their
+standard deviation (root mean square; at most 0.07 %), a quarter of the posterior's noise, and decoded images by at most
+0.33 of 255 grey levels. That is harmless there. But training with a cache should equal training without it, up to
+float32 rounding, for every first stage. This is worth twice the disk space.
 """
 
 import json
@@ -25,10 +25,10 @@ import numpy as np
 from ldm_jax.data.fields import Field, Placed
 from ldm_jax.data.sources import CorruptExample, Source
 from ldm_jax.data.transforms import ImageTransform
-from ldm_jax.errors import DataError
+from ldm_jax.errors import ConfigError, DataError
 
-VERSION = 2  # 1: images were told apart by their names alone
-SHARD_BYTES, SHARD_EXAMPLES = 2**28, 4096  # of a file, at most: what a kill can cost
+VERSION = 2  # version 1 compared only the names of images, not their contents
+SHARD_BYTES, SHARD_EXAMPLES = 2**28, 4096  # the most that a file holds, and that a killed run has to make again
 _MOMENTS, _CORRUPT = b"\0", b"\1"
 
 
@@ -49,20 +49,20 @@ class Store:
         return -(-self.count // self.per_shard)
 
     def indices(self, shard: int) -> range:
-        """The examples of a shard."""
+        """The indices of the examples in a shard."""
         return range(shard * self.per_shard, min((shard + 1) * self.per_shard, self.count))
 
     def path(self, shard: int) -> Path:
         return self.folder / f"latents-{shard:05d}-of-{self.shards:05d}.array_record"
 
     def finished(self, shard: int) -> bool:
-        """Whether the file is there and whole."""
+        """Whether the shard's file exists and is complete."""
         from array_record.python.array_record_module import ArrayRecordReader
 
         if not self.path(shard).exists():
             return False
         reader = ArrayRecordReader(str(self.path(shard)))
-        if not reader.ok():  # cut short; closing it would raise
+        if not reader.ok():  # an incomplete file; close() would raise
             return False
         whole = reader.num_records() == len(self.indices(shard))
         reader.close()
@@ -73,17 +73,17 @@ class Store:
         return [shard for shard in range(self.shards) if not self.finished(shard)]
 
     def write(self, shard: int, examples: Iterable[np.ndarray | CorruptExample]) -> None:
-        """One shard, visible under its name only when whole. ValueError for too few examples or another shape.
+        """Writes one shard. The file gets its name when it is complete.
 
-        RuntimeError when another process writes the same shard.
+        ValueError for too few examples or another shape, RuntimeError if another process writes the same shard.
         """
         from array_record.python.array_record_module import ArrayRecordWriter
 
         path = self.path(shard)
-        for left in self.folder.glob(f"{path.name}.*.tmp"):  # by a run that was killed
+        for left in self.folder.glob(f"{path.name}.*.tmp"):  # from a run that was killed
             left.unlink(missing_ok=True)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        # Compression by zstd saves 7 % and makes reading 4 times slower.
+        # Compression with zstd would save 7 % of the disk space, but reading would be 4 times slower.
         writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
         written = 0
         for example in examples:
@@ -106,14 +106,14 @@ class Store:
 
     @cached_property
     def _records(self):
-        """Opens files when they are first read; safe in threads."""
+        """Opens files when they are first read. Threads may share it."""
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-        # With the numbers of records given, it need not open every file at once to count.
+        # With "[0:n]" it does not open all files at once to count their records.
         return ArrayRecordDataSource([f"{self.path(s)}[0:{len(self.indices(s))}]" for s in range(self.shards)])
 
     def __getitem__(self, i: int) -> np.ndarray:
-        """Moments float32 [F,h,w,m] of example i. CorruptExample where it could not be read when they were made."""
+        """Moments float32 [F,h,w,m] of example i. CorruptExample if the image could not be read when they were made."""
         if not 0 <= i < self.count:
             raise IndexError(f"example {i} of {self.count}")
         record = self._records[i]
@@ -125,33 +125,33 @@ class Store:
 def open_store(
     folder: str | Path, made_from: dict, count: int, shape: tuple[int, ...], shard_bytes: int = SHARD_BYTES
 ) -> Store:
-    """The cache in `folder`, begun if there is none; which of its shards are there, `Store.missing` says.
+    """Opens the cache in `folder`, or creates an empty one. `Store.missing` lists the shards that are not written yet.
 
-    made_from: {name: str, number or bool}, all that the moments depend on.
-    DataError when the folder's cache was made from something else, naming what differs.
+    made_from: {name: str, number or bool}, everything that the moments depend on. DataError if the cache in the folder
+    was made from something else; it lists the differences.
     """
     folder = Path(folder)
     path, size = folder / "latents.json", 4 * int(np.prod(shape))
     facts = {"version": VERSION, **made_from, "examples": count, "shape": list(shape)}
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        # All hosts may come here at once, with the same text.
+        # Several hosts may write the file at the same time, with the same text.
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         per_shard = min(max(shard_bytes // size, 1), SHARD_EXAMPLES)
         temporary.write_text(json.dumps(facts | {"per_shard": per_shard}, indent=2) + "\n")
         os.replace(temporary, path)
-    found = json.loads(path.read_text())
-    per_shard = found.pop("per_shard")
+    before = json.loads(path.read_text())
+    per_shard = before.pop("per_shard")
     other = "Give another folder with --config.data.cache_latents=DIR, or delete this one to have it made again."
-    if found["version"] < VERSION:
+    if before["version"] < VERSION:
         raise DataError(
-            f"the cached latents in {folder} were made by an older version, which did not look at what is in the files "
-            f"of the images: it cannot be checked that they belong to these images. {other}"
+            f"the cached latents in {folder} were made by an older version, which did not record the contents of the "
+            f"images. So it cannot be checked that they belong to these images. {other}"
         )
     wrong = [
-        f"    {name}: {found.get(name)!r} there, {facts.get(name)!r} here"
-        for name in dict.fromkeys([*facts, *found])
-        if found.get(name) != facts.get(name)
+        f"    {name}: {before.get(name)!r} there, {facts.get(name)!r} here"
+        for name in dict.fromkeys([*facts, *before])
+        if before.get(name) != facts.get(name)
     ]
     if wrong:
         raise DataError(
@@ -161,9 +161,9 @@ def open_store(
 
 
 class LatentSource(Source):
-    """The examples of `images`, in the same order, with "moments" float32 [F,h,w,m] from `store`.
+    """The examples of `images`, in the same order, with their "moments" float32 [F,h,w,m] from `store`.
 
-    pictures: whether they have their image and maps as well; without, nothing is decoded.
+    pictures: whether examples also have their image and maps. If not, no image is decoded.
     """
 
     def __init__(self, images: Source, store: Store, pictures: bool):
@@ -180,25 +180,25 @@ class LatentSource(Source):
         return example | {"moments": moments}
 
     def annotations(self, i: int) -> dict:
-        """Those of the images."""
+        """The annotations of the image."""
         return self.images.annotations(i)
 
     def describe(self) -> str:
-        """The images' line, and where the latents are."""
+        """The line of the images, and the folder of the latents."""
         return f"{self.images.describe()}; latents of shape {self.store.shape} in {self.store.folder}"
 
 
 def needs_pictures(made: tuple[Field, ...]) -> bool:
-    """Whether one of the fields is made from the picture or what lies on it."""
+    """Whether one of the fields is made from the image or from a map of it."""
     return any(field.reads_image for field in made)
 
 
 @dataclass(frozen=True)
 class LatentTransform:
-    """Callable (example of a LatentSource, rng) -> {"moments": float32 [h,w,m]} and what every one of `fields` adds.
+    """Callable (example of a LatentSource, rng) -> {"moments": float32 [h,w,m]} and the arrays of all `fields`.
 
-    Draws the same random numbers in the same order as fields.WithFields does: sample g is mirrored with a cache
-    if and only if it is without. ValueError for a transform that crops at random.
+    It draws the same random numbers in the same order as fields.WithFields, so that the same samples are mirrored with
+    and without a cache. ConfigError for a transform with random crops.
     """
 
     transform: ImageTransform
@@ -207,9 +207,9 @@ class LatentTransform:
     def __post_init__(self):
         if self.transform.crop == "random" or self.transform.resize == "square":
             where = "crop='random'" if self.transform.crop == "random" else "resize='square'"
-            raise ValueError(
-                f"latents cannot be cached with random crops (config.data.{where}): every visit sees another part of "
-                "the image. Use --config.data.crop=center and --config.data.resize=shorter, or train without "
+            raise ConfigError(
+                f"latents cannot be cached with random crops (config.data.{where}): each epoch uses other parts of the "
+                "images. Use --config.data.crop=center and --config.data.resize=shorter, or train without "
                 "--config.data.cache_latents."
             )
 

@@ -1,9 +1,9 @@
-"""Holes for inpainting: the random strokes and boxes of LaMa (Suvorov et al. 2022), in its published settings.
+"""Random masks for inpainting: the strokes and boxes of LaMa (Suvorov et al. 2022), with its published settings.
 
-A mask is drawn by strokes or by boxes, never both. `train_256` is what LaMa trains on; the others are its six
-evaluation settings, which reject masks that cover more than half of the image (so the "40-50 %" bin is the
-top one). The numbers are pixels of an image whose side is the one in the setting's name. For another image
-they are multiplied by (its shorter side / that side), so that holes keep their share of the picture.
+A mask has strokes or boxes, never both. LaMa is trained with `train_256`. The other six settings are for evaluation:
+masks that cover more than half of the image are drawn again, so that LaMa's "40-50 %" bin is the highest. Lengths are
+in pixels of an image whose side is the number in the setting's name. For another image they are multiplied by (its
+shorter side / that number), so that holes cover the same share of it.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from ldm_jax.errors import ConfigError
 
-# LaMa's strokes turn by one of these angles (radians, from "down", counter-clockwise), every second one mirrored.
+# Directions of segments: radians from "down", counter-clockwise. Every second stroke is mirrored.
 _ANGLES = 0.01 + np.arange(4)
 _MOST_SEGMENTS = 5
 _SHORTEST, _THINNEST = 10, 5
@@ -23,8 +23,8 @@ _MOST_TRIES = 1000
 
 @dataclass(frozen=True)
 class Strokes:
-    """Numbers of strokes `count` = (from, to), both included; lengths of a segment 10..length and widths
-    5..width in pixels, both included. A stroke has 1 to 5 segments, each going on where the last one ended."""
+    """count: (fewest, most) strokes. Segments are 10..length pixels long and 5..width pixels wide. A stroke has 1 to 5
+    segments; each starts where the one before ends. All ranges include both ends."""
 
     count: tuple[int, int]
     length: int
@@ -33,7 +33,8 @@ class Strokes:
 
 @dataclass(frozen=True)
 class Boxes:
-    """Numbers of boxes `count` and sides `side` in pixels, both (from, to) included; `margin` stays free."""
+    """count: (fewest, most) boxes. side: (shortest, longest) side in pixels. margin: width of the border without
+    boxes, in pixels."""
 
     count: tuple[int, int]
     side: tuple[int, int]
@@ -42,7 +43,8 @@ class Boxes:
 
 @dataclass(frozen=True)
 class Setting:
-    """image: the side of the images the pixels are meant for. box_share: probability of boxes."""
+    """image: side of the images that the lengths are for. box_share: probability of boxes. most_covered: masks that
+    cover more of the image are drawn again."""
 
     image: int
     strokes: Strokes
@@ -52,12 +54,12 @@ class Setting:
 
 
 def _evaluation(image: int, strokes: Strokes, boxes: Boxes | None = None) -> Setting:
-    # Weights 1 : 0.3, as in all of LaMa's evaluation settings that have boxes.
+    # Strokes and boxes have the weights 1 and 0.3 in all evaluation settings of LaMa with boxes.
     return Setting(image, strokes, boxes, 0.3 / 1.3 if boxes else 0.0, most_covered=0.5)
 
 
-# configs/data_gen/random_*.yaml and configs/training/data/abl-04-256-mh-dist.yaml of the LaMa repository. Its
-# code draws one stroke more than max_times says and lengths and widths of at most 9 and 4 more than written.
+# From configs/data_gen/random_*.yaml and configs/training/data/abl-04-256-mh-dist.yaml of the LaMa repository. LaMa's
+# code draws up to one stroke more than max_times, lengths up to 9 and widths up to 4 more than their maxima; these too.
 SETTINGS = {
     "train_256": Setting(256, Strokes((1, 6), 209, 104), Boxes((1, 4), (30, 150), 10), 0.5),
     "thick_256": _evaluation(256, Strokes((1, 6), 209, 104), Boxes((1, 3), (30, 150), 10)),
@@ -69,9 +71,8 @@ SETTINGS = {
 }
 
 
-def draw_strokes(rng: np.random.Generator, height: int, width: int, strokes: Strokes,
-                 scale: float = 1.0) -> np.ndarray:
-    """uint8 [H,W], 1 = hole. Lengths and widths are multiplied by `scale`; ends and corners are round."""
+def draw_strokes(rng: np.random.Generator, height: int, width: int, strokes: Strokes, scale: float = 1.0) -> np.ndarray:
+    """uint8 [H,W], 1 = hole. Lengths and widths are multiplied by `scale`. Ends and corners are round."""
     canvas = Image.new("L", (width, height))
     pen = ImageDraw.Draw(canvas)
     for stroke in range(int(rng.integers(strokes.count[0], strokes.count[1] + 1))):
@@ -90,8 +91,7 @@ def draw_strokes(rng: np.random.Generator, height: int, width: int, strokes: Str
     return np.array(canvas)
 
 
-def draw_boxes(rng: np.random.Generator, height: int, width: int, boxes: Boxes,
-               scale: float = 1.0) -> np.ndarray:
+def draw_boxes(rng: np.random.Generator, height: int, width: int, boxes: Boxes, scale: float = 1.0) -> np.ndarray:
     """uint8 [H,W], 1 = hole. Sides and margin are multiplied by `scale`."""
     mask = np.zeros((height, width), np.uint8)
     margin = round(boxes.margin * scale)
@@ -101,20 +101,21 @@ def draw_boxes(rng: np.random.Generator, height: int, width: int, boxes: Boxes,
         box_width, box_height = (int(side) for side in rng.integers(smallest, largest + 1, 2))
         left = int(rng.integers(margin, width - margin - box_width + 1))
         top = int(rng.integers(margin, height - margin - box_height + 1))
-        mask[top:top + box_height, left:left + box_width] = 1
+        mask[top : top + box_height, left : left + box_width] = 1
     return mask
 
 
 def make_mask(rng: np.random.Generator, height: int, width: int, setting: str = "train_256") -> np.ndarray:
-    """A random mask uint8 [H,W] in {0,1}, 1 = hole; never empty.
+    """A random mask uint8 [H,W], 1 = hole, 0 = known. It is never empty.
 
-    setting: one of SETTINGS. ValueError for another, or an image side below 16 pixels.
+    setting: one of SETTINGS. ConfigError for another, and for images with a side below 16 pixels.
     """
     if setting not in SETTINGS:
         raise ConfigError(f"mask setting is {setting!r}, but must be one of {', '.join(SETTINGS)}")
     if min(height, width) < _SMALLEST_IMAGE:
-        raise ConfigError(f"masks are drawn on images of at least {_SMALLEST_IMAGE} pixels each way, "
-                          f"not {height}x{width}")
+        raise ConfigError(
+            f"masks are drawn on images of at least {_SMALLEST_IMAGE} pixels each way, not {height}x{width}"
+        )
     chosen = SETTINGS[setting]
     scale = min(height, width) / chosen.image
     for _ in range(_MOST_TRIES):
@@ -124,5 +125,6 @@ def make_mask(rng: np.random.Generator, height: int, width: int, setting: str = 
             mask = draw_strokes(rng, height, width, chosen.strokes, scale)
         if mask.any() and mask.mean() <= chosen.most_covered:
             return mask
-    raise RuntimeError(f"{_MOST_TRIES} masks of {setting} on {height}x{width} all covered more than "
-                       f"{chosen.most_covered:.0%}")
+    raise RuntimeError(
+        f"{_MOST_TRIES} masks of {setting} on {height}x{width} all covered more than {chosen.most_covered:.0%}"
+    )

@@ -1,18 +1,21 @@
-"""metadata.jsonl: what is known of the images beside it, one JSON object a line (Hugging Face's imagefolder).
+"""Reads metadata.jsonl: text, label and more of the images beside it, in the conventions of Hugging Face's imagefolder.
+
+Each line is a JSON object for one image:
 
     {"file_name": "a.png", "text": "a cat", "label": "cat", "vectors": "clip/a.npy"}
 
 "file_name"     the image
-"text"          a caption, or a list of captions, of which each pass over the data takes one
-"label"         an int from 0 on, or a str; the sorted unique strings are numbered (folder.py)
+"text"          a caption, or a list of captions; each pass over the data takes one of them
+"label"         an integer from 0 on, or a string; strings are numbered in sorted order (folder.py)
 "objects"       [{"box": [x0, y0, x1, y1] in 0..1, "class": int}], flags may be added (layout.py); or
-                {"bbox": [[x, y, width, height]], "categories": [int]} in pixels of the upright image, cut to it
-"segmentation"  an image file whose values are classes
-"mask"          an image file, 128 and above is the hole
-"vectors"       a list of numbers, a list of such lists, or a .npy file with an array [dim] or [n,dim] (for large sets:
-                lists stay in memory)
+                {"bbox": [[x, y, width, height]], "categories": [int]} in pixels, after EXIF rotation; boxes are clipped
+"segmentation"  an image file; its values are classes
+"mask"          an image file; values from 128 on are the hole
+"vectors"       a list of numbers, a list of such lists, or a .npy file with an array [dim] or [n,dim]. Large data sets
+                should use files: lists are kept in memory
 
-Names of files are relative to the folder of the metadata.jsonl, and the files lie in it.
+Only "file_name" is required. File names are relative to the folder of the metadata.jsonl. All files must be in the
+folder of the data set.
 """
 
 import json
@@ -32,9 +35,9 @@ _PIXEL_BOXES = '{"bbox": [[x, y, width, height], ...], "categories": [int, ...]}
 
 
 def read(path: Path, name: str, files: set[str]) -> list[dict]:
-    """The entries (folder.Listing) of the metadata file `name` in the folder `path`.
+    """The entries (folder.Listing) of one metadata file; `name` is its path relative to the folder `path`.
 
-    files: names of files known to be in `path`. DataError with the file and the line of what is wrong.
+    files: names of files that are known to be in `path`. DataError for a wrong line; it names the file and the line.
     """
     try:
         text = (path / name).read_text(encoding="utf-8-sig")
@@ -51,13 +54,13 @@ def read(path: Path, name: str, files: set[str]) -> list[dict]:
 
 
 class _Reader:
-    """From lines of one metadata file to entries. `prefix` is its folder, "" or "some/folder/"."""
+    """Turns the lines of one metadata file into entries. `prefix` is its folder: "" or "some/folder/"."""
 
     def __init__(self, path: Path, prefix: str, files: set[str]):
         self.path, self.prefix, self.files = path, prefix, files
-        self.real_path = lru_cache(maxsize=1024)(os.path.realpath)  # looked up once for a folder of many files
+        self.real_path = lru_cache(maxsize=1024)(os.path.realpath)  # one look-up for all files of a folder
         self.root = os.path.join(self.real_path(path), "")
-        self.width = None  # of the vectors, as soon as one is read
+        self.width = None  # of the first vector that was read
 
     def entry(self, line: str) -> dict:
         try:
@@ -80,32 +83,36 @@ class _Reader:
         return entry
 
     def _file(self, key: str, given) -> str:
-        """A name relative to `path`. DataError unless it is a file in there."""
+        """The name relative to `path`. DataError if it is not a file in that folder."""
         if not isinstance(given, str):
             raise DataError(f'"{key}" must be the name of a file, not {_short(given)}')
         name = self.prefix + given
         inside = not os.path.isabs(given) and ".." not in given.split("/")
         if inside and name not in self.files and not os.path.isfile(self.path / name):
             raise DataError(f'"{key}" names {given}, but {self.path / name} does not exist')
-        if not inside or not self._stays(os.path.join(self.path, name)):
-            raise DataError(f'"{key}" names {given}, which leaves the folder {self.path}: names must be relative, '
-                            "without '..', and not links to files elsewhere")
+        if not inside or not self._is_inside(os.path.join(self.path, name)):
+            raise DataError(
+                f'"{key}" names {given}, which leaves the folder {self.path}: names must be relative, '
+                "without '..', and not links to files elsewhere"
+            )
         return name
 
-    def _stays(self, file: str) -> bool:
-        """Whether a file is in the folder when links are followed."""
+    def _is_inside(self, file: str) -> bool:
+        """Whether the file is in the folder after links are followed."""
         where = file if os.path.islink(file) else os.path.dirname(file)
         return os.path.join(self.real_path(where), "").startswith(self.root)
 
     def _vectors(self, given) -> np.ndarray | str:
-        """Listed vectors as an array [n,dim], or the name of their file, once they are checked."""
+        """Checks the vectors. Returns listed ones as an array [n,dim], others as the name of their file."""
         if isinstance(given, str):
             given = self._file("vectors", given)
         try:
             vectors = read_vectors(self.path / given) if isinstance(given, str) else to_vectors(np.asarray(given))
         except (ValueError, OSError) as error:
-            raise DataError('"vectors" must be a list of numbers, a list of lists of equal length, or the name of a '
-                            f".npy file with an array [dim] or [n,dim], not {_short(given)} ({error})") from None
+            raise DataError(
+                '"vectors" must be a list of numbers, a list of lists of equal length, or the name of a '
+                f".npy file with an array [dim] or [n,dim], not {_short(given)} ({error})"
+            ) from None
         self.width = self.width or vectors.shape[1]
         if vectors.shape[1] != self.width:
             raise DataError(f"vectors of {vectors.shape[1]} numbers, but those before have {self.width}")
@@ -113,7 +120,7 @@ class _Reader:
 
 
 def _short(value) -> str:
-    """For messages: a value as JSON writes it, cut."""
+    """A value as JSON, at most 80 characters, for messages."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -151,15 +158,20 @@ def _objects(given, image: Path) -> list[dict]:
         raise DataError(f'"objects" must be [{_BOX}, ...] or {_PIXEL_BOXES} of equal length, not {_short(given)}')
     try:
         width, height = _upright_size(image)
-    # A broken file can raise nearly anything. Training passes over it, whatever its objects.
+    # Decoders raise nearly any exception for a broken file. Training skips such a file, so it needs no objects.
     except Exception:
         return []
     return [_object_in_pixels(box, number, width, height) for box, number in zip(boxes, classes)]
 
 
 def _is_box(box) -> bool:
-    return (isinstance(box, list) and len(box) == 4 and all(_is_number(x) for x in box)
-            and 0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1)
+    return (
+        isinstance(box, list)
+        and len(box) == 4
+        and all(_is_number(x) for x in box)
+        and 0 <= box[0] < box[2] <= 1
+        and 0 <= box[1] < box[3] <= 1
+    )
 
 
 def _object_in_pixels(box, number, width: int, height: int) -> dict:
@@ -168,28 +180,30 @@ def _object_in_pixels(box, number, width: int, height: int) -> dict:
         x, y, w, h = box
         shown = clip_box((x / width, y / height, (x + w) / width, (y + h) / height))
     if shown is None or not _is_class(number):
-        raise DataError(f"a box must be [x, y, width, height] within the image of {width}x{height} pixels, and its "
-                        f"category an integer from 0 on, not {_short(box)} and {_short(number)}")
+        raise DataError(
+            f"a box must be [x, y, width, height] within the image of {width}x{height} pixels, and its "
+            f"category an integer from 0 on, not {_short(box)} and {_short(number)}"
+        )
     return {"box": list(shown), "class": number}
 
 
 def _upright_size(image: Path) -> tuple[int, int]:
-    """Width and height after EXIF rotation; the pixels are not decoded."""
+    """Width and height after EXIF rotation. The pixels are not decoded."""
     with Image.open(image) as picture:
-        # Looking for EXIF behind the pixels of a PNG would decode them.
+        # In a PNG, EXIF can follow the pixels. Pillow would decode them to look for it.
         known = picture.format != "PNG" or "exif" in picture.info
         turned = known and picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
         return picture.size[::-1] if turned else picture.size
 
 
 def read_vectors(path: Path) -> np.ndarray:
-    """A .npy file with an array [dim] or [n,dim] -> float32 [n,dim]. OSError or ValueError where it is none."""
+    """A .npy file with an array [dim] or [n,dim] -> float32 [n,dim]. OSError or ValueError for any other file."""
     with path.open("rb") as file:
         return to_vectors(np.lib.format.read_array(file, allow_pickle=False))
 
 
 def to_vectors(array: np.ndarray) -> np.ndarray:
-    """[dim] or [n,dim] of any numbers -> float32 [n,dim]. ValueError for anything else, and for NaN and infinity."""
+    """Array [dim] or [n,dim] of numbers -> float32 [n,dim]. ValueError for other arrays, NaN and infinity."""
     if array.dtype.kind not in "iuf" or array.ndim not in (1, 2) or array.size == 0:
         raise ValueError(f"an array of {array.dtype}, shape {list(array.shape)}")
     with np.errstate(over="ignore"):  # a number too large for float32 becomes infinite

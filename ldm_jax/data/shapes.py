@@ -1,11 +1,12 @@
-"""Scenes of coloured shapes, drawn from (seed, index) with numpy alone: a data set that needs no download.
+"""Scenes of coloured shapes, drawn with numpy from (seed, index): a data set that needs no download.
 
-One large MAIN shape and up to three smaller ones stand before a muted background; in `simple` scenes, made for
-models that learn in minutes, there are four kinds of shapes, they are larger and stand upright, at most one
-other is there, and backgrounds have no pattern but shading. Every scene comes with what
-the conditional tasks need: label, caption, boxes, segmentation. Shapes are signed distance functions d(u, v)
-in their own units (circumscribed circle = 1, v points down), negative inside; coverage = clip(1/2 - d), with
-d in pixels, which gives soft edges without supersampling.
+A scene has one large main shape and up to three smaller shapes on a muted background. `simple` scenes are for models
+that train in minutes: they have four kinds of shapes, larger and upright, at most one smaller shape, and a plain or
+shaded background. Each scene has what the conditions need: label, caption, boxes, segmentation, vectors.
+
+A shape is a signed distance function d(u, v), negative inside. u and v are in units of the circumscribed circle's
+radius, v points down. A pixel's coverage is clip(1/2 - d) with d in pixels, so that edges are soft without
+supersampling.
 """
 
 from dataclasses import dataclass
@@ -16,12 +17,24 @@ import numpy as np
 from ldm_jax.errors import ConfigError
 
 COLOURS = {
-    "red": (215, 30, 40), "orange": (250, 130, 15), "yellow": (255, 230, 40), "green": (35, 150, 55),
-    "cyan": (50, 215, 230), "blue": (30, 70, 215), "purple": (125, 35, 170), "pink": (255, 140, 200),
+    "red": (215, 30, 40),
+    "orange": (250, 130, 15),
+    "yellow": (255, 230, 40),
+    "green": (35, 150, 55),
+    "cyan": (50, 215, 230),
+    "blue": (30, 70, 215),
+    "purple": (125, 35, 170),
+    "pink": (255, 140, 200),
 }
 BACKGROUNDS = {
-    "grey": (140, 140, 140), "beige": (205, 190, 165), "brown": (120, 95, 80), "olive": (125, 125, 90),
-    "slate": (95, 110, 128), "mauve": (160, 135, 155), "dark": (62, 62, 68), "pale": (222, 222, 218),
+    "grey": (140, 140, 140),
+    "beige": (205, 190, 165),
+    "brown": (120, 95, 80),
+    "olive": (125, 125, 90),
+    "slate": (95, 110, 128),
+    "mauve": (160, 135, 155),
+    "dark": (62, 62, 68),
+    "pale": (222, 222, 218),
 }
 PATTERNS = ("plain", "shaded", "striped", "checkered")
 SIMPLE_KINDS = ("circle", "square", "triangle", "cross")
@@ -44,7 +57,7 @@ def _triangle(u, v):
 
 
 def _star(u, v):
-    """Five points: fold the plane into half a ray, then the line from the tip to the inner corner."""
+    """Five points. The plane is folded onto half of one; its edge is the line from the tip to the inner corner."""
     angle = np.abs((np.arctan2(u, -v) + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5)
     radius = np.hypot(u, v)
     along, across = radius * np.cos(angle), radius * np.sin(angle)
@@ -62,7 +75,7 @@ def _cross(u, v):
 
 
 def _heart(u, v):
-    """A square on its corner with a half circle on each upper side."""
+    """A square that stands on a corner, with half a circle on each upper side."""
     u, v, half = np.abs(u), v - 0.04, 0.68
     square = (u + np.abs(v) - half) * 0.7071
     return np.minimum(square, np.hypot(u - half / 2, v + half / 2) - half * 0.7071)
@@ -72,14 +85,22 @@ def _moon(u, v):
     return np.maximum(np.hypot(u, v) - 1.0, 0.86 - np.hypot(u - 0.48, v))
 
 
-KINDS = {"circle": _circle, "square": _square, "triangle": _triangle, "star": _star, "ring": _ring,
-         "cross": _cross, "heart": _heart, "moon": _moon}
+KINDS = {
+    "circle": _circle,
+    "square": _square,
+    "triangle": _triangle,
+    "star": _star,
+    "ring": _ring,
+    "cross": _cross,
+    "heart": _heart,
+    "moon": _moon,
+}
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Which scenes there are. counts: probabilities of 1, 2, ... shapes; main, others: the ranges of their radii in
-    images; turn: the largest, in radians, to both sides."""
+    """counts: probabilities of 1, 2, ... shapes. main, others: ranges of the radii of the main shape and the others, as
+    a share of the image's side. turn: largest rotation to either side, in radians."""
 
     counts: tuple[float, ...]
     main: tuple[float, float]
@@ -91,7 +112,7 @@ class Rules:
 
 RULES = Rules((0.25, 0.3, 0.25, 0.2), (0.2, 0.35), (0.08, 0.15), tuple(KINDS), 0.4, PATTERNS)
 SIMPLE_RULES = Rules((0.75, 0.25), (0.28, 0.4), (0.15, 0.2), SIMPLE_KINDS, 0.0, PATTERNS[:2])
-# A class is kind x colour; segmentation maps tell kinds apart, not colours: 0 = background, else 1 + kind.
+# A class is a kind and a colour. Segmentation maps have only kinds: 0 = background, else 1 + kind.
 CLASS_NAMES = tuple(f"{colour} {kind}" for kind in KINDS for colour in COLOURS)
 SEGMENTATION_NAMES = ("background", *KINDS)
 
@@ -104,7 +125,7 @@ def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _waves(position: np.ndarray, count: float, size: int) -> np.ndarray:
-    """0 and 1 in turn, `count` periods per unit, with edges one pixel soft."""
+    """A square wave between 0 and 1 with `count` periods per unit. Its edges are one pixel wide."""
     distance = np.abs(position * count % 1.0 - 0.5) - 0.25
     return np.clip(0.5 - distance * (size / count), 0.0, 1.0)
 
@@ -132,25 +153,31 @@ def _background(rng: np.random.Generator, size: int, patterns: tuple[str, ...]) 
 
 
 def _place(rng: np.random.Generator, rules: Rules) -> list[dict]:
-    """Kinds, colours, centres, radii and turns: the main shape first. All lie inside the image; two may
-    overlap by a quarter of the sum of their radii, so that no shape hides another."""
+    """Kind, colour, centre, radius and turn of each shape, the main shape first. All are inside the image. Two of them
+    overlap by at most a quarter of the sum of their radii, so that no shape hides another."""
     wanted = 1 + int(rng.choice(len(rules.counts), p=rules.counts))
     placed = []
     for k in range(wanted):
         radius = rng.uniform(*(rules.main if k == 0 else rules.others))
         for _ in range(20):
             centre = rng.uniform(radius, 1 - radius, 2)
-            if all(np.hypot(*(centre - other["centre"])) > 0.75 * (radius + other["radius"])
-                   for other in placed):
+            if all(np.hypot(*(centre - other["centre"])) > 0.75 * (radius + other["radius"]) for other in placed):
                 kind, colour = rules.kinds[rng.integers(len(rules.kinds))], int(rng.integers(len(COLOURS)))
-                placed.append({"kind": list(KINDS).index(kind), "colour": colour, "centre": centre, "radius": radius,
-                               "turn": rng.uniform(-rules.turn, rules.turn)})
+                placed.append(
+                    {
+                        "kind": list(KINDS).index(kind),
+                        "colour": colour,
+                        "centre": centre,
+                        "radius": radius,
+                        "turn": rng.uniform(-rules.turn, rules.turn),
+                    }
+                )
                 break
     return placed
 
 
 def _paint(image: np.ndarray, segmentation: np.ndarray, shape: dict, colour: np.ndarray) -> list[float]:
-    """Draws one shape in place. Returns its whole box [x0,y0,x1,y1] in 0..1, hidden parts included."""
+    """Draws one shape into the image and the map. Returns its box [x0,y0,x1,y1] in 0..1, including hidden parts."""
     size = len(image)
     (cx, cy), radius = shape["centre"], shape["radius"]
     left, top = max(int((cx - radius) * size) - 1, 0), max(int((cy - radius) * size) - 1, 0)
@@ -166,26 +193,32 @@ def _paint(image: np.ndarray, segmentation: np.ndarray, shape: dict, colour: np.
     inside = coverage >= 0.5
     segmentation[top:bottom, left:right][inside] = 1 + shape["kind"]
     rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-    return [float((left + columns[0]) / size), float((top + rows[0]) / size),
-            float((left + columns[-1] + 1) / size), float((top + rows[-1] + 1) / size)]
+    return [
+        float((left + columns[0]) / size),
+        float((top + rows[0]) / size),
+        float((left + columns[-1] + 1) / size),
+        float((top + rows[-1] + 1) / size),
+    ]
 
 
 def _caption(placed: list[dict], background: str) -> str:
     kinds, colours = list(KINDS), list(COLOURS)
-    words = [f"a {'large' if k == 0 else 'small'} {colours[shape['colour']]} {kinds[shape['kind']]}"
-             for k, shape in enumerate(placed)]
+    words = [
+        f"a {'large' if k == 0 else 'small'} {colours[shape['colour']]} {kinds[shape['kind']]}"
+        for k, shape in enumerate(placed)
+    ]
     listed = words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
     return f"{listed} on a {background} background"
 
 
 def draw(seed: int, index: int, size: int, simple: bool = False) -> dict:
-    """Draws scene `index` of the stream `seed`. The same arguments give the same bytes; another size gives
-    the same scene at another resolution.
+    """Draws scene `index` of `seed`. The same arguments give the same bytes. Another size gives the same scene at
+    another resolution.
 
     Returns "image" uint8 [size,size,3]; "label" int, the main shape's class (CLASS_NAMES); "text"; "objects",
     a list of {"box": [x0,y0,x1,y1] in 0..1, "class": int}, main shape first; "segmentation" uint8 [size,size]
-    (SEGMENTATION_NAMES); "vectors" float32 [1,64], the label one-hot, in place of a picture's CLIP vectors; "name".
-    Sizes from 32 to 512 pixels, else ValueError.
+    (SEGMENTATION_NAMES); "vectors" float32 [1,64], the one-hot label, in place of CLIP vectors; "name".
+    ConfigError unless size is 32..512.
     """
     if not 32 <= size <= 512:
         raise ConfigError(f"shapes are drawn at 32 to 512 pixels, not {size}")

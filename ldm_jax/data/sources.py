@@ -1,10 +1,13 @@
-"""Random access to examples: folders of images, prepared TensorFlow Datasets, drawn shapes.
+"""Sources give the examples of a data set by number: folders of images, prepared TensorFlow Datasets, drawn shapes.
 
-A source knows neither transforms nor batches. Its examples are dicts with "image" uint8 [H,W,C] and, where
-known, "label" int, "text" str (or a tuple of them, of which any will do), "objects" [{"box": [x0,y0,x1,y1] in 0..1,
-"class": int}] (and flags, layout.py), "segmentation" uint8 [H,W], "mask" uint8 [H,W] (1 = hole), "vectors" float32
-[n,dim], "name" str.
-Sources can be pickled, for worker processes.
+An example is a dict with "image" uint8 [H,W,C] and "name" str. If they are known, it also has
+    "label"         int
+    "text"          str, or a tuple of captions
+    "objects"       [{"box": [x0,y0,x1,y1] in 0..1, "class": int}], and flags (layout.py)
+    "segmentation"  uint8 [H,W], the class of each pixel
+    "mask"          uint8 [H,W], 1 = hole
+    "vectors"       float32 [n,dim]
+Sources do not resize images and do not make batches. They can be pickled, for worker processes.
 """
 
 import hashlib
@@ -23,7 +26,7 @@ from ldm_jax.errors import ConfigError, DataError, Missing
 from ldm_jax.images import to_channels
 
 SPLITS = ("train", "validation", "all")
-ENDS = 2**16  # bytes of a file's beginning and end that tell it from others
+ENDS = 2**16  # bytes at the beginning and at the end of a file that `fingerprint` reads
 
 
 class CorruptExample(Exception):
@@ -38,7 +41,7 @@ class CorruptExample(Exception):
 
 
 class Source:
-    """The interface. `class_names` is () where there are no labels."""
+    """The interface of all sources. `class_names` is () if there are no labels."""
 
     class_names: tuple[str, ...] = ()
 
@@ -46,41 +49,41 @@ class Source:
         raise NotImplementedError
 
     def __getitem__(self, i: int) -> dict:
-        """Example i, 0 <= i < len, else IndexError. CorruptExample where it cannot be decoded."""
+        """Example i. IndexError unless 0 <= i < len; CorruptExample if it cannot be decoded."""
         raise NotImplementedError
 
     def annotations(self, i: int) -> dict:
-        """What example i holds besides pictures and maps; a source that need not decode them for it does not."""
+        """Example i without its arrays. Most sources read this without decoding the image."""
         return {key: value for key, value in self[i].items() if not isinstance(value, np.ndarray)}
 
     def describe(self) -> str:
-        """One line: count, classes, sizes."""
+        """One line for the user: number of examples, classes, sizes."""
         raise NotImplementedError
 
     def identity(self) -> str:
-        """Two sources with the same give the same pictures in the same order, wherever their files lie."""
+        """A string that is equal for sources with the same images in the same order, whatever folder they are in."""
         return self.describe()
 
 
 def fingerprint(folder: Path, names: Sequence[str]) -> str:
-    """A hash of the files' names, sizes, first and last 64 KiB: all of a small file, the ends of a large one.
+    """A hash of the files: their names, their sizes, and the first and last 64 KiB of each.
 
-    A picture that is drawn, scaled or compressed anew differs in these. What it misses is a change in the middle of a
-    large file that leaves size and ends alone.
+    Files of up to 128 KiB are read completely. In a larger file, a change in the middle that keeps the size and both
+    ends is not noticed. Saving an edited image again changes the size or the ends.
     """
     if len(names) > 100_000:
         print(f"comparing the contents of {len(names)} files: some minutes for every million", flush=True)
     digest = hashlib.sha256()
     with ThreadPoolExecutor(8) as pool:
         for start in range(0, len(names), 4096):
-            some = names[start:start + 4096]
+            some = names[start : start + 4096]
             for name, seen in zip(some, pool.map(_ends, (folder / name for name in some))):
                 digest.update(f"{name}\n".encode() + seen)
     return digest.hexdigest()[:16]
 
 
 def _ends(path: Path) -> bytes:
-    """A hash of size, beginning and end; b"" for a file that cannot be read."""
+    """A hash of the size, the beginning and the end; b"" if the file cannot be read."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -93,9 +96,9 @@ def _ends(path: Path) -> bytes:
 
 
 class FilteredSource(Source):
-    """The examples of a source that a layout model learns from: LayoutRules says which, and which of their objects.
+    """The examples of `source` that `rules` keep, without the objects that `rules` drop. For layout models.
 
-    Looks at the annotations of all examples once; `kept` are the indices of those that are left. ValueError for none.
+    The annotations of all examples are read once. `kept`: indices of the examples that stay; DataError if none does.
     """
 
     def __init__(self, source: Source, rules: LayoutRules):
@@ -109,47 +112,44 @@ class FilteredSource(Source):
     def __len__(self) -> int:
         return len(self.kept)
 
-    def _large(self, example: dict) -> dict:
+    def _with_large_objects(self, example: dict) -> dict:
         return example | {"objects": self.rules.keep(example.get("objects", []))}
 
     def __getitem__(self, i: int) -> dict:
         if not 0 <= i < len(self):
             raise IndexError(f"example {i} of {len(self)}")
-        return self._large(self.source[self.kept[i]])
+        return self._with_large_objects(self.source[self.kept[i]])
 
     def annotations(self, i: int) -> dict:
-        """Those of the source, without the small objects."""
-        return self._large(self.source.annotations(self.kept[i]))
+        """Those of the source, without the dropped objects."""
+        return self._with_large_objects(self.source.annotations(self.kept[i]))
 
     def describe(self) -> str:
-        """The source's line, and how many are kept."""
+        """The source's line, and how many examples are kept."""
         return f"{self.source.describe()}; {len(self)} kept by their objects"
 
     def identity(self) -> str:
-        """The source's, and which are kept."""
+        """The source's identity, and which examples are kept."""
         kept = hashlib.sha256(np.asarray(self.kept, np.int64)).hexdigest()[:16]
         return f"{self.source.identity()}, of these {len(self)}: {kept}"
 
 
 class FolderSource(Source):
-    """Images under a folder, in the conventions of Hugging Face's imagefolder (folder.py has the rules).
+    """Images in a folder and its subfolders, in the conventions of Hugging Face's imagefolder (folder.py).
 
-    path: searched recursively for png, jpg, jpeg, webp, bmp, tif, tiff.
-    split: "train" | "validation" | "all". Subfolders train/ and validation/ (val/, valid/, test/) are used
-        where both are there; else a hash of the relative file name sends about `validation_fraction` of the
-        images to validation, the same on every machine and however many images are added.
+    path: the folder. Files with the extensions png, jpg, jpeg, webp, bmp, tif and tiff are images.
+    split: "train" | "validation" | "all". If there are subfolders train/ and validation/ (or val/, valid/, test/), they
+        are the splits. Otherwise a hash of the relative file name puts about `validation_fraction` of the images into
+        validation: the same images on every machine, also when more images are added.
     channels: 3 (RGB) or 1 (grey). EXIF rotation is applied.
-    shorter_side: None, or the side that the images will be resized to: large JPEGs are then decoded at a
-        reduced size (never below it), which is faster and changes the pixels a little.
     """
 
-    def __init__(self, path: str | Path, split: str = "train", channels: int = 3,
-                 validation_fraction: float = 0.05, shorter_side: int | None = None):
+    def __init__(self, path: str | Path, split: str = "train", channels: int = 3, validation_fraction: float = 0.05):
         if split not in SPLITS:
             raise ValueError(f"split is {split!r}, but must be one of {', '.join(SPLITS)}")
         if channels not in (1, 3):
             raise ConfigError(f"channels is {channels}, but images are read with 1 or 3")
-        self.path, self.split, self.channels, self.shorter_side = Path(path), split, channels, shorter_side
+        self.path, self.split, self.channels = Path(path), split, channels
         listing = folder.scan(self.path)
         chosen = folder.choose_split(listing, split, validation_fraction)
         self.class_names = listing.class_names
@@ -163,31 +163,29 @@ class FolderSource(Source):
         entry = self._entries[i]
         example = {"name": entry["name"]}
         try:
-            maps = [key for key in ("segmentation", "mask") if key in entry]
-            example["image"] = self._image(entry["name"], reduced=not maps)
-            for key in maps:
-                example[key] = self._map(key, entry[key], example["image"].shape[:2])
+            example["image"] = self._image(entry["name"])
+            for key in ("segmentation", "mask"):
+                if key in entry:
+                    example[key] = self._map(key, entry[key], example["image"].shape[:2])
             vectors = entry.get("vectors")
             if vectors is not None:
                 example["vectors"] = read_vectors(self.path / vectors) if isinstance(vectors, str) else vectors
-        # A broken file can raise nearly anything in a decoder.
+        # Decoders raise nearly any exception for a broken file.
         except Exception as error:
             raise CorruptExample(entry["name"], f"{type(error).__name__}: {error}") from error
         return example | self.annotations(i)
 
     def annotations(self, i: int) -> dict:
-        """Name, label, text and objects as the metadata has them; nothing is decoded."""
+        """Name, label, text and objects, from the metadata. No file is opened."""
         entry = self._entries[i]
         return {key: entry[key] for key in ("name", "label", "text", "objects") if key in entry}
 
-    def _image(self, name: str, reduced: bool) -> np.ndarray:
+    def _image(self, name: str) -> np.ndarray:
         with Image.open(self.path / name) as image:
-            if reduced and self.shorter_side is not None:
-                image.draft(None, (self.shorter_side, self.shorter_side))
             return to_channels(ImageOps.exif_transpose(image), self.channels)
 
     def _map(self, key: str, name: str, size: tuple[int, int]) -> np.ndarray:
-        """A palette image gives its indices, a grey one its values; a mask is 1 where the value is >= 128."""
+        """The indices of a palette image or the values of a grey one. For "mask": 1 where the grey value is >= 128."""
         with Image.open(self.path / name) as image:
             values = np.asarray(image if image.mode in ("P", "L") else image.convert("L"))
             if key == "mask":
@@ -197,35 +195,45 @@ class FolderSource(Source):
         return values.astype(np.uint8)
 
     def describe(self) -> str:
-        """One line: count, classes, texts, and the size of the first image."""
+        """One line: number of images, classes, texts, and the size of the first image."""
         try:
             with Image.open(self.path / self._entries[0]["name"]) as image:
                 size = f"{image.width}x{image.height}"
         except OSError:
             size = "unreadable"
         classes = f"{len(self.class_names)} classes" if self.class_names else "no classes"
-        return (f"{len(self)} images ({self.split} split of {self.path}), {classes}, {self._texts} with "
-                f"text, the first {size}, read with {self.channels} channels")
+        return (
+            f"{len(self)} images ({self.split} split of {self.path}), {classes}, {self._texts} with "
+            f"text, the first {size}, read with {self.channels} channels"
+        )
 
     def identity(self) -> str:
-        """Names and contents of the images (`fingerprint`). It reads the files: some minutes for a million."""
+        """Names and contents of the images (`fingerprint`). Reading a million files takes some minutes."""
         names = [entry["name"] for entry in self._entries]
         return f"{len(self)} images with the fingerprint {fingerprint(self.path, names)}"
 
 
 class TfdsSource(Source):
-    """A set of TensorFlow Datasets prepared as array_record, read without TensorFlow.
+    """A data set of TensorFlow Datasets that was prepared as array_record. It is read without TensorFlow.
 
-    name: "mnist", "coco/2017", with a version "mnist:3.0.1" (else the newest). split: as TFDS writes it,
-    "train", "train[:90%]", "train+restval". data_dir: None = $TFDS_DATA_DIR or ~/tensorflow_datasets.
-    Read are the image, label, text and objects, whatever the set calls them (prepared.py).
-    classes: None, or a file with the names of the objects' classes to keep, one a line; they are then numbered by line.
-    object_names: those of the objects' classes, by number; () where the set has no objects.
-    FileNotFoundError with the commands to prepare it where it is not on disk.
+    name: for example "mnist", "coco/2017", or with a version "mnist:3.0.1" (default: the newest version on disk).
+    split: in the notation of TFDS, for example "train", "train[:90%]", "train+restval".
+    data_dir: None means $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    classes: None, or a file with the names of the classes of objects to keep, one a line. The number of a class is then
+        the number of its line.
+    object_names: names of the classes of objects, by number; () if the set has no objects.
+    Image, label, text and objects are read; prepared.py says what the set calls them. FileNotFoundError if the set is
+    not on disk, with the commands that prepare it.
     """
 
-    def __init__(self, name: str, split: str = "train", data_dir: str | Path | None = None,
-                 channels: int = 3, classes: str | Path | None = None):
+    def __init__(
+        self,
+        name: str,
+        split: str = "train",
+        data_dir: str | Path | None = None,
+        channels: int = 3,
+        classes: str | Path | None = None,
+    ):
         try:
             import tensorflow_datasets as tfds  # an import of seconds that only this source needs
         except ImportError as error:
@@ -235,8 +243,10 @@ class TfdsSource(Source):
         at = prepared.folder_of(name, Path(data_dir or default).expanduser())
         builder = tfds.builder_from_directory(at)
         if builder.info.file_format.value != "array_record":
-            raise DataError(f"{at} is prepared as {builder.info.file_format.value}, which has no random "
-                            "access; prepare it again with --file_format=array_record")
+            raise DataError(
+                f"{at} is prepared as {builder.info.file_format.value}, which has no random "
+                "access; prepare it again with --file_format=array_record"
+            )
         features = dict(builder.info.features.items())
         if "image" not in features:
             raise DataError(f"{name} has no feature 'image', only {', '.join(features)}")
@@ -245,7 +255,8 @@ class TfdsSource(Source):
         self._data = builder.as_data_source(split)
         pictures = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
         self._without_pixels = builder.as_data_source(
-            split, decoders={key: tfds.decode.SkipDecoding() for key in pictures})
+            split, decoders={key: tfds.decode.SkipDecoding() for key in pictures}
+        )
         # A label without names (Scalar instead of ClassLabel) is read, but its classes are not known.
         self.class_names = tuple(getattr(features.get("label"), "names", None) or ())
         self._classes, self.object_names = None, ()
@@ -265,7 +276,7 @@ class TfdsSource(Source):
         name = f"{self.name}/{self.split}/{i}"
         try:
             return name, (self._data if pixels else self._without_pixels)[i]
-        # As in FolderSource: a broken record can raise nearly anything.
+        # As in FolderSource: nearly any exception can come from a broken record.
         except Exception as error:
             raise CorruptExample(name, f"{type(error).__name__}: {error}") from error
 
@@ -280,33 +291,32 @@ class TfdsSource(Source):
         return {"name": name, "image": image, **prepared.annotations(record, self._names, self._classes)}
 
     def annotations(self, i: int) -> dict:
-        """Name, label, text and objects; the picture is read with them, but not decoded."""
+        """Name, label, text and objects. The image is read with them, but not decoded."""
         name, record = self._record(i, pixels=False)
         return {"name": name, **prepared.annotations(record, self._names, self._classes)}
 
     def describe(self) -> str:
-        """One line: count, classes and the declared size."""
+        """One line: number of images, classes, and the declared size."""
         size = "x".join("?" if n is None else str(n) for n in self._shape)
         return f"{len(self)} images ({self.name}, {self.split}), {len(self.class_names)} classes, {size}"
 
     def identity(self) -> str:
-        """The description, and the contents of the set's files (`fingerprint`)."""
+        """The description, and the contents of the files of the set (`fingerprint`)."""
         names = sorted(path.name for path in self._folder.glob("*.array_record*"))
         return f"{self.describe()}, files with the fingerprint {fingerprint(self._folder, names)}"
 
 
 class ShapesSource(Source):
-    """Scenes drawn on demand (shapes.py): `count` of them, size x size pixels; needs no file.
+    """`count` scenes of size x size pixels, drawn when they are read (shapes.py). No files are needed.
 
-    The validation split draws other scenes than the training split, whatever their counts.
+    Training and validation have different scenes, for any `count`.
     """
 
     class_names = shapes.CLASS_NAMES
-    # Where validation scenes start: no training set is as long.
+    # The number of the first validation scene. No training set has as many scenes.
     _VALIDATION = 2**40
 
-    def __init__(self, size: int = 64, count: int = 50_000, split: str = "train", seed: int = 0,
-                 simple: bool = False):
+    def __init__(self, size: int = 64, count: int = 50_000, split: str = "train", seed: int = 0, simple: bool = False):
         if split not in ("train", "validation"):
             raise ValueError(f"split is {split!r}, but shapes have train and validation")
         if not 1 <= count < self._VALIDATION:
@@ -323,7 +333,9 @@ class ShapesSource(Source):
         return shapes.draw(self.seed, index, self.size, self.simple)
 
     def describe(self) -> str:
-        """One line: count, classes and size."""
+        """One line: number of scenes, classes, and size."""
         kind = "simple scenes" if self.simple else "scenes"
-        return (f"{self.count} drawn {kind} of shapes ({self.split}, seed {self.seed}), "
-                f"{len(self.class_names)} classes, {self.size}x{self.size}")
+        return (
+            f"{self.count} drawn {kind} of shapes ({self.split}, seed {self.seed}), "
+            f"{len(self.class_names)} classes, {self.size}x{self.size}"
+        )

@@ -1,8 +1,8 @@
-"""Captions to token ids, as BERT writes them: [CLS] words in pieces [SEP] [PAD] [PAD] ...
+"""Turns captions into token ids, as BERT does: [CLS] pieces of words [SEP] [PAD] [PAD] ...
 
-The released text models use bert-base-uncased, 77 tokens and no mask. Where that vocabulary cannot be fetched, or for
-captions of a small world, `train_wordpiece` makes one from the captions themselves. `transformers` is imported when
-it is needed, not before: it takes seconds.
+The released text models use bert-base-uncased, 77 tokens and no mask. `train_wordpiece` makes a vocabulary from the
+captions themselves: for captions with few words, or if that one cannot be downloaded. `transformers` is imported only
+when it is needed, because the import takes seconds.
 """
 
 import heapq
@@ -21,11 +21,11 @@ _CONFIG = "tokenizer_config.json"
 
 
 def _load(name: str):
-    """A tokenizer of `transformers`. FileNotFoundError that says what to do where there is none."""
+    """A tokenizer of `transformers`. FileNotFoundError if it cannot be loaded; it says what to do."""
     from transformers import AutoTokenizer, BertTokenizerFast
 
     try:
-        # A folder with a bare vocab.txt is enough, and one that exists is never looked for on the network.
+        # A folder that has only vocab.txt is enough. A folder that exists is not searched for on the Hub.
         if (Path(name) / _VOCABULARY).is_file() and not (Path(name) / _CONFIG).is_file():
             return BertTokenizerFast.from_pretrained(name)
         return AutoTokenizer.from_pretrained(name)
@@ -41,10 +41,10 @@ def _load(name: str):
 
 
 class TextTokenizer:
-    """Callable: text -> ids int32 [L], mask int32 [L] (1 = a token, 0 = padding), L = max_length.
+    """Callable: text -> (ids int32 [L], mask int32 [L]), L = max_length. The mask is 1 for tokens, 0 for padding.
 
-    name: a local folder, or a name on the Hugging Face Hub. Longer texts are cut so that [SEP] stays the last token.
-    FileNotFoundError where the name cannot be loaded; ValueError where the tokenizer has no padding token.
+    name: a local folder, or a name on the Hugging Face Hub. Long texts are cut; their last token is still [SEP].
+    FileNotFoundError if the name cannot be loaded, ConfigError if the tokenizer has no padding token.
     """
 
     def __init__(self, name: str | Path = "bert-base-uncased", max_length: int = 77):
@@ -55,7 +55,7 @@ class TextTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest id."""
+        """The largest id, plus one."""
         return max(self._tokenizer.get_vocab().values()) + 1
 
     def __call__(self, text: str) -> tuple[np.ndarray, np.ndarray]:
@@ -63,28 +63,24 @@ class TextTokenizer:
         return np.array(coded["input_ids"], np.int32), np.array(coded["attention_mask"], np.int32)
 
     def save(self, folder: str | Path) -> None:
-        """Writes the tokenizer's files, so that its name is needed no more."""
+        """Writes the tokenizer's files into a folder, whose name can then be used in place of `name`."""
         self._tokenizer.save_pretrained(str(folder))
-
-    def decode(self, ids: np.ndarray) -> str:
-        """The text of ids [L], without special tokens; lower case where the vocabulary is."""
-        return self._tokenizer.decode([int(k) for k in ids], skip_special_tokens=True)
 
 
 def captions(source) -> Iterable[str]:
-    """The texts of a source, in its order; pictures are not decoded where that can be avoided."""
+    """The texts of a source, in its order. Most sources need not decode images for this."""
     for i in range(len(source)):
         text = source.annotations(i).get("text", ())
         yield from (text,) if isinstance(text, str) else text
 
 
 def _words(texts: Iterable[str]) -> Counter:
-    """How often each word occurs, split and in lower case as BERT does it."""
+    """Counts the words, in lower case and split as BERT splits them."""
     from tokenizers.normalizers import BertNormalizer
     from tokenizers.pre_tokenizers import BertPreTokenizer
 
     normalizer, splitter = BertNormalizer(lowercase=True), BertPreTokenizer()
-    # Captions repeat in drawn and labelled sets.
+    # Equal captions are split only once: drawn and labelled sets have many.
     counts = Counter()
     for text, times in Counter(texts).items():
         for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)):
@@ -97,8 +93,9 @@ def _joined(pair: tuple[str, str]) -> str:
 
 
 def _pieces(counts: Counter, size: int) -> list[str]:
-    """Single letters, then the most frequent neighbours joined, until there are `size`. Among equals the first in
-    alphabetical order: the same counts give the same pieces, which the trainer of `tokenizers` does not promise."""
+    """The pieces of a vocabulary. It starts with all letters. Then the most frequent pair of neighbours is joined to a
+    new piece, again and again, until there are `size` pieces. Of equally frequent pairs the first in alphabetical order
+    is joined. So the same counts give the same pieces; the trainer of `tokenizers` does not guarantee this."""
     words = sorted(counts)
     parts = [[word[0], *(f"##{letter}" for letter in word[1:])] for word in words]
     pieces = sorted({piece for word in parts for piece in word})
@@ -119,7 +116,7 @@ def _pieces(counts: Counter, size: int) -> list[str]:
     while len(pieces) < size and heap:
         times, pair = heapq.heappop(heap)
         if -times != frequency[pair] or times == 0:
-            continue  # an entry from before the pair's count changed
+            continue  # an old entry: the pair's count has changed since
         piece, changed = _joined(pair), set()
         for k in sorted(where[pair]):
             before, merged = parts[k], []
@@ -140,19 +137,21 @@ def _pieces(counts: Counter, size: int) -> list[str]:
 
 
 def train_wordpiece(captions: Iterable[str], size: int, folder: str | Path) -> Path:
-    """Makes a WordPiece vocabulary of at most `size` pieces, special tokens included, from the captions.
+    """Makes a WordPiece vocabulary of at most `size` pieces from the captions, special tokens included.
 
-    Writes vocab.txt and tokenizer_config.json into `folder`, which TextTokenizer and `transformers` load; returns
-    it. The result depends on the captions alone, not on their order. All letters of the captions are kept.
-    ValueError where there are no words, or `size` has no room for the letters.
+    Writes vocab.txt and tokenizer_config.json into `folder`, and returns the folder. TextTokenizer and `transformers`
+    can load it. The order of the captions does not matter. All their letters are in the vocabulary.
+    DataError if there are no words, ConfigError if `size` is too small for the letters.
     """
     counts = _words(captions)
     if not counts:
         raise DataError("there are no words in the captions: nothing to train a vocabulary on")
     pieces = _pieces(counts, size - len(SPECIAL))
     if len(pieces) > size - len(SPECIAL):
-        raise ConfigError(f"size is {size}, but {len(SPECIAL)} special tokens and the {len(pieces)} letters of these "
-                          f"captions, first and following ones apart, need {len(SPECIAL) + len(pieces)}")
+        raise ConfigError(
+            f"size is {size}, but {len(SPECIAL)} special tokens and the {len(pieces)} letters of these "
+            f"captions, first and following ones apart, need {len(SPECIAL) + len(pieces)}"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _VOCABULARY).write_text("\n".join((*SPECIAL, *pieces)) + "\n", encoding="utf-8")

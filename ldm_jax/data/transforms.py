@@ -1,7 +1,7 @@
-"""From decoded examples (uint8, any size) to arrays that can be batched: resize, crop, flip, scale to [-1,1].
+"""Turns decoded images (uint8, any size) into arrays that can be batched: resize, crop, flip, scale to [-1,1].
 
-Pure functions of numpy arrays [H,W,C]; whatever is random takes an explicit `numpy.random.Generator`.
-Resizing is Pillow's, whose filters widen when shrinking (anti-aliasing).
+Pure functions of numpy arrays [H,W,C]; random ones take a `numpy.random.Generator`. Pillow resizes: its filters widen
+when they shrink an image, which avoids aliasing.
 """
 
 from dataclasses import dataclass
@@ -12,9 +12,13 @@ from PIL import Image
 from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.images import to_float
 
-FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR,
-           "lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX,
-           "nearest": Image.Resampling.NEAREST}
+FILTERS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "nearest": Image.Resampling.NEAREST,
+}
 
 
 def resize(image: np.ndarray, size: tuple[int, int], interpolation: str = "bicubic") -> np.ndarray:
@@ -29,32 +33,31 @@ def resize(image: np.ndarray, size: tuple[int, int], interpolation: str = "bicub
 
 
 def with_shorter(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """(h, w) scaled so that the shorter is `side`, keeping the proportions (rounded to pixels)."""
+    """(h, w) scaled so that the shorter side is `side`. Proportions are kept, up to rounding to pixels."""
     scale = side / min(size)
     return max(round(size[0] * scale), side), max(round(size[1] * scale), side)
 
 
 def covering(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:
-    """(h, w) scaled to the smallest size of the same proportions that covers `window`."""
+    """The smallest size with the proportions of (h, w) that covers `window`."""
     scale = max(window[0] / size[0], window[1] / size[1])
     return max(round(size[0] * scale), window[0]), max(round(size[1] * scale), window[1])
 
 
 def crop(image: np.ndarray, top: int, left: int, size: tuple[int, int]) -> np.ndarray:
-    """The window of size = (h, w) at (top, left). ValueError where it leaves the image."""
+    """The window of size = (h, w) at (top, left). ValueError if it is not inside the image."""
     height, width = image.shape[:2]
     if top < 0 or left < 0 or top + size[0] > height or left + size[1] > width:
-        raise ValueError(f"a crop of {size[0]}x{size[1]} at ({top}, {left}) leaves the image "
-                         f"of {height}x{width}")
-    return image[top:top + size[0], left:left + size[1]]
+        raise ValueError(f"a crop of {size[0]}x{size[1]} at ({top}, {left}) leaves the image of {height}x{width}")
+    return image[top : top + size[0], left : left + size[1]]
 
 
 @dataclass(frozen=True)
 class Placing:
-    """Which part of an image [H,W] is shown, and at which size: the same for the picture, its maps and boxes.
+    """Which part of an image is shown, and at which size. It is the same for the image, its maps and its boxes.
 
-    window: (top, left, height, width) in pixels of the original, cut out first; resized: (h, w) it then becomes;
-    cut: (top, left, height, width) in pixels of the resized one; flip: mirrored at last.
+    Steps in order: the window (top, left, height, width) of the original image (h, w) is cut out, resized to `resized`
+    (h, w), cropped to `cut` (top, left, height, width), and mirrored if `flip`.
     """
 
     original: tuple[int, int]
@@ -64,10 +67,12 @@ class Placing:
     flip: bool
 
     def image(self, image: np.ndarray, interpolation: str = "bicubic") -> np.ndarray:
-        """[H,W,C] uint8 -> [h,w,C] uint8. ValueError for an image of another size than the placing was made for."""
+        """[H,W,C] uint8 -> [h,w,C] uint8. ValueError if the size of the image is not `original`."""
         if image.shape[:2] != self.original:
-            raise ValueError(f"a picture or map of {image.shape[0]}x{image.shape[1]} does not belong to an image of "
-                             f"{self.original[0]}x{self.original[1]}")
+            raise ValueError(
+                f"a picture or map of {image.shape[0]}x{image.shape[1]} does not belong to an image of "
+                f"{self.original[0]}x{self.original[1]}"
+            )
         top, left, *size = self.window
         image = resize(np.ascontiguousarray(crop(image, top, left, size)), self.resized, interpolation)
         top, left, *size = self.cut
@@ -75,12 +80,12 @@ class Placing:
         return np.ascontiguousarray(image[:, ::-1] if self.flip else image)
 
     def map(self, values: np.ndarray) -> np.ndarray:
-        """[H,W] uint8 -> [h,w] uint8, by the nearest pixel: no new values arise."""
+        """[H,W] uint8 -> [h,w] uint8. Resizing takes the nearest pixel, so there are no new values."""
         return self.image(values[..., None], "nearest")[..., 0]
 
     @property
     def shown(self) -> tuple[float, float, float, float]:
-        """The part of the original that is seen: (x0, y0, x1, y1) in 0..1, before mirroring."""
+        """The part of the original image that is shown: (x0, y0, x1, y1) in 0..1, before mirroring."""
         top, left, height, width = self.window
         step_y, step_x = height / self.resized[0], width / self.resized[1]
         y, x = top + self.cut[0] * step_y, left + self.cut[1] * step_x
@@ -90,17 +95,18 @@ class Placing:
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Callable (example, rng) -> {"image": float32 [h,w,C] in [-1,1], "label": int32 where there is one}.
+    """Callable (example, rng) -> {"image": float32 [h,w,C] in [-1,1], "label": int32 if the example has one}.
 
-    size: an int or (h, w), the size that comes out. Steps in order:
-    resize "shorter": the shorter side becomes `resize_to` (None: as small as covers `size`);
-           "stretch": to `size` exactly, proportions lost (`resize_to` must be None); "none": as it is;
-           "square": a random square of the original, its side between `smallest_square` and 1 times the shorter side
-           (None: between `size` in pixels and the shorter side), becomes `size`, itself square. `crop` is not used.
-    An image that is then smaller than `size` on either side is ENLARGED until it covers it.
-    crop "center" | "random" a window of `size`; "none": the image must have `size` by now, else ValueError.
-    flip: mirror half of the images.
-    Keys that cannot be batched (text, objects, name, ...) are dropped here; fields.py keeps what a task needs.
+    size: the size of the result, an int or (h, w). Steps in order:
+    resize  "shorter": the shorter side becomes `resize_to`; None: the image just covers `size`
+            "stretch": the image becomes `size`, proportions are not kept
+            "none": the image keeps its size
+            "square": a random square of the original becomes `size`, which is a square. Its side is between
+            `smallest_square` and 1 times the shorter side; None: between `size` and the shorter side. No crop follows
+    If the image is now smaller than `size` on either side, it is enlarged until it covers `size`.
+    crop    "center" | "random": a window of `size`; "none": the image must already have this size, else DataError
+    flip    half of the images are mirrored
+    Other keys of the example are dropped. Fields (fields.py) add what a condition needs.
     """
 
     size: int | tuple[int, int]
@@ -112,27 +118,33 @@ class ImageTransform:
     smallest_square: float | None = None
 
     def __post_init__(self):
-        for name, value, known in (("resize", self.resize, ("shorter", "stretch", "none", "square")),
-                                   ("crop", self.crop, ("center", "random", "none")),
-                                   ("interpolation", self.interpolation, tuple(FILTERS))):
+        for name, value, known in (
+            ("resize", self.resize, ("shorter", "stretch", "none", "square")),
+            ("crop", self.crop, ("center", "random", "none")),
+            ("interpolation", self.interpolation, tuple(FILTERS)),
+        ):
             if value not in known:
                 raise ConfigError(f"{name} is {value!r}, but must be one of {', '.join(known)}")
         if self.resize_to is not None and (self.resize != "shorter" or self.resize_to < min(self.hw)):
-            raise ConfigError(f"resize_to = {self.resize_to} is for resize 'shorter' (here {self.resize!r}) "
-                              f"and must be at least the shorter side of size {self.hw}")
+            raise ConfigError(
+                f"resize_to = {self.resize_to} is for resize 'shorter' (here {self.resize!r}) "
+                f"and must be at least the shorter side of size {self.hw}"
+            )
         if self.resize == "square" and self.hw[0] != self.hw[1]:
             raise ConfigError(f"resize 'square' gives squares, not size {self.hw}")
         if self.smallest_square is not None and not (self.resize == "square" and 0 < self.smallest_square <= 1):
-            raise ConfigError(f"smallest_square = {self.smallest_square} is for resize 'square' (here {self.resize!r}) "
-                              "and must be above 0 and at most 1")
+            raise ConfigError(
+                f"smallest_square = {self.smallest_square} is for resize 'square' (here {self.resize!r}) "
+                "and must be above 0 and at most 1"
+            )
 
     @property
     def hw(self) -> tuple[int, int]:
-        """The size that comes out as (h, w)."""
+        """The size of the result as (h, w)."""
         return (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
 
     def _window(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-        """A random square, for resize "square"."""
+        """A random square (top, left, height, width)."""
         shorter = min(height, width)
         if self.smallest_square is None:
             side = int(rng.integers(min(self.hw[0], shorter), shorter + 1))
@@ -141,7 +153,7 @@ class ImageTransform:
         return int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1)), side, side
 
     def place(self, example: dict, rng: np.random.Generator) -> Placing:
-        """Decides what is shown of an example's image; its pixels are not touched."""
+        """Chooses which part of the example's image is shown. Pixels are not read."""
         original, size = example["image"].shape[:2], self.hw
         window, resized = (0, 0, *original), original
         if self.resize == "square":
@@ -162,12 +174,14 @@ class ImageTransform:
             else:
                 top, left = int(rng.integers(spare[0] + 1)), int(rng.integers(spare[1] + 1))
         elif resized != size:
-            raise DataError(f"image {example.get('name', '')} is {resized[0]}x{resized[1]} after "
-                            f"resize {self.resize!r}, not {size[0]}x{size[1]}: choose a crop, or 'stretch'")
+            raise DataError(
+                f"image {example.get('name', '')} is {resized[0]}x{resized[1]} after "
+                f"resize {self.resize!r}, not {size[0]}x{size[1]}: choose a crop, or 'stretch'"
+            )
         return Placing(original, window, resized, (top, left, *size), self.draw_flip(rng))
 
     def draw_flip(self, rng: np.random.Generator) -> bool:
-        """Whether this image is mirrored: the last thing that `place` decides."""
+        """Whether the image is mirrored. `place` draws this last."""
         return bool(self.flip and rng.random() < 0.5)
 
     def __call__(self, example: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:

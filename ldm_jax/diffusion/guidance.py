@@ -1,31 +1,58 @@
-"""Guidance: `guided`, `classified` and `steered` make a `Denoise`, which any sampler takes.
+"""Guidance: three functions that make a `Denoise`, which any sampler takes.
 
-Classifier-free guidance, `guided` (Ho and Salimans 2022), by the condition that the network was trained with:
+`classifier_free_guidance` (Ho and Salimans 2022), by the condition that the network was trained with:
     eps = eps_null + s (eps_cond - eps_null), scale s:  0 = unconditional, 1 = off (conditional), above 1 = guided.
-Classifier guidance, `classified`, by a classifier of noised latents (Dhariwal and Nichol 2021, algorithm 2), scale s:
+`classifier_guidance`, by a classifier of noised latents (Dhariwal and Nichol 2021, algorithm 2), scale s:
     eps = eps(z_t) - s sqrt(1 - abar) grad_{z_t} log p(y | z_t, t)
-Reconstruction guidance, `steered` (LDM paper, appendix C), by any differentiable log p(y | z) of the clean latent:
+`reconstruction_guidance` (LDM paper, appendix C), by any differentiable log p(y | z) of the clean latent:
     eps = eps(z_t) - sqrt(1 - abar) grad_{z_t} log p(y | z(z_t)),  z(z_t) = (z_t - sqrt(1 - abar) eps(z_t)) / sqrt(abar)
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from ldm_jax.diffusion.schedule import NoiseSchedule
+from ldm_jax.diffusion.schedule import Latents, NoiseSchedule, PerSample, Steps
 
-DenoiseWith = Callable[[jax.Array, jax.Array, Any], jax.Array]
-Denoise = Callable[[jax.Array, jax.Array], jax.Array]
+Scale = float | Float[Array, ""] | PerSample
 
 
-def guided(
+@runtime_checkable
+class Denoise(Protocol):
+    """z_t [B,...] and its training steps t [B] -> the noise eps in it, [B,...]."""
+
+    def __call__(self, z_t: Latents, t: Steps, /) -> Latents: ...
+
+
+@runtime_checkable
+class DenoiseWith(Protocol):
+    """The same under a condition."""
+
+    def __call__(self, z_t: Latents, t: Steps, cond: Any, /) -> Latents: ...
+
+
+@runtime_checkable
+class LogP(Protocol):
+    """log p(y | z_t, t) [B] of noised latents z_t [B,...] at steps t [B], in nats, without mixing samples."""
+
+    def __call__(self, z_t: Latents, t: Steps, /) -> PerSample: ...
+
+
+@runtime_checkable
+class CleanLogP(Protocol):
+    """log p(y | z) [B] of clean latents z [B,...], in nats, without mixing samples."""
+
+    def __call__(self, z: Latents, /) -> PerSample: ...
+
+
+def classifier_free_guidance(
     denoise_with: DenoiseWith,
     cond: Any,
     null: Any = None,
-    scale: float | jax.Array | None = None,
-    rescale: float | jax.Array | None = None,
+    scale: Scale | None = None,
+    rescale: Scale | None = None,
 ) -> Denoise:
     """(z_t [B,...], t [B]) -> eps [B,...] under a condition.
 
@@ -39,11 +66,15 @@ def guided(
     if scale is None:
         if rescale is not None:
             raise ValueError("guidance rescale without a guidance scale: give a scale or leave out rescale")
-        return lambda z, t: denoise_with(z, t, cond)
+
+        def unguided(z: Latents, t: Steps) -> Latents:
+            return denoise_with(z, t, cond)
+
+        return unguided
     _check_alike(cond, null)
     both = jax.tree.map(lambda n, c: jnp.concatenate([n, c]), null, cond)
 
-    def denoise(z: jax.Array, t: jax.Array) -> jax.Array:
+    def denoise(z: Latents, t: Steps) -> Latents:
         eps = denoise_with(jnp.concatenate([z, z]), jnp.concatenate([t, t]), both)
         eps_null, eps_cond = jnp.split(eps, 2)
         mixed = eps_null + _per_sample(scale, z) * (eps_cond - eps_null)
@@ -57,16 +88,14 @@ def guided(
     return denoise
 
 
-def classified(
-    denoise: Denoise, log_p: Callable[[jax.Array, jax.Array], jax.Array], schedule: NoiseSchedule
-) -> Denoise:
+def classifier_guidance(denoise: Denoise, log_p: LogP, schedule: NoiseSchedule) -> Denoise:
     """Classifier guidance: `denoise` moved along the gradient of log_p, a classifier of noised latents.
 
-    log_p: (z_t [B,...], t [B]) -> [B], without mixing samples; times the scale of the guidance. With the exact eps, the
+    log_p: times the scale of the guidance. With the exact eps, the
     exact log p(y | z_t, t) and scale 1 this is the exact eps of class y. Costs a forward and a backward pass of log_p.
     """
 
-    def moved(z: jax.Array, t: jax.Array) -> jax.Array:
+    def moved(z: Latents, t: Steps) -> Latents:
         a = _per_sample(jnp.asarray(schedule.alpha_bar, jnp.float32)[t], z)
         gradient = jax.grad(lambda z: jnp.sum(log_p(z, t)))(z)
         return denoise(z, t) - jnp.sqrt(1 - a) * gradient
@@ -74,12 +103,12 @@ def classified(
     return moved
 
 
-def steered(
-    denoise: Denoise, log_p: Callable[[jax.Array], jax.Array], schedule: NoiseSchedule, limit: float | None = None
+def reconstruction_guidance(
+    denoise: Denoise, log_p: CleanLogP, schedule: NoiseSchedule, limit: float | None = None
 ) -> Denoise:
     """Reconstruction guidance: `denoise` moved along the gradient of log_p at the clean latent that it expects.
 
-    log_p: clean latent [B,...] -> [B], without mixing samples; its scale is the scale of the guidance.
+    log_p: its scale is the scale of the guidance.
     The paper prints + where this has -: the score is -eps / sqrt(1 - alpha_bar), so minus is what raises log_p
     (Dhariwal and Nichol 2021, algorithm 2). Costs a backward pass through the network and log_p.
     limit: a sample's eps is moved by at most so many times its own norm (not in the paper). At the noisy end an error
@@ -87,10 +116,10 @@ def steered(
     a limit a few such steps throw the sample far off.
     """
 
-    def moved(z: jax.Array, t: jax.Array) -> jax.Array:
+    def moved(z: Latents, t: Steps) -> Latents:
         a = _per_sample(jnp.asarray(schedule.alpha_bar, jnp.float32)[t], z)
 
-        def total(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def total(z: Latents) -> tuple[Float[Array, ""], Latents]:
             eps = denoise(z, t)
             return jnp.sum(log_p((z - jnp.sqrt(1 - a) * eps) / jnp.sqrt(a))), eps
 
@@ -104,7 +133,7 @@ def steered(
     return moved
 
 
-def _per_sample(value: float | jax.Array, like: jax.Array) -> jax.Array:
+def _per_sample(value: Scale, like: Latents) -> Array:
     """A number, or [B] shaped [B,1,...] to broadcast against `like`."""
     value = jnp.asarray(value, jnp.float32)
     return value.reshape(value.shape + (1,) * (like.ndim - 1)) if value.ndim else value

@@ -13,12 +13,15 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import lax
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 CLIP = (0.01, 0.5)  # the original's bounds of the weights
 
 
-def corners(size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int]) -> np.ndarray:
+def corners(
+    size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int]
+) -> Int[np.ndarray, "rows columns 2"]:
     """Upper left corners [rows,columns,2] int of the patches (kh,kw) that cover an image of size (H,W).
 
     They are `stride` apart, but the last of a row or column lies at the image's border, also where the stride
@@ -34,7 +37,7 @@ def corners(size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, i
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
 
 
-def boxes(size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int]) -> np.ndarray:
+def boxes(size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int]) -> Float[np.ndarray, "P 4"]:
     """The parts of an image that `patchwise` gives to its network: [P,4], (x0, y0, x1, y1) in 0..1."""
     kernel, stride = _fitted(size, kernel, stride)
     first = corners(size, kernel, stride).reshape(-1, 2)
@@ -45,8 +48,8 @@ def _fitted(
     size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int]
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """(kernel, stride) cut down to the image and the patch."""
-    kernel = tuple(min(k, n) for k, n in zip(kernel, size))
-    return kernel, tuple(min(s, k) for s, k in zip(stride, kernel))
+    height, width = min(kernel[0], size[0]), min(kernel[1], size[1])
+    return (height, width), (min(stride[0], height), min(stride[1], width))
 
 
 def weights(
@@ -54,7 +57,7 @@ def weights(
     grid: tuple[int, int],
     clip: tuple[float, float] = CLIP,
     tie_clip: tuple[float, float] | None = None,
-) -> np.ndarray:
+) -> Float[np.ndarray, "P kh kw"]:
     """Weights [P,kh,kw] float32 of the pixels of the P = rows * columns patches of a grid.
 
     A pixel's is its distance to the patch's border, as a share of the patch, clipped to `clip`: 0 at the
@@ -66,20 +69,25 @@ def weights(
     return (outer.reshape(-1, 1, 1) * inner).astype(np.float32)
 
 
-def _border_distance(size: tuple[int, int]) -> np.ndarray:
+def _border_distance(size: tuple[int, int]) -> Float[np.ndarray, "h w"]:
     """[h,w]: the smaller of the two axes' distances to the nearer end, each as a share of its axis."""
     axes = [np.arange(n) / max(n - 1, 1) for n in size]
     y, x = (np.minimum(axis, 1 - axis) for axis in axes)
     return np.minimum(y[:, None], x[None, :])
 
 
-def unfold(x: Array, kernel: tuple[int, int], stride: tuple[int, int]) -> Array:
+def unfold(
+    x: Shaped[Array, "B H W C"], kernel: tuple[int, int], stride: tuple[int, int]
+) -> Shaped[Array, "P B kh kw C"]:
     """[B,H,W,C] -> patches [P,B,kh,kw,C]."""
-    where = corners(x.shape[1:3], kernel, stride).reshape(-1, 2)
+    _, height, width, _ = x.shape
+    where = corners((height, width), kernel, stride).reshape(-1, 2)
     return jnp.stack([x[:, i : i + kernel[0], j : j + kernel[1]] for i, j in where])
 
 
-def overlap_add(patches: Array | np.ndarray, where: np.ndarray, size: tuple[int, int]) -> Array:
+def overlap_add(
+    patches: Float[np.ndarray | Array, "P B kh kw C"], where: Int[np.ndarray, "rows columns 2"], size: tuple[int, int]
+) -> Float[Array, "B H W C"]:
     """Sum of patches [P,B,kh,kw,C] at their upper left corners `where` [rows,columns,2]: [B,H,W,C] float32."""
     _, batch, height, width, channels = patches.shape
     total = jnp.zeros((batch, *size, channels), jnp.float32)
@@ -88,23 +96,29 @@ def overlap_add(patches: Array | np.ndarray, where: np.ndarray, size: tuple[int,
     return total
 
 
-def fold(patches: Array, size: tuple[int, int], stride: tuple[int, int], w: np.ndarray) -> Array:
+def fold(
+    patches: Float[Array, "P B kh kw C"],
+    size: tuple[int, int],
+    stride: tuple[int, int],
+    w: Float[np.ndarray, "P kh kw"],
+) -> Float[Array, "B H W C"]:
     """Patches [P,B,kh,kw,C] and their weights [P,kh,kw] -> the blended image [B,H,W,C] of `size`."""
-    where = corners(size, patches.shape[2:4], stride)
+    _, _, height, width, _ = patches.shape
+    where = corners(size, (height, width), stride)
     w = w[:, None, :, :, None]
     return overlap_add(w * patches, where, size) / overlap_add(w, where, size)
 
 
 def patchwise(
     fn: Callable[..., Array],
-    x: Array,
+    x: PyTree[Shaped[Array, "B _ _ _"]],
     kernel: tuple[int, int],
     stride: tuple[int, int],
     scale: float | Fraction = 1,
     clip: tuple[float, float] = CLIP,
     tie_clip: tuple[float, float] | None = None,
-    each: Array | None = None,
-) -> Array:
+    each: Shaped[Array, " P ..."] | None = None,
+) -> Float[Array, "B _ _ _"]:
     """fn over overlapping patches of x, blended: [B,H,W,C] -> [B,scale*H,scale*W,C'] float32.
 
     fn: [B,kh,kw,C] -> [B,scale*kh,scale*kw,C']. One patch at a time, so memory is the result and one patch, also
@@ -159,7 +173,9 @@ def patchwise(
     return total / _covered(w, out_where, out_size)
 
 
-def _check_size(out: Array, kernel: tuple[int, int], wanted: tuple[int, int], scale: Fraction) -> None:
+def _check_size(
+    out: Array | jax.ShapeDtypeStruct, kernel: tuple[int, int], wanted: tuple[int, int], scale: Fraction
+) -> None:
     if out.shape[1:3] != wanted:
         raise ValueError(f"patches of {kernel} came out as {out.shape[1:3]}, not times scale {scale}")
 

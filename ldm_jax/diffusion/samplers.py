@@ -198,9 +198,7 @@ def ddpm(
         if clip_x0:
             x0 = jnp.clip(x0, -1, 1)
         beta = 1 - s.a / s.a_prev
-        mean = (
-            beta * jnp.sqrt(s.a_prev) / (1 - s.a) * x0 + (1 - s.a_prev) * jnp.sqrt(1 - beta) / (1 - s.a) * z
-        )
+        mean = beta * jnp.sqrt(s.a_prev) / (1 - s.a) * x0 + (1 - s.a_prev) * jnp.sqrt(1 - beta) / (1 - s.a) * z
         variance = (1 - v_posterior) * beta * (1 - s.a_prev) / (1 - s.a) + v_posterior * beta
         sigma = jnp.where(s.a_prev < 1, jnp.sqrt(variance), 0.0)
         return known(mean + sigma * temperature * noise(s.k), s), x0

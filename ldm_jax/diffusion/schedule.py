@@ -15,18 +15,24 @@ What a network may predict, and the way back (abar = alpha_bar_t):
 from dataclasses import dataclass
 from functools import lru_cache
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float64, Int, Shaped
 
 from ldm_jax.errors import ConfigError
+
+Table = Float64[np.ndarray, " T"]
+Steps = Int[Array, " B"]
+Latents = Float[Array, "B *rest"]
+Factor = Float[Array, "B *ones"]  # [B,1,...], to be multiplied by latents
+PerSample = Float[Array, " B"]
 
 PREDICTIONS = ("eps", "x0", "v")
 KINDS = ("scaled_linear", "linear", "sqrt", "cosine")
 WEIGHTINGS = ("none", "min_snr")
 
 
-def _at(table: np.ndarray, t: jax.Array, like: jax.Array) -> jax.Array:
+def _at(table: Table, t: Steps, like: Shaped[Array, " B *rest"]) -> Factor:
     """table [T] at t [B] as float32, shaped [B,1,...] to broadcast against `like` [B,...]."""
     values = jnp.asarray(table, jnp.float32).at[t].get(mode="fill", fill_value=jnp.nan)
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
@@ -42,11 +48,11 @@ class NoiseSchedule:
     lvlb_weights: weight of the mean squared error in the variational bound, see `_lvlb_weights`.
     """
 
-    betas: np.ndarray
-    alpha_bar: np.ndarray
-    alpha_bar_prev: np.ndarray
-    posterior_variance: np.ndarray
-    lvlb_weights: np.ndarray
+    betas: Table
+    alpha_bar: Table
+    alpha_bar_prev: Table
+    posterior_variance: Table
+    lvlb_weights: Table
     prediction: str
     v_posterior: float
 
@@ -55,11 +61,11 @@ class NoiseSchedule:
         """T, the number of training steps."""
         return len(self.betas)
 
-    def add_noise(self, z: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
+    def add_noise(self, z: Latents, noise: Latents, t: Steps) -> Latents:
         """z_t = sqrt(abar) z + sqrt(1-abar) noise."""
         return self._signal(t, z) * z + self._noise(t, z) * noise
 
-    def marginal(self, z: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def marginal(self, z: Latents, t: Steps) -> tuple[Latents, Factor, Factor]:
         """Mean [B,...], variance and log variance [B,1,...] of q(z_t | z)."""
         return (
             self._signal(t, z) * z,
@@ -67,11 +73,11 @@ class NoiseSchedule:
             _at(np.log1p(-self.alpha_bar), t, z),
         )
 
-    def velocity(self, z: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
+    def velocity(self, z: Latents, noise: Latents, t: Steps) -> Latents:
         """v = sqrt(abar) noise - sqrt(1-abar) z."""
         return self._signal(t, z) * noise - self._noise(t, z) * z
 
-    def target(self, z: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
+    def target(self, z: Latents, noise: Latents, t: Steps) -> Latents:
         """What the network is asked to give for z_t = add_noise(z, noise, t)."""
         if self.prediction == "eps":
             return noise
@@ -79,7 +85,7 @@ class NoiseSchedule:
             return z
         return self.velocity(z, noise, t)
 
-    def to_eps(self, output: jax.Array, z_t: jax.Array, t: jax.Array) -> jax.Array:
+    def to_eps(self, output: Latents, z_t: Latents, t: Steps) -> Latents:
         """The noise in z_t according to the network's output, whatever it predicts."""
         if self.prediction == "eps":
             return output
@@ -88,7 +94,7 @@ class NoiseSchedule:
             return (factor * z_t - output) / _at(np.sqrt(1 / self.alpha_bar - 1), t, z_t)
         return self._signal(t, z_t) * output + self._noise(t, z_t) * z_t
 
-    def to_x0(self, output: jax.Array, z_t: jax.Array, t: jax.Array) -> jax.Array:
+    def to_x0(self, output: Latents, z_t: Latents, t: Steps) -> Latents:
         """The clean latent according to the network's output, whatever it predicts. Not clipped."""
         if self.prediction == "x0":
             return output
@@ -97,7 +103,7 @@ class NoiseSchedule:
             return factor * z_t - _at(np.sqrt(1 / self.alpha_bar - 1), t, z_t) * output
         return self._signal(t, z_t) * z_t - self._noise(t, z_t) * output
 
-    def posterior(self, z: jax.Array, z_t: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def posterior(self, z: Latents, z_t: Latents, t: Steps) -> tuple[Latents, Factor, Factor]:
         """Mean [B,...], variance and log variance [B,1,...] of q(z_{t-1} | z_t, z) (Ho et al. 2020, eq. 6-7).
 
         The variance is 0 at t = 0; its logarithm is taken at 1e-20 there.
@@ -108,15 +114,15 @@ class NoiseSchedule:
         log_variance = np.log(np.maximum(self.posterior_variance, 1e-20))
         return from_z * z + from_z_t * z_t, _at(self.posterior_variance, t, z), _at(log_variance, t, z)
 
-    def snr(self, t: jax.Array) -> jax.Array:
+    def snr(self, t: Steps) -> PerSample:
         """Signal-to-noise ratio abar / (1 - abar) [B]."""
         return _at(self.alpha_bar / (1 - self.alpha_bar), t, t)
 
-    def lvlb_weight(self, t: jax.Array) -> jax.Array:
+    def lvlb_weight(self, t: Steps) -> PerSample:
         """lvlb_weights at t [B]."""
         return _at(self.lvlb_weights, t, t)
 
-    def loss_weight(self, t: jax.Array, kind: str = "none", gamma: float = 5.0) -> jax.Array:
+    def loss_weight(self, t: Steps, kind: str = "none", gamma: float = 5.0) -> PerSample:
         """Weight [B] of a sample's training loss on the network's own target.
 
         "min_snr" (Hang et al. 2023) weights the squared error of x0 by min(snr, gamma). The error of eps is
@@ -130,17 +136,17 @@ class NoiseSchedule:
         divisor = {"eps": snr, "x0": 1.0, "v": snr + 1}[self.prediction]
         return _at(np.minimum(snr, gamma) / divisor, t, t)
 
-    def prior_bpd(self, z: jax.Array) -> jax.Array:
+    def prior_bpd(self, z: Latents) -> PerSample:
         """KL(q(z_T | z) || N(0, I)) in bits per dimension [B]: how far the last step is from pure noise."""
         last = self.alpha_bar[-1]
         variance_part = -np.log1p(-last) - last  # in float64: the two nearly cancel
         per_dim = 0.5 * (np.float32(variance_part) + np.float32(last) * jnp.square(z))
         return jnp.mean(per_dim, axis=tuple(range(1, z.ndim))) / np.float32(np.log(2.0))
 
-    def _signal(self, t: jax.Array, like: jax.Array) -> jax.Array:
+    def _signal(self, t: Steps, like: Latents) -> Factor:
         return _at(np.sqrt(self.alpha_bar), t, like)
 
-    def _noise(self, t: jax.Array, like: jax.Array) -> jax.Array:
+    def _noise(self, t: Steps, like: Latents) -> Factor:
         return _at(np.sqrt(1 - self.alpha_bar), t, like)
 
 
@@ -185,7 +191,7 @@ def make_schedule(
     return NoiseSchedule(*tables, prediction=prediction, v_posterior=v_posterior)
 
 
-def _betas(kind: str, timesteps: int, start: float, end: float, cosine_s: float) -> np.ndarray:
+def _betas(kind: str, timesteps: int, start: float, end: float, cosine_s: float) -> Table:
     if kind == "scaled_linear":
         return np.linspace(start**0.5, end**0.5, timesteps) ** 2
     if kind == "linear":
@@ -197,9 +203,7 @@ def _betas(kind: str, timesteps: int, start: float, end: float, cosine_s: float)
     return np.clip(1 - alpha_bar[1:] / alpha_bar[:-1], 0, 0.999)
 
 
-def _lvlb_weights(
-    prediction: str, betas: np.ndarray, alpha_bar: np.ndarray, variance: np.ndarray
-) -> np.ndarray:
+def _lvlb_weights(prediction: str, betas: Table, alpha_bar: Table, variance: Table) -> Table:
     """Weights [T] of the mean squared error in the variational bound (Ho et al. 2020, eq. 12).
 
     x0 matches the original, whose denominator reads 2 - abar where 2 (1 - abar) was probably meant.

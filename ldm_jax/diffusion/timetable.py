@@ -7,8 +7,8 @@ data: padded to one length, one compiled program serves every number of steps up
 
 from typing import NamedTuple
 
-import jax
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from ldm_jax.diffusion.schedule import NoiseSchedule
 from ldm_jax.errors import RequestError
@@ -19,9 +19,9 @@ SPACINGS = ("even", "trailing", "log_snr", "original", "original_quad")
 class Timetable(NamedTuple):
     """t [S] int32, alpha_bar [S] and alpha_bar_prev [S] float. Padding entries, always last, have t = -1."""
 
-    t: np.ndarray | jax.Array
-    alpha_bar: np.ndarray | jax.Array
-    alpha_bar_prev: np.ndarray | jax.Array
+    t: Int[np.ndarray | Array, " S"]
+    alpha_bar: Float[np.ndarray | Array, " S"]
+    alpha_bar_prev: Float[np.ndarray | Array, " S"]
 
 
 def make_timetable(schedule: NoiseSchedule, steps: int, spacing: str = "even") -> Timetable:
@@ -66,7 +66,7 @@ def pad(timetable: Timetable, length: int) -> Timetable:
     return Timetable(*(np.concatenate([entries, extra]) for entries, extra in zip(timetable, fill)))
 
 
-def _spread(schedule: NoiseSchedule, steps: int, spacing: str) -> np.ndarray:
+def _spread(schedule: NoiseSchedule, steps: int, spacing: str) -> Int[np.ndarray, " S"]:
     """Strictly decreasing steps from T-1 on, of the spacings that take any number of steps."""
     last, index = schedule.timesteps - 1, np.arange(steps)
     if spacing == "trailing":
@@ -80,7 +80,7 @@ def _spread(schedule: NoiseSchedule, steps: int, spacing: str) -> np.ndarray:
     return np.maximum(distinct, index[::-1])  # making them distinct must not run below 0
 
 
-def _original_steps(total: int, steps: int) -> np.ndarray:
+def _original_steps(total: int, steps: int) -> Int[np.ndarray, " S"]:
     """The original's ascending steps, or an error that names the nearest counts that work."""
     if not _fits(total, steps):
         below = next(s for s in range(steps, 0, -1) if _fits(total, s))
@@ -93,7 +93,7 @@ def _original_steps(total: int, steps: int) -> np.ndarray:
     return np.arange(0, total, total // steps) + 1
 
 
-def _quad_steps(total: int, steps: int) -> np.ndarray:
+def _quad_steps(total: int, steps: int) -> Int[np.ndarray, " S"]:
     return np.square(np.linspace(0, np.sqrt(0.8 * total), steps)).astype(int) + 1
 
 

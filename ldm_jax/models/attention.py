@@ -7,7 +7,8 @@ feed-forward; LDM paper, appendix E.2.1), and the first stages' single-head Attn
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
 
 from ldm_jax.models.kernels import attend
 from ldm_jax.models.layers import AE_EPS, UNET_EPS, Conv, Dense, GroupNorm32
@@ -15,14 +16,14 @@ from ldm_jax.models.layers import AE_EPS, UNET_EPS, Conv, Dense, GroupNorm32
 LAYER_NORM_EPS = 1e-5  # torch's default; flax's is 1e-6
 
 
-def _split_heads(x: Array, heads: int) -> Array:
-    """[B,T,heads*D] -> [B,heads,T,D]."""
+def _split_heads(x: Float[Array, "B Q C"], heads: int) -> Float[Array, "B {heads} Q D"]:
+    """[B,Q,heads*D] -> [B,heads,Q,D]."""
     batch, length, width = x.shape
     return x.reshape(batch, length, heads, width // heads).transpose(0, 2, 1, 3)
 
 
-def _join_heads(x: Array) -> Array:
-    """[B,H,T,D] -> [B,T,H*D]."""
+def _join_heads(x: Float[Array, "B heads Q D"]) -> Float[Array, "B Q heads*D"]:
+    """[B,heads,Q,D] -> [B,Q,heads*D]."""
     batch, heads, length, dim = x.shape
     return x.transpose(0, 2, 1, 3).reshape(batch, length, heads * dim)
 
@@ -35,16 +36,16 @@ class AttentionBlock(nn.Module):
 
     num_heads: int
     new_order: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         batch, height, width, channels = x.shape
         if channels % self.num_heads:
             raise ValueError(f"{channels} channels do not divide into {self.num_heads} heads")
         tokens = x.reshape(batch, height * width, channels)
         h = GroupNorm32(UNET_EPS, dtype=self.dtype, name="norm")(tokens)
-        qkv = Conv(3 * channels, (1,), dtype=self.dtype, name="qkv")(h)  # [B,T,3C]
+        qkv = Conv(3 * channels, (1,), dtype=self.dtype, name="qkv")(h)  # [B,Q,3C], Q = H*W
         if self.new_order:
             q, k, v = (_split_heads(a, self.num_heads) for a in jnp.split(qkv, 3, axis=-1))
         else:
@@ -55,16 +56,21 @@ class AttentionBlock(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Queries from x, keys and values from the context (from x itself without one): [B,T,C] -> [B,T,C]."""
+    """Queries from x, keys and values from the context (from x itself without one): [B,Q,C] -> [B,Q,C]."""
 
     num_heads: int
     head_dim: int
     out_name: str = "to_out_0"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, context: Array | None = None, mask: Array | None = None) -> Array:
-        """context [B,L,D]; mask [B,L] or [B,T,L] bool, True where the context may be attended to."""
+    def __call__(
+        self,
+        x: Float[Array, "B Q C"],
+        context: Float[Array, "B L D"] | None = None,
+        mask: Bool[Array, "B L"] | Bool[Array, "B Q L"] | None = None,
+    ) -> Float[Array, "B Q C"]:
+        """context [B,L,D]; mask [B,L] or [B,Q,L], True where the context may be attended to."""
         context = x if context is None else context
         inner = self.num_heads * self.head_dim
 
@@ -77,13 +83,13 @@ class CrossAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """[B,T,C] -> [B,T,C] through 4C hidden units and the exact GELU; `gated`: value * gelu(gate)."""
+    """[B,Q,C] -> [B,Q,C] through 4C hidden units and the exact GELU; `gated`: value * gelu(gate)."""
 
     gated: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B Q C"]) -> Float[Array, "B Q C"]:
         inner = 4 * x.shape[-1]
         if self.gated:
             h = Dense(2 * inner, dtype=self.dtype, name="net_0_proj")(x)
@@ -95,14 +101,14 @@ class FeedForward(nn.Module):
 
 
 class BasicTransformerBlock(nn.Module):
-    """Pre-norm residual self-attention, cross-attention, GEGLU feed-forward: [B,T,C] -> [B,T,C]."""
+    """Pre-norm residual self-attention, cross-attention, GEGLU feed-forward: [B,Q,C] -> [B,Q,C]."""
 
     num_heads: int
     head_dim: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, context: Array | None = None) -> Array:
+    def __call__(self, x: Float[Array, "B Q C"], context: Float[Array, "B L D"] | None = None) -> Float[Array, "B Q C"]:
         def norm(name: str) -> nn.LayerNorm:
             return nn.LayerNorm(LAYER_NORM_EPS, dtype=self.dtype, use_fast_variance=False, name=name)
 
@@ -120,10 +126,12 @@ class SpatialTransformer(nn.Module):
     num_heads: int
     head_dim: int
     depth: int = 1
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, context: Array | None = None) -> Array:
+    def __call__(
+        self, x: Float[Array, "B H W C"], context: Float[Array, "B L D"] | None = None
+    ) -> Float[Array, "B H W C"]:
         """context [B,L,D], or None: then both attentions are self-attention."""
         batch, height, width, channels = x.shape
         inner = self.num_heads * self.head_dim
@@ -142,10 +150,10 @@ class SpatialTransformer(nn.Module):
 class AttnBlock(nn.Module):
     """The first stages' attention, one head as wide as the features: x + proj(...), [B,H,W,C] -> same."""
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         batch, height, width, channels = x.shape
         h = GroupNorm32(AE_EPS, dtype=self.dtype, name="norm")(x)
 
@@ -163,10 +171,10 @@ class LinearAttention(nn.Module):
     Only k is normalised (over positions), and there is neither a norm nor a residual, as in the original.
     """
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         batch, height, width, channels = x.shape
         qkv = Conv(3 * channels, (1, 1), use_bias=False, dtype=self.dtype, name="to_qkv")(x)
         q, k, v = jnp.split(qkv.reshape(batch, height * width, 3 * channels), 3, axis=-1)
@@ -177,20 +185,20 @@ class LinearAttention(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """[B,h,w,C] -> [B,features]: the mean of all positions attends to itself and to them (the original's
+    """[B,H,W,C] -> [B,features]: the mean of all positions attends to itself and to them (the original's
     AttentionPool2d, from CLIP). Positions are learned: it takes maps of the size it was trained with."""
 
     features: int
     num_heads: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B features"]:
         batch, height, width, channels = x.shape
         if channels % self.num_heads:
             raise ValueError(f"{channels} channels do not divide into {self.num_heads} heads")
         tokens = x.reshape(batch, height * width, channels)
-        tokens = jnp.concatenate([tokens.mean(axis=1, keepdims=True), tokens], axis=1)  # [B,1+hw,C]
+        tokens = jnp.concatenate([tokens.mean(axis=1, keepdims=True), tokens], axis=1)  # [B,1+H*W,C]
         places = self.param("positional_embedding", nn.initializers.normal(channels**-0.5), tokens.shape[1:])
         qkv = Conv(3 * channels, (1,), dtype=self.dtype, name="qkv_proj")(tokens + places.astype(tokens.dtype))
         q, k, v = (_split_heads(a, self.num_heads) for a in jnp.split(qkv, 3, axis=-1))

@@ -6,18 +6,22 @@ AutoencoderKL, VQModel and IdentityFirstStage share one interface:
 Latents and images are float32; `dtype` is the compute type in between.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Key
 
 from ldm_jax.models.attention import AttnBlock, LinearAttention
 from ldm_jax.models.layers import AE_EPS, AEDownsample, AEResnetBlock, Conv, GroupNorm32, Upsample
 from ldm_jax.models.quantizer import DiagonalGaussian, VectorQuantizer
 
+Keys = Key[Array, ""] | Key[Array, " B"] | None  # one key, a key per sample, or none: nothing is drawn
 ATTENTION = {"vanilla": AttnBlock, "linear": LinearAttention}
 
 
-def _attention(kind: str, name: str, dtype: jnp.dtype):
+def _attention(kind: str, name: str, dtype: DTypeLike):
     """The module called `name`, or the identity for kind "none". Raises ValueError for other kinds."""
     if kind == "none":
         return lambda x: x
@@ -26,7 +30,9 @@ def _attention(kind: str, name: str, dtype: jnp.dtype):
     return ATTENTION[kind](dtype=dtype, name=name)
 
 
-def _middle(x: Array, attn_type: str, dropout: float, dtype: jnp.dtype, train: bool) -> Array:
+def _middle(
+    x: Float[Array, "B h w C"], attn_type: str, dropout: float, dtype: DTypeLike, train: bool
+) -> Float[Array, "B h w C"]:
     """Block, attention (whatever attn_resolutions), block at the lowest resolution: [B,h,w,C] -> same."""
     x = AEResnetBlock(x.shape[-1], dropout, dtype, name="mid_block_1")(x, train)
     x = _attention(attn_type, "mid_attn_1", dtype)(x)
@@ -48,10 +54,10 @@ class Encoder(nn.Module):
     resolution: int
     out_channels: int
     dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, image: Array, train: bool = False) -> Array:
+    def __call__(self, image: Float[Array, "B H W C"], train: bool = False) -> Float[Array, "B h w out"]:
         size = self.resolution
         h = Conv(self.ch, dtype=self.dtype, name="conv_in")(image)
         for level, mult in enumerate(self.ch_mult):
@@ -79,18 +85,20 @@ class Decoder(nn.Module):
     resolution: int
     out_channels: int
     dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, z: Array, train: bool = False) -> tuple[Array, Array]:
+    def __call__(
+        self, z: Float[Array, "B h w c"], train: bool = False
+    ) -> tuple[Float[Array, "B H W C"], Float[Array, "B H W ch"]]:
         levels = len(self.ch_mult)
         size = self.resolution // 2 ** (levels - 1)
         h = Conv(self.ch * self.ch_mult[-1], dtype=self.dtype, name="conv_in")(z)
         h = _middle(h, self.attn_type, self.dropout, self.dtype, train)
         for level in reversed(range(levels)):
             for i in range(self.num_res_blocks + 1):
-                features = self.ch * self.ch_mult[level]
-                h = AEResnetBlock(features, self.dropout, self.dtype, name=f"up_{level}_block_{i}")(h, train)
+                width = self.ch * self.ch_mult[level]
+                h = AEResnetBlock(width, self.dropout, self.dtype, name=f"up_{level}_block_{i}")(h, train)
                 if size in self.attn_resolutions:
                     h = _attention(self.attn_type, f"up_{level}_attn_{i}", self.dtype)(h)
             if level:
@@ -114,11 +122,11 @@ class _Autoencoder(nn.Module):
     z_channels: int = 3
     embed_dim: int = 3
     dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def _build(self, encoder_channels: int, moments: int) -> None:
         """Submodules; the encoder ends with `encoder_channels`, quant_conv maps these to `moments`."""
-        shared = dict(
+        shared: dict[str, Any] = dict(
             ch=self.ch,
             ch_mult=self.ch_mult,
             num_res_blocks=self.num_res_blocks,
@@ -133,7 +141,7 @@ class _Autoencoder(nn.Module):
         self.quant_conv = Conv(moments, (1, 1), dtype=self.dtype)
         self.post_quant_conv = Conv(self.z_channels, (1, 1), dtype=self.dtype)
 
-    def _encode(self, image: Array, train: bool = False) -> Array:
+    def _encode(self, image: Float[Array, "B H W C"], train: bool = False) -> Float[Array, "B h w moments"]:
         """[B,H,W,in] -> [B,h,w,moments] float32. Raises ValueError for sizes that do not divide by f."""
         f = 2 ** (len(self.ch_mult) - 1)
         height, width, channels = image.shape[1:]
@@ -144,7 +152,9 @@ class _Autoencoder(nn.Module):
             )
         return self.quant_conv(self.encoder(image, train)).astype(jnp.float32)
 
-    def _decode(self, z: Array, train: bool = False) -> tuple[Array, Array]:
+    def _decode(
+        self, z: Float[Array, "B h w c"], train: bool = False
+    ) -> tuple[Float[Array, "B H W C"], Float[Array, "B H W ch"]]:
         """[B,h,w,c] -> (image [B,H,W,out] float32, features [B,H,W,ch])."""
         image, features = self.decoder(self.post_quant_conv(z), train)
         return image.astype(jnp.float32), features
@@ -156,28 +166,30 @@ class AutoencoderKL(_Autoencoder):
     def setup(self):
         self._build(2 * self.z_channels, 2 * self.embed_dim)
 
-    def posterior(self, image: Array, train: bool = False) -> DiagonalGaussian:
+    def posterior(self, image: Float[Array, "B H W C"], train: bool = False) -> DiagonalGaussian:
         """[B,H,W,C] -> the distribution of z [B,h,w,c]."""
         return DiagonalGaussian(self._encode(image, train))
 
-    def moments(self, image: Array) -> Array:
+    def moments(self, image: Float[Array, "B H W C"]) -> Float[Array, "B h w moments"]:
         """[B,H,W,C] -> [B,h,w,2c]: mean and log-variance of the posterior."""
         return self._encode(image)
 
-    def draw(self, moments: Array, key: Array | None = None) -> Array:
+    def draw(self, moments: Float[Array, "B h w moments"], key: Keys = None) -> Float[Array, "B h w c"]:
         """[B,h,w,2c] -> z [B,h,w,c]: a posterior sample with a key (or a key per sample), else the mode."""
         posterior = DiagonalGaussian(moments)
         return posterior.mode() if key is None else posterior.sample(key)
 
-    def latents(self, image: Array, key: Array | None = None) -> Array:
+    def latents(self, image: Float[Array, "B H W C"], key: Keys = None) -> Float[Array, "B h w c"]:
         """[B,H,W,C] -> z [B,h,w,c]: a posterior sample with a key (or a key per sample), else the mode."""
         return self.draw(self.moments(image), key)
 
-    def decode(self, z: Array) -> Array:
+    def decode(self, z: Float[Array, "B h w c"]) -> Float[Array, "B H W C"]:
         """z [B,h,w,c] -> image [B,H,W,C], about [-1,1] (not clipped)."""
         return self._decode(z)[0]
 
-    def __call__(self, image: Array, key: Array | None = None, train: bool = False) -> tuple[Array, dict]:
+    def __call__(
+        self, image: Float[Array, "B H W C"], key: Keys = None, train: bool = False
+    ) -> tuple[Float[Array, "B H W C"], dict[str, Array]]:
         """Reconstruction [B,H,W,C] and {"kl" [B], "latents" [B,h,w,c], "features" [B,H,W,ch]}."""
         posterior = self.posterior(image, train)
         z = posterior.mode() if key is None else posterior.sample(key)
@@ -196,29 +208,31 @@ class VQModel(_Autoencoder):
         self._build(self.z_channels, self.embed_dim)
         self.quantize = VectorQuantizer(self.n_embed, self.embed_dim, self.beta, self.legacy_beta)
 
-    def moments(self, image: Array) -> Array:
+    def moments(self, image: Float[Array, "B H W C"]) -> Float[Array, "B h w c"]:
         """[B,H,W,C] -> [B,h,w,c]: z itself, not quantised."""
         return self._encode(image)
 
-    def draw(self, moments: Array, key: Array | None = None) -> Array:
+    def draw(self, moments: Float[Array, "B h w c"], key: Keys = None) -> Float[Array, "B h w c"]:
         """[B,h,w,c] -> the same. The key is not used: there is nothing to draw."""
         return moments
 
-    def latents(self, image: Array, key: Array | None = None) -> Array:
+    def latents(self, image: Float[Array, "B H W C"], key: Keys = None) -> Float[Array, "B h w c"]:
         """[B,H,W,C] -> z [B,h,w,c], not quantised. The key is not used: there is nothing to draw."""
         return self.draw(self.moments(image))
 
-    def decode(self, z: Array, quantize: bool = True) -> Array:
+    def decode(self, z: Float[Array, "B h w c"], quantize: bool = True) -> Float[Array, "B H W C"]:
         """z [B,h,w,c] -> image [B,H,W,C], about [-1,1] (not clipped). quantize=False skips the codebook."""
         if quantize:
             z, _, _ = self.quantize(z)
         return self._decode(z)[0]
 
-    def decode_indices(self, indices: Array) -> Array:
+    def decode_indices(self, indices: Int[Array, "B h w"]) -> Float[Array, "B H W C"]:
         """Codebook indices [B,h,w] -> image [B,H,W,C]."""
         return self._decode(self.quantize.lookup(indices))[0]
 
-    def __call__(self, image: Array, key: Array | None = None, train: bool = False) -> tuple[Array, dict]:
+    def __call__(
+        self, image: Float[Array, "B H W C"], key: Keys = None, train: bool = False
+    ) -> tuple[Float[Array, "B H W C"], dict[str, Array]]:
         """Reconstruction [B,H,W,C] and {"codebook_loss" scalar, "indices" [B,h,w] int32, "latents"
         [B,h,w,c] before quantisation, "features" [B,H,W,ch]}."""
         z = self._encode(image, train)
@@ -231,13 +245,15 @@ class VQModel(_Autoencoder):
 class IdentityFirstStage(nn.Module):
     """No first stage: diffusion on the pixels themselves (LDM-1). Has no parameters."""
 
-    def latents(self, image: Array, key: Array | None = None) -> Array:
+    def latents(self, image: Float[Array, "B H W C"], key: Keys = None) -> Float[Array, "B H W C"]:
         """[B,H,W,C] -> the same."""
         return image
 
-    def decode(self, z: Array) -> Array:
+    def decode(self, z: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         """[B,H,W,C] -> the same."""
         return z
 
-    def __call__(self, image: Array, key: Array | None = None, train: bool = False) -> tuple[Array, dict]:
+    def __call__(
+        self, image: Float[Array, "B H W C"], key: Keys = None, train: bool = False
+    ) -> tuple[Float[Array, "B H W C"], dict[str, Array]]:
         return image, {"latents": image, "features": image}

@@ -3,7 +3,7 @@ EncoderUNetModel, from Dhariwal and Nichol 2021, section 4). Module names follow
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import Array
+from jaxtyping import Array, Float, Real
 
 from ldm_jax.models.attention import AttentionPool
 from ldm_jax.models.layers import UNET_EPS, Conv, GroupNorm32
@@ -22,7 +22,14 @@ class EncoderUNet(UNet):
     pool: str = "attention"
 
     @nn.compact
-    def __call__(self, z: Array, t: Array, context: Array | None = None, *, train: bool = False) -> Array:
+    def __call__(  # type: ignore[override]  # there are no labels to be told: they are what it finds
+        self,
+        z: Float[Array, "B h w c"],
+        t: Real[Array, " B"],
+        context: Float[Array, "B L D"] | None = None,
+        *,
+        train: bool = False,
+    ) -> Float[Array, "B classes"]:
         if self.pool not in POOLS:
             raise ValueError(f"pool={self.pool!r} is not one of {', '.join(POOLS)}")
         self._check(z, context, None)

@@ -8,6 +8,8 @@ of padding.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 MOMENTUM = 0.1  # weight of the newest batch in the running statistics
 EPSILON = 1e-5
@@ -20,10 +22,10 @@ class BatchNorm(nn.Module):
     With the batch split over devices under jit, the statistics are those of the global batch.
     """
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B H W C"]:
         c = x.shape[-1]
         scale = self.param("scale", _normal_around_one, (c,))
         bias = self.param("bias", nn.initializers.zeros, (c,))
@@ -48,10 +50,10 @@ class ActNorm(nn.Module):
     `init` sets both so that its batch, which must be real data, comes out with mean 0 and deviation 1.
     """
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         x = x.astype(jnp.float32)
         loc = self.param("loc", lambda _: -x.mean((0, 1, 2)))
         scale = self.param("scale", lambda _: 1 / (x.std((0, 1, 2), ddof=1) + 1e-6))
@@ -67,10 +69,10 @@ class NLayerDiscriminator(nn.Module):
     ndf: int = 64
     n_layers: int = 3
     use_actnorm: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, image: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(self, image: Float[Array, "B H W C"], train: bool = False) -> Float[Array, "B h w 1"]:
         """[B,H,W,C] in [-1,1] -> logits [B,h,w,1] float32, h = H/8 - 2 with 3 layers.
 
         train: normalise with the statistics of this batch and move the running ones ("batch_stats", mutable).
@@ -83,7 +85,7 @@ class NLayerDiscriminator(nn.Module):
                 f"(at least {smallest}x{smallest}); use fewer: --config.loss.disc_layers"
             )
 
-        def conv(i: int, features: int, stride: int, x: jax.Array, use_bias: bool = True) -> jax.Array:
+        def conv(i: int, features: int, stride: int, x: Array, use_bias: bool = True) -> Array:
             return nn.Conv(
                 features, (4, 4), stride, padding=1, use_bias=use_bias, dtype=self.dtype,
                 kernel_init=nn.initializers.normal(0.02), name=f"main_{i}",
@@ -103,5 +105,5 @@ class NLayerDiscriminator(nn.Module):
         return conv(3 * self.n_layers + 2, 1, 1, x).astype(jnp.float32)
 
 
-def _normal_around_one(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _normal_around_one(key: Array, shape: tuple[int, ...]) -> Array:
     return 1 + 0.02 * jax.random.normal(key, shape)

@@ -11,7 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Real
 
 from ldm_jax.models import kernels
 from ldm_jax.models.kernels.reference import nearest_up
@@ -24,7 +25,7 @@ def _uniform(fan_in: int):
     """PyTorch's default for convolutions and linear layers: kaiming_uniform(a=sqrt(5)) is this bound."""
     bound = 1.0 / math.sqrt(fan_in)
 
-    def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+    def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
@@ -35,10 +36,10 @@ class Dense(nn.Module):
 
     features: int
     use_bias: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "*rest in"]) -> Float[Array, "*rest out"]:
         init = _uniform(x.shape[-1])
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)
@@ -63,10 +64,10 @@ class Conv(nn.Module):
     use_bias: bool = True
     zero_init: bool = False
     up: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B *positions in"]) -> Float[Array, "B *after out"]:
         fan_in = math.prod(self.kernel_size) * x.shape[-1]
         init = nn.initializers.zeros_init() if self.zero_init else _uniform(fan_in)
         kernel = self.param("kernel", init, (*self.kernel_size, x.shape[-1], self.features))
@@ -86,10 +87,10 @@ class GroupNorm32(nn.Module):
 
     eps: float
     groups: int = 32
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B *positions C"]) -> Float[Array, "B *positions C"]:
         channels = x.shape[-1]
         if channels % self.groups:
             raise ValueError(
@@ -101,7 +102,7 @@ class GroupNorm32(nn.Module):
         return kernels.group_norm(x, scale, bias, self.groups, self.eps, self.dtype)
 
 
-def timestep_embedding(t: Array, dim: int, max_period: float = 10000.0) -> Array:
+def timestep_embedding(t: Real[Array, " B"], dim: int, max_period: float = 10000.0) -> Float[Array, "B {dim}"]:
     """Cosines, then sines of t * max_period^(-i/half): t [B] integer or float -> [B,dim] float32.
 
     An odd `dim` ends with a column of zeros, as in the original.
@@ -113,7 +114,7 @@ def timestep_embedding(t: Array, dim: int, max_period: float = 10000.0) -> Array
     return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
 
 
-def average_down(x: Array) -> Array:
+def average_down(x: Float[Array, "B H W C"]) -> Float[Array, "B H//2 W//2 C"]:
     """[B,H,W,C] -> [B,H//2,W//2,C]: means of 2x2 blocks; an odd last row or column is dropped."""
     batch, height, width, channels = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2]
@@ -124,10 +125,10 @@ class Downsample(nn.Module):
     """The UNet's: [B,H,W,C] -> [B,ceil(H/2),ceil(W/2),C], 3x3 stride 2 padded by 1; or a 2x2 mean."""
 
     use_conv: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B _ _ C"]:
         if not self.use_conv:
             return average_down(x)
         return Conv(x.shape[-1], stride=2, dtype=self.dtype, name="op")(x)
@@ -137,10 +138,10 @@ class Upsample(nn.Module):
     """Nearest neighbour times 2, then a 3x3 convolution if wanted: [B,H,W,C] -> [B,2H,2W,C]."""
 
     use_conv: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B 2*H 2*W C"]:
         if not self.use_conv:
             return nearest_up(x)
         return Conv(x.shape[-1], up=True, dtype=self.dtype, name="conv")(x)
@@ -149,7 +150,7 @@ class Upsample(nn.Module):
 class ResBlock(nn.Module):
     """The UNet's residual block: norm, SiLU, 3x3; + time embedding; norm, SiLU, dropout, 3x3 from zero.
 
-    [B,H,W,C], emb [B,E] -> [B,H',W',features]. `up` / `down` resample by nearest / mean after the first
+    [B,H,W,C], emb [B,D] -> [B,H',W',features]. `up` / `down` resample by nearest / mean after the first
     SiLU and on the skip path. With use_scale_shift_norm the embedding acts as norm(h)*(1+scale)+shift.
     """
 
@@ -158,10 +159,12 @@ class ResBlock(nn.Module):
     up: bool = False
     down: bool = False
     dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, emb: Array, train: bool = False) -> Array:
+    def __call__(
+        self, x: Float[Array, "B H W C"], emb: Float[Array, "B D"], train: bool = False
+    ) -> Float[Array, "B _ _ features"]:
         resample = nearest_up if self.up else average_down if self.down else lambda a: a
         h = nn.silu(GroupNorm32(UNET_EPS, dtype=self.dtype, name="in_layers_0")(x))
         h = Conv(self.features, dtype=self.dtype, name="in_layers_2")(resample(h))
@@ -186,10 +189,10 @@ class AEResnetBlock(nn.Module):
 
     features: int
     dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
+    def __call__(self, x: Float[Array, "B H W C"], train: bool = False) -> Float[Array, "B H W features"]:
         h = nn.silu(GroupNorm32(AE_EPS, dtype=self.dtype, name="norm1")(x))
         h = Conv(self.features, dtype=self.dtype, name="conv1")(h)
         h = nn.silu(GroupNorm32(AE_EPS, dtype=self.dtype, name="norm2")(h))
@@ -203,8 +206,8 @@ class AEResnetBlock(nn.Module):
 class AEDownsample(nn.Module):
     """The first stages': [B,H,W,C] -> [B,H//2,W//2,C], 3x3 stride 2, padded right and bottom only."""
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H//2 W//2 C"]:
         return Conv(x.shape[-1], stride=2, padding=(0, 1), dtype=self.dtype, name="conv")(x)

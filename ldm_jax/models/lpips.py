@@ -14,6 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 Tree = Any
 
@@ -21,14 +23,15 @@ Tree = Any
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
 # Each convolution: width, kernel size, stride, padding, and whether its output (after ReLU) is compared.
-VGG16 = (
+Layer = tuple[int, int, int, int, bool]
+VGG16: tuple[Layer | str, ...] = (
     (64, 3, 1, 1, False), (64, 3, 1, 1, True), "pool",
     (128, 3, 1, 1, False), (128, 3, 1, 1, True), "pool",
     (256, 3, 1, 1, False), (256, 3, 1, 1, False), (256, 3, 1, 1, True), "pool",
     (512, 3, 1, 1, False), (512, 3, 1, 1, False), (512, 3, 1, 1, True), "pool",
     (512, 3, 1, 1, False), (512, 3, 1, 1, False), (512, 3, 1, 1, True),
 )  # fmt: skip
-ALEX = (
+ALEX: tuple[Layer | str, ...] = (
     (64, 11, 4, 2, True), "pool",
     (192, 5, 1, 2, True), "pool",
     (384, 3, 1, 1, True), (256, 3, 1, 1, True), (256, 3, 1, 1, True),
@@ -41,10 +44,10 @@ class LPIPS(nn.Module):
     """net: "vgg16" or "alex". dtype: compute type of the backbone; distances are float32."""
 
     net: str = "vgg16"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, a: jax.Array, b: jax.Array) -> jax.Array:
+    def __call__(self, a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, " B"]:
         """Distance [B], float32, of images [B,H,W,3] or [B,H,W,1] in [-1,1].
 
         Raises ValueError for an unknown net, other channels, or images smaller than the backbone allows.
@@ -53,16 +56,16 @@ class LPIPS(nn.Module):
         layers, window, _ = NETS[self.net]
         net = [
             nn.Conv(width, (size, size), stride, padding=padding, dtype=self.dtype, name=f"net_{i}")
-            for i, (width, size, stride, padding, _) in enumerate(x for x in layers if x != "pool")
+            for i, (width, size, stride, padding, _) in enumerate(x for x in layers if not isinstance(x, str))
         ]
 
-        def features(x: jax.Array) -> list[jax.Array]:
+        def features(x: Array) -> list[Array]:
             if x.shape[-1] == 1:
                 x = jnp.repeat(x, 3, axis=-1)
             x = (x.astype(self.dtype) - jnp.array(SHIFT, self.dtype)) / jnp.array(SCALE, self.dtype)
             convolutions, taps = iter(net), []
             for layer in layers:
-                if layer == "pool":
+                if isinstance(layer, str):  # "pool"
                     x = nn.max_pool(x, (window, window), (2, 2))
                     continue
                 x = nn.relu(next(convolutions)(x))
@@ -79,7 +82,7 @@ class LPIPS(nn.Module):
         return total
 
 
-def _unit(x: jax.Array) -> jax.Array:
+def _unit(x: Array) -> Array:
     """x / (|x| + 1e-10) along the last axis, float32; zero features stay zero and get a finite gradient."""
     x = x.astype(jnp.float32)
     square = (x**2).sum(-1, keepdims=True)
@@ -87,7 +90,7 @@ def _unit(x: jax.Array) -> jax.Array:
     return x / (jnp.sqrt(jnp.where(square > 0, square, 1.0)) + 1e-10)
 
 
-def _check(net: str, a: jax.Array, b: jax.Array) -> None:
+def _check(net: str, a: Array, b: Array) -> None:
     if net not in NETS:
         raise ValueError(f"net={net!r} is not one of {', '.join(NETS)}")
     if a.shape != b.shape or a.ndim != 4 or a.shape[-1] not in (1, 3):
@@ -120,7 +123,7 @@ def load_lpips(path: str | Path, net: str = "vgg16") -> Tree:
             f"{path} does not hold {net}: missing {sorted(wanted - tensors.keys())}, "
             f"unexpected {sorted(tensors.keys() - wanted)}"
         )
-    params = {}
+    params: Tree = {}
     for name, shape in shapes.items():
         leaves = [np.asarray(tensors[key], np.float32) for key in _keys(name)]
         if name.startswith("lin"):

@@ -4,7 +4,9 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Key
 
 from ldm_jax.models import kernels
 
@@ -12,8 +14,8 @@ from ldm_jax.models import kernels
 BLOCK = 2048
 
 
-def nearest_code(z: Array, codebook: Array) -> Array:
-    """Index of the nearest row in squared L2, the first one in a tie: z [N,D], codebook [K,D] -> [N] int32.
+def nearest_code(z: Float[Array, "N c"], codebook: Float[Array, "codes c"]) -> Int[Array, " N"]:
+    """Index of the nearest row in squared L2, the first one in a tie: z [N,c], codebook [codes,c] -> [N] int32.
 
     |z|^2 is the same for all codes and left out. Products are taken in full float32, on every device.
     """
@@ -54,12 +56,14 @@ class VectorQuantizer(nn.Module):
     def setup(self):
         bound = 1.0 / self.n_embed
 
-        def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+        def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
             return jax.random.uniform(key, shape, dtype, -bound, bound)
 
         self.embedding = nn.Embed(self.n_embed, self.embed_dim, embedding_init=init)
 
-    def __call__(self, z: Array) -> tuple[Array, Array, Array]:
+    def __call__(
+        self, z: Float[Array, "B h w c"]
+    ) -> tuple[Float[Array, "B h w c"], Float[Array, ""], Int[Array, "B h w"]]:
         """z [B,h,w,c] -> (quantised z, gradient straight through; loss scalar; indices [B,h,w] int32)."""
         z = z.astype(jnp.float32)
         flat = lax.stop_gradient(z).reshape(-1, self.embed_dim)
@@ -73,7 +77,7 @@ class VectorQuantizer(nn.Module):
             loss = self.beta * commitment + codebook
         return z + lax.stop_gradient(codes - z), loss, indices
 
-    def lookup(self, indices: Array) -> Array:
+    def lookup(self, indices: Int[Array, "..."]) -> Float[Array, "... c"]:
         """Rows of the codebook: [...] int -> [...,c]."""
         return self.embedding.embedding[indices]
 
@@ -82,26 +86,26 @@ class VectorQuantizer(nn.Module):
 class DiagonalGaussian:
     """N(mean, exp(logvar)) per element of a latent; `moments` [B,h,w,2c] hold mean, then log-variance."""
 
-    moments: Array
+    moments: Float[Array, "B h w moments"]
 
     @property
-    def mean(self) -> Array:
+    def mean(self) -> Float[Array, "B h w c"]:
         return jnp.split(self.moments, 2, axis=-1)[0]
 
     @property
-    def logvar(self) -> Array:
+    def logvar(self) -> Float[Array, "B h w c"]:
         """Clamped to [-30, 20], as in the original."""
         return jnp.clip(jnp.split(self.moments, 2, axis=-1)[1], -30.0, 20.0)
 
     @property
-    def std(self) -> Array:
+    def std(self) -> Float[Array, "B h w c"]:
         return jnp.exp(0.5 * self.logvar)
 
-    def mode(self) -> Array:
+    def mode(self) -> Float[Array, "B h w c"]:
         """[B,h,w,c]."""
         return self.mean
 
-    def sample(self, key: Array) -> Array:
+    def sample(self, key: Key[Array, ""] | Key[Array, " B"]) -> Float[Array, "B h w c"]:
         """[B,h,w,c]; `key` is one key, or a key per sample [B] (then sample i depends on key i alone)."""
         mean = self.mean
         if key.ndim:
@@ -110,7 +114,7 @@ class DiagonalGaussian:
             noise = jax.random.normal(key, mean.shape)
         return mean + self.std * noise
 
-    def kl(self) -> Array:
+    def kl(self) -> Float[Array, " B"]:
         """KL divergence to N(0, 1) in nats, summed over h, w, c: [B]."""
         terms = self.mean**2 + jnp.exp(self.logvar) - 1.0 - self.logvar
         return 0.5 * jnp.sum(terms, axis=tuple(range(1, terms.ndim)))

@@ -6,7 +6,8 @@ Pre-norm encoder, learned token and absolute position embeddings, heads of 64 wh
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from ldm_jax.models.attention import LAYER_NORM_EPS, CrossAttention, FeedForward
 from ldm_jax.models.layers import Dense
@@ -15,7 +16,7 @@ HEADS, HEAD_DIM = 8, 64  # the original's, at every width
 EMBEDDING_STD = 0.02  # of new embeddings
 
 
-def _norm(name: str, dtype: jnp.dtype) -> nn.LayerNorm:
+def _norm(name: str, dtype: DTypeLike) -> nn.LayerNorm:
     return nn.LayerNorm(LAYER_NORM_EPS, dtype=dtype, use_fast_variance=False, name=name)
 
 
@@ -32,10 +33,12 @@ class TextEncoder(nn.Module):
     dim: int
     depth: int
     embedding_std: float = EMBEDDING_STD
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: Array, mask: Array | None = None, *, logits: bool = False) -> Array:
+    def __call__(
+        self, tokens: Int[Array, "B L"], mask: Shaped[Array, "B L"] | None = None, *, logits: bool = False
+    ) -> Float[Array, "B L D"]:
         """mask [B,L]: nonzero = a real token, attended to by the real tokens; rows of the others are unusable.
 
         logits: the vocabulary head's [B,L,vocab_size] instead, which no diffusion model uses.
@@ -61,7 +64,7 @@ class _Positions(nn.Module):
     std: float
 
     @nn.compact
-    def __call__(self, length: int) -> Array:
+    def __call__(self, length: int) -> Float[Array, "{length} D"]:
         """[length,dim]."""
         init = nn.initializers.normal(self.std)
         return nn.Embed(self.max_length, self.dim, embedding_init=init, name="emb")(jnp.arange(length))
@@ -71,14 +74,12 @@ class _Layers(nn.Module):
     """Attention and MLP in turn: `layers_<2i>` and `layers_<2i+1>`, each after its norm, with residuals."""
 
     depth: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array | None) -> Array:
+    def __call__(self, x: Float[Array, "B L D"], mask: Bool[Array, "B L L"] | None) -> Float[Array, "B L D"]:
         for i in range(self.depth):
-            attention = CrossAttention(
-                HEADS, HEAD_DIM, out_name="to_out", dtype=self.dtype, name=f"layers_{2 * i}_1"
-            )
+            attention = CrossAttention(HEADS, HEAD_DIM, out_name="to_out", dtype=self.dtype, name=f"layers_{2 * i}_1")
             x = x + attention(_norm(f"layers_{2 * i}_0", self.dtype)(x), mask=mask)
             mlp = FeedForward(gated=False, dtype=self.dtype, name=f"layers_{2 * i + 1}_1")
             x = x + mlp(_norm(f"layers_{2 * i + 1}_0", self.dtype)(x))

@@ -6,7 +6,8 @@ Module names follow the original's tree: input_blocks_<n>_<i>, middle_block_<i>,
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Real
 
 from ldm_jax.models.attention import AttentionBlock, SpatialTransformer
 from ldm_jax.models.layers import (
@@ -56,12 +57,18 @@ class UNet(nn.Module):
     use_new_attention_order: bool = False
     n_embed: int | None = None
     remat: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
-        self, z: Array, t: Array, context: Array | None = None, *, train: bool = False, y: Array | None = None
-    ) -> Array:
+        self,
+        z: Float[Array, "B h w c"],
+        t: Real[Array, " B"],
+        context: Float[Array, "B L D"] | None = None,
+        *,
+        train: bool = False,
+        y: Int[Array, " B"] | None = None,
+    ) -> Float[Array, "B h w out"]:
         """z [B,h,w,c], t [B] int32 or float32 in training steps, context [B,L,D], y [B] int labels."""
         self._check(z, context, y)
         emb = self._embedding(t, y)
@@ -92,19 +99,17 @@ class UNet(nn.Module):
                 f"so both sizes must be multiples of {f}"
             )
         if (self.num_heads == -1) == (self.num_head_channels == -1):
+            raise ValueError(f"num_heads={self.num_heads}, num_head_channels={self.num_head_channels}: set exactly one")
+        context_width = None if context is None else context.shape[-1]
+        if context_width != self.context_dim or (context_width is not None and not self.use_spatial_transformer):
             raise ValueError(
-                f"num_heads={self.num_heads}, num_head_channels={self.num_head_channels}: set exactly one"
-            )
-        width = None if context is None else context.shape[-1]
-        if width != self.context_dim or (width is not None and not self.use_spatial_transformer):
-            raise ValueError(
-                f"context of width {width}, but context_dim={self.context_dim} and "
+                f"context of width {context_width}, but context_dim={self.context_dim} and "
                 f"use_spatial_transformer={self.use_spatial_transformer}: give the UNet the context it was "
                 f"built for"
             )
         if (y is None) != (self.num_classes is None):
-            given = "missing" if y is None else "given"
-            raise ValueError(f"labels y are {given}, but num_classes={self.num_classes}: both or neither")
+            state = "missing" if y is None else "given"
+            raise ValueError(f"labels y are {state}, but num_classes={self.num_classes}: both or neither")
 
     def _embedding(self, t: Array, y: Array | None) -> Array:
         """[B] -> [B,4*model_channels] float32; small, so kept in float32 whatever the compute type."""
@@ -138,9 +143,7 @@ class UNet(nn.Module):
         h = self._attention("middle_block_1", h, context)
         return self._res_block("middle_block_2", h, emb, train, h.shape[-1]), skips
 
-    def _res_block(
-        self, name: str, h: Array, emb: Array, train: bool, features: int, *, up=False, down=False
-    ) -> Array:
+    def _res_block(self, name: str, h: Array, emb: Array, train: bool, features: int, *, up=False, down=False) -> Array:
         block = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
         return block(
             features,
@@ -156,11 +159,11 @@ class UNet(nn.Module):
         channels, fixed_width = h.shape[-1], self.num_head_channels != -1
         heads = channels // self.num_head_channels if fixed_width else self.num_heads
         if not self.use_spatial_transformer:
-            block = nn.remat(AttentionBlock) if self.remat else AttentionBlock
-            return block(heads, self.use_new_attention_order, dtype=self.dtype, name=name)(h)
+            attention = nn.remat(AttentionBlock) if self.remat else AttentionBlock
+            return attention(heads, self.use_new_attention_order, dtype=self.dtype, name=name)(h)
         head_dim = self.num_head_channels if fixed_width and not self.legacy else channels // heads
-        block = nn.remat(SpatialTransformer) if self.remat else SpatialTransformer
-        return block(heads, head_dim, self.transformer_depth, dtype=self.dtype, name=name)(h, context)
+        transformer = nn.remat(SpatialTransformer) if self.remat else SpatialTransformer
+        return transformer(heads, head_dim, self.transformer_depth, dtype=self.dtype, name=name)(h, context)
 
     def _down(self, name: str, h: Array, emb: Array, train: bool) -> Array:
         if self.resblock_updown:

@@ -146,9 +146,7 @@ def pixels() -> dict:
     return _first_stage("", "identity", 1)
 
 
-def small_first_stage(
-    recipe: str, kind: str, f: int, ch: int, z_channels: int, resolution: int, **numbers
-) -> dict:
+def small_first_stage(recipe: str, kind: str, f: int, ch: int, z_channels: int, resolution: int, **numbers) -> dict:
     """A first stage for small images; takes any field of `_first_stage`."""
     return _first_stage(
         recipe, kind, f, ch=ch, z_channels=z_channels, embed_dim=z_channels, resolution=resolution, **numbers
@@ -274,9 +272,7 @@ def classifier(first_stage: dict, network: dict, image_size: int = 256) -> Confi
 
 def faces_unet() -> dict:
     """The 274.06M UNet of CelebA-HQ, FFHQ and LSUN-Bedrooms (table 12)."""
-    return dict(
-        model_channels=224, channel_mult=(1, 2, 3, 4), attention_downsamples=(2, 4, 8), num_head_channels=32
-    )
+    return dict(model_channels=224, channel_mult=(1, 2, 3, 4), attention_downsamples=(2, 4, 8), num_head_channels=32)
 
 
 def landscapes(image_size: int, batch_size: int, learning_rate: float) -> ConfigDict:
@@ -310,7 +306,7 @@ def imagenet(config: ConfigDict) -> None:
 
 
 def split_variant(variant: str, options: tuple[str, ...]) -> tuple[str, str]:
-    """"f8" -> ("f8", ""), "f8_tiny" -> ("f8", "tiny"). Raises ConfigError with the options."""
+    """ "f8" -> ("f8", ""), "f8_tiny" -> ("f8", "tiny"). Raises ConfigError with the options."""
     name = variant.removesuffix("_tiny")
     if name not in options:
         raise ConfigError(f"variant {variant!r}; there are, after a colon: {', '.join(options)}, each also with _tiny")

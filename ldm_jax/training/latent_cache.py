@@ -1,7 +1,7 @@
-"""Writes the cache of latents that data/latents.py reads: the first stage's moments of every training image, once.
+"""Writes the cached latents that data/latents.py reads: the first stage's moments of each training image.
 
-Every host encodes its share of the shards on its own devices. Shards that are there are not made again. All hosts must
-see the folder.
+Each host encodes some of the shards, on its own devices. Shards that are complete are kept. All hosts must share the
+folder.
 """
 
 import hashlib
@@ -32,19 +32,18 @@ Tree = Any
 Transform = ImageTransform | fields.WithFields
 Encode = Callable[[np.ndarray], jax.Array]
 SAY_EVERY = 10.0  # seconds
-
-
-# Options of config.data that change what the encoder sees.
+# Options of config.data that change the encoder's input.
 PREPARATION = ("channels", "image_size", "resize", "resize_to", "crop", "interpolation", "flip")
 
 
 def from_cache(
     config, images: Source, transform: Transform, model: nn.Module, frozen: Tree
 ) -> tuple[LatentSource, LatentTransform]:
-    """Source and transform of batches with "moments" in place of "image"; what the cache lacks is written first.
+    """Source and transform for batches with "moments" in place of "image". Writes missing shards of the cache first.
 
-    images, transform: those of training without a cache. model: the first stage, frozen["first_stage"] its variables.
-    ConfigError for what cannot be cached, and for a cache that was made from something else.
+    images, transform: those of training without a cache. model: the first stage, with the variables
+    frozen["first_stage"]. ConfigError for latents that cannot be cached; DataError if the cache in the folder was made
+    from something else.
     """
     data, kind, variables = config.data, config.first_stage.kind, frozen["first_stage"]
     placing, made = getattr(transform, "transform", transform), getattr(transform, "fields", ())
@@ -52,8 +51,8 @@ def from_cache(
         raise ConfigError("config.data.cache_latents: a model of the pixels themselves has no latents to keep")
     if any(field.is_encoded for field in made):
         raise ConfigError(
-            "config.data.cache_latents is not for inpainting: its condition is the latent of the masked image, another "
-            "one at every visit, so every step encodes anyway"
+            "config.data.cache_latents is not for inpainting: its condition is the latent of the masked image, and the "
+            "masks are random, so each step has to encode"
         )
     read = LatentTransform(placing, made)
     made_from = dict(first_stage=fingerprint(variables), kind=kind, dtype=config.dtype, images=images.identity())
@@ -69,7 +68,7 @@ def from_cache(
 
 
 def fingerprint(variables: Tree) -> str:
-    """A hash of names, shapes, types and values of all arrays, wherever they came from."""
+    """A hash of the names, shapes, types and values of all arrays."""
     digest = hashlib.sha256()
     for name, leaf in sorted(tree.flatten(variables).items()):
         array = np.ascontiguousarray(leaf)
@@ -79,7 +78,7 @@ def fingerprint(variables: Tree) -> str:
 
 
 def encoder(model: nn.Module, variables: Tree) -> Encode:
-    """images [B,H,W,C] -> moments [B,h,w,m], on this host's devices, among which B divides."""
+    """A function images [B,H,W,C] -> moments [B,h,w,m] on this host's devices. B must be a multiple of their number."""
     mesh = Mesh(np.array(jax.local_devices()), ("data",))
     rows = NamedSharding(mesh, PartitionSpec("data"))
     variables = jax.device_put(jax.device_get(variables), NamedSharding(mesh, PartitionSpec()))
@@ -88,7 +87,7 @@ def encoder(model: nn.Module, variables: Tree) -> Encode:
 
 
 def moments_shape(model: nn.Module, variables: Tree, transform: ImageTransform, channels: int) -> tuple[int, ...]:
-    """[F,h,w,m] of the moments of one image; F = 2 where the transform mirrors."""
+    """The shape [F,h,w,m] of the moments of one image; F = 2 if the transform mirrors images, else 1."""
     image = jax.ShapeDtypeStruct((1, *transform.hw, channels), jnp.float32)
     shape = jax.eval_shape(lambda v, x: model.apply(v, x, method="moments"), variables, image).shape
     return 1 + transform.flip, *shape[1:]
@@ -96,7 +95,7 @@ def moments_shape(model: nn.Module, variables: Tree, transform: ImageTransform, 
 
 @dataclass(frozen=True)
 class _Images:
-    """j -> the image of example indices[j], float32 [H,W,C] not mirrored, or why there is none."""
+    """j -> the image of example indices[j], float32 [H,W,C] not mirrored, or the CorruptExample of that image."""
 
     source: Source
     transform: ImageTransform
@@ -104,14 +103,14 @@ class _Images:
 
     def __call__(self, j: int) -> np.ndarray | CorruptExample:
         try:
-            # A transform that may be cached draws nothing but the flip, which is off.
+            # Such a transform draws no random numbers except for mirroring, which is off here.
             return self.transform(self.source[int(self.indices[j])], np.random.default_rng(0))["image"]
         except CorruptExample as error:
             return error
 
 
 def _read(images: _Images, batch_size: int, workers: int) -> grain.DatasetIterator:
-    """Iterator, with close(), of lists of at most batch_size, made ahead in threads or worker processes."""
+    """Iterator of lists of at most batch_size images, made in threads or worker processes. It has close()."""
     dataset = grain.MapDataset.range(len(images.indices)).map(images).batch(batch_size, batch_fn=list)
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
     if workers:
@@ -122,7 +121,7 @@ def _read(images: _Images, batch_size: int, workers: int) -> grain.DatasetIterat
 
 
 def _moments(encode: Encode, images: list[np.ndarray], size: int, mirror: bool) -> np.ndarray:
-    """Moments [n,F,h,w,m] of n <= size images; batches are filled up to `size`, so that one program does all."""
+    """Moments [n,F,h,w,m] of n <= size images. Batches are padded to `size`, so that one compiled program is enough."""
     batch = np.zeros((size, *images[0].shape), np.float32)
     batch[: len(images)] = images
     seen = [batch, batch[:, :, ::-1]] if mirror else [batch]
@@ -131,7 +130,7 @@ def _moments(encode: Encode, images: list[np.ndarray], size: int, mirror: bool) 
 
 
 def _examples(images: _Images, encode: Encode, batch_size: int, mirror: bool, workers: int, say: Callable) -> Iterator:
-    """Moments [F,h,w,m] of the images, one after another, or the reason why there are none."""
+    """For each image its moments [F,h,w,m], or the CorruptExample."""
     began = said = time.perf_counter()
     done, total = 0, len(images.indices)
     batches = _read(images, batch_size, workers)
@@ -148,12 +147,20 @@ def _examples(images: _Images, encode: Encode, batch_size: int, mirror: bool, wo
     batches.close()
 
 
-def fill(store: Store, images: Source, transform: ImageTransform, encode: Encode, batch_size: int, *,
-         workers: int, say: Callable) -> None:
-    """Writes the shards that `store` lacks; returns when those of all hosts are there.
+def fill(
+    store: Store,
+    images: Source,
+    transform: ImageTransform,
+    encode: Encode,
+    batch_size: int,
+    *,
+    workers: int,
+    say: Callable,
+) -> None:
+    """Writes the missing shards of `store`. Returns when all hosts have written theirs.
 
-    Images are mirrored as well where the transform mirrors. batch_size: images of this host that are encoded together.
-    ConfigError when this host does not see the shards of the others.
+    If the transform mirrors images, mirrored images are encoded as well. batch_size: number of images that this host
+    encodes together. ConfigError if the shards of other hosts are not in this host's folder.
     """
     host, hosts = jax.process_index(), jax.process_count()
     missing = store.missing()
@@ -169,10 +176,12 @@ def fill(store: Store, images: Source, transform: ImageTransform, encode: Encode
         examples = _examples(seen, encode, batch_size, transform.flip, workers, say)
         for shard in mine:
             store.write(shard, islice(examples, len(store.indices(shard))))
-        next(examples, None)  # so that the last line is printed and the readers end
+        next(examples, None)  # runs to the end: prints the last line and stops the readers
     if hosts > 1:
         multihost_utils.sync_global_devices("cached latents are written")
     left = store.missing() if missing else []
     if left:
-        raise ConfigError(f"{store.path(left[0])} and {len(left) - 1} more were written by other hosts but are not "
-                          f"seen by host {host}: --config.data.cache_latents must be a folder that all hosts share")
+        raise ConfigError(
+            f"{store.path(left[0])} and {len(left) - 1} more were written by other hosts, but host {host} does not see "
+            "them: --config.data.cache_latents must be a folder that all hosts share"
+        )

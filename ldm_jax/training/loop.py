@@ -54,8 +54,10 @@ def run(task, loaders: Loaders, frozen: Tree, config, mesh: Mesh, workdir: str |
     start = checkpoints.latest() or 0
     main = jax.process_index() == 0
     say = print if main else lambda *_, **__: None
-    say(f"{mesh.size} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}, global batch {config.batch_size}, "
-        f"learning rate {config.optim.learning_rate:g} (final values: nothing is scaled)")
+    say(
+        f"{mesh.size} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}, global batch {config.batch_size}, "
+        f"learning rate {config.optim.learning_rate:g} (final values: nothing is scaled)"
+    )
 
     if start >= config.steps:
         say(f"{workdir} is at step {start} of {config.steps}: nothing to do (more: --config.steps=N)")

@@ -4,7 +4,7 @@ The learning rate is a function of the step (so that it can be logged) that give
 scales it by batch size or devices.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -66,26 +66,6 @@ def learning_rate(
     return rate
 
 
-def restarts(rates: Sequence[Schedule], lengths: Sequence[int]) -> Schedule:
-    """One schedule after the other, rates[i] for lengths[i] steps, each from its own step 0 on.
-
-    As in the original, the step on a boundary still belongs to the schedule before it, and the next one starts
-    with its step 1. The last goes on for ever.
-    """
-    if len(rates) != len(lengths):
-        raise ValueError(f"{len(rates)} schedules, but {len(lengths)} lengths")
-    starts = [sum(lengths[:i]) for i in range(len(lengths))]
-
-    def rate(step: jax.Array | int) -> jax.Array:
-        step = jnp.asarray(step)
-        value = rates[0](step)
-        for start, later in zip(starts[1:], rates[1:]):
-            value = jnp.where(step > start, later(step - start), value)
-        return value
-
-    return rate
-
-
 def make_optimizer(
     name: str,
     rate: Schedule | float,
@@ -96,7 +76,7 @@ def make_optimizer(
     weight_decay: float = 0.0,
     clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
-    """"adam" or "adamw" with gradients clipped to the global norm `clip_norm` first (0 = not).
+    """ "adam" or "adamw" with gradients clipped to the global norm `clip_norm` first (0 = not).
 
     The decay of "adamw" is decoupled and acts on all parameters, as PyTorch's default does.
     Raises ConfigError for an unknown name, or for weight decay with "adam", which has none.

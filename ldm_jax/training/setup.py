@@ -95,9 +95,7 @@ def _images(config: ConfigDict, train: bool) -> sources.Source:
     if d.source == "folder":
         if not d.path:
             raise Missing("the images: give their folder with --config.data.path=DIR")
-        return sources.FolderSource(
-            d.path, split=split, channels=d.channels, validation_fraction=d.validation_fraction
-        )
+        return sources.FolderSource(d.path, split=split, channels=d.channels, validation_fraction=d.validation_fraction)
     if d.source == "tfds":
         name = d.split if train else d.validation_split
         try:
@@ -160,9 +158,7 @@ def loaders(config: ConfigDict, workdir: str | Path, frozen: Tree | None = None)
         )  # fmt: skip
 
     def evaluate(limit: int) -> Iterator:
-        return batches.eval_batches(
-            validation, eval_transform, config.batch_size, limit=limit, **hosts
-        )
+        return batches.eval_batches(validation, eval_transform, config.batch_size, limit=limit, **hosts)
 
     return loop.Loaders(train, lambda: evaluate(d.validation_images), lambda: evaluate(config.batch_size))
 

@@ -4,8 +4,6 @@ The batch is split over both axes; large parameters are split over `fsdp` along 
 Models know nothing of this. `jax.jit` with these shardings inserts the collectives.
 """
 
-import re
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,16 +13,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ldm_jax.errors import ConfigError
 
 Tree = Any
-Rules = Sequence[tuple[str, PartitionSpec]]
 MIN_SHARDED_SIZE = 2**16  # smaller leaves are copied: gathering them costs more than they hold
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
     """A (data, fsdp) mesh over all devices; `data=-1` takes what `fsdp` leaves.
 
     Raises ConfigError when data * fsdp is not the number of devices.
     """
-    devices = np.array(jax.devices() if devices is None else devices)
+    devices = np.array(jax.devices())
     if data == -1 and fsdp > 0 and devices.size % fsdp == 0:
         data = devices.size // fsdp
     if data * fsdp != devices.size:
@@ -53,11 +50,8 @@ def check_batch(batch_size: int, mesh: Mesh, accumulate: int) -> None:
         )
 
 
-def leaf_spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = ()) -> PartitionSpec:
-    """That of the first rule whose regex matches a part of `name`, otherwise by size."""
-    for pattern, spec in rules:
-        if re.search(pattern, name):
-            return spec
+def leaf_spec(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """Split along the largest axis that `fsdp` divides; small arrays, and those without such an axis, are copied."""
     ways = mesh.shape["fsdp"]
     if ways == 1 or np.prod(shape, dtype=np.int64) < MIN_SHARDED_SIZE:
         return PartitionSpec()
@@ -67,12 +61,9 @@ def leaf_spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = ()) 
     return PartitionSpec()
 
 
-def tree_shardings(shapes: Tree, mesh: Mesh, rules: Rules = ()) -> Tree:
-    """Shardings for a tree of arrays or ShapeDtypeStructs, leaf by leaf from its name and shape."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: NamedSharding(mesh, leaf_spec(jax.tree_util.keystr(path), leaf.shape, mesh, rules)),
-        shapes,
-    )
+def tree_shardings(shapes: Tree, mesh: Mesh) -> Tree:
+    """Shardings for a tree of arrays or ShapeDtypeStructs, leaf by leaf from its shape."""
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, leaf_spec(leaf.shape, mesh)), shapes)
 
 
 def put(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -184,10 +184,10 @@ class FirstStageSettings:
 
 @dataclass(frozen=True)
 class FirstStageTask:
-    """First stage: autoencoder and discriminator, both updated in every step from one forward pass.
+    """First stage: autoencoder and discriminator. One forward pass of the autoencoder updates both in each step.
 
-    params = {"autoencoder", "discriminator"}; frozen = {"lpips"} or {}. In the original the discriminator sees
-    the reconstruction of the already updated autoencoder, at the price of a second forward pass.
+    params = {"autoencoder", "discriminator"}; frozen = {"lpips"} or {}. In the original, the discriminator learns from
+    the reconstruction by the already updated autoencoder, which needs a second forward pass.
     """
 
     model: nn.Module
@@ -226,9 +226,7 @@ class FirstStageTask:
             return self._gradients(state, frozen, batch["image"], keys, stats)
 
         keys = sample_keys(state.step_key(), len(batch["image"]))
-        (grads, metrics), stats = accumulate(
-            values, batch, keys, state.variables["batch_stats"], self.accumulate
-        )
+        (grads, metrics), stats = accumulate(values, batch, keys, state.variables["batch_stats"], self.accumulate)
         params, opt_state = {}, {}
         for name, grad in grads.items():
             updates, opt_state[name] = self.optimizer.update(grad, state.opt_state[name], state.params[name])
@@ -281,11 +279,11 @@ class FirstStageTask:
             real, after_real = discriminate(disc, stats, image)
             false, after_both = discriminate(disc, after_real, fake)
             factor = losses.adopt_weight(state.step, s.disc_learns_from)
-            value, told = losses.discriminator_objective(real, false, factor, s.disc_loss)
-            return value, (told, after_both)
+            value, disc_metrics = losses.discriminator_objective(real, false, factor, s.disc_loss)
+            return value, (disc_metrics, after_both)
 
-        disc_grads, (told, stats) = jax.grad(discriminator_loss, has_aux=True)(params["discriminator"])
-        metrics |= told | losses.latent_statistics(aux["latents"]) | self._regularity(aux)
+        disc_grads, (disc_metrics, stats) = jax.grad(discriminator_loss, has_aux=True)(params["discriminator"])
+        metrics |= disc_metrics | losses.latent_statistics(aux["latents"]) | self._regularity(aux)
         return ({"autoencoder": autoencoder_grads, "discriminator": disc_grads}, metrics), stats
 
     def _penalty(self, aux: dict) -> jax.Array:

@@ -16,6 +16,7 @@ from ldm_jax.data.shapes import CLASS_NAMES, SEGMENTATION_NAMES
 from ldm_jax.data.sources import FilteredSource, ShapesSource
 from ldm_jax.data.transforms import ImageTransform
 from ldm_jax.images import to_uint8
+from tests.data_tools import batch_at
 
 SOURCE = ShapesSource(64, 40)
 MOVING = ImageTransform(32, resize="square", flip=True)
@@ -26,7 +27,7 @@ def one(field, transform=MOVING, k=0, source=SOURCE):
 
 
 def batch(*fields, transform=MOVING, step=3):
-    return batches.batch_at(SOURCE, WithFields(transform, fields), 8, step, seed=1)
+    return batch_at(SOURCE, WithFields(transform, fields), 8, step, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def tokenizer(tmp_path_factory):
 
 
 def test_the_image_is_the_one_without_fields():
-    plain = batches.batch_at(SOURCE, MOVING, 8, 3, seed=1)["image"]
+    plain = batch_at(SOURCE, MOVING, 8, 3, seed=1)["image"]
     for fields in ((), (Degraded("bsr"),), (Masked(), Segmentation(9))):
         assert np.array_equal(batch(*fields)["image"], plain)
 
@@ -44,8 +45,7 @@ def test_the_image_is_the_one_without_fields():
 def test_batches_are_a_function_of_seed_and_step(tokenizer):
     fields = (Label(), Tokens(tokenizer, mask=True), Segmentation(9), Degraded("bsr"), Masked())
     first, again, other = batch(*fields), batch(*fields), batch(*fields, step=4)
-    assert first.keys() == {"image", "label", "tokens", "token_mask", "segmentation", "low_res", "mask",
-                            "masked_image"}
+    assert first.keys() == {"image", "label", "tokens", "token_mask", "segmentation", "low_res", "mask", "masked_image"}
     for key, value in first.items():
         assert np.array_equal(value, again[key]) and not np.array_equal(value, other[key]), key
     stream = batches.batches(SOURCE, WithFields(MOVING, fields), 8, seed=1, start_step=3)
@@ -56,9 +56,15 @@ def test_batches_are_a_function_of_seed_and_step(tokenizer):
 def test_shapes_and_types(tokenizer):
     coder = LayoutCoder(len(CLASS_NAMES))
     out = batch(Label(), LayoutTokens(coder), Segmentation(9), Degraded(), Masked("thick_256"))
-    expected = {"image": ((8, 32, 32, 3), np.float32), "label": ((8,), np.int32), "tokens": ((8, 92), np.int32),
-                "segmentation": ((8, 32, 32), np.int32), "low_res": ((8, 8, 8, 3), np.float32),
-                "mask": ((8, 32, 32, 1), np.float32), "masked_image": ((8, 32, 32, 3), np.float32)}
+    expected = {
+        "image": ((8, 32, 32, 3), np.float32),
+        "label": ((8,), np.int32),
+        "tokens": ((8, 92), np.int32),
+        "segmentation": ((8, 32, 32), np.int32),
+        "low_res": ((8, 8, 8, 3), np.float32),
+        "mask": ((8, 32, 32, 1), np.float32),
+        "masked_image": ((8, 32, 32, 3), np.float32),
+    }
     assert {key: (value.shape, value.dtype) for key, value in out.items()} == expected
     tokens = batch(Tokens(tokenizer))
     assert tokens.keys() == {"image", "tokens"} and tokens["tokens"].shape == (8, 40)
@@ -87,8 +93,10 @@ def test_low_resolution_is_made_from_the_placed_image():
         assert np.abs(out["low_res"]).max() <= 1
         blocks = out["image"].reshape(8, 16, 4, 16, 4, 3).mean((2, 4))
         assert np.corrcoef(blocks.ravel(), out["low_res"].ravel())[0, 1] > 0.8, kind
-    assert np.array_equal(to_uint8(one(Degraded(), k=2)["low_res"]),
-                          degradation.degrade(np.random.default_rng(), to_uint8(one(Degraded(), k=2)["image"])))
+    assert np.array_equal(
+        to_uint8(one(Degraded(), k=2)["low_res"]),
+        degradation.degrade(np.random.default_rng(), to_uint8(one(Degraded(), k=2)["image"])),
+    )
 
 
 def test_segmentation_lies_over_the_image():
@@ -118,8 +126,8 @@ def test_layout_boxes_lie_over_the_image():
         flips.add(transform.place(SOURCE[k], np.random.default_rng(k)).flip)
         inside = np.zeros((48, 48), bool)
         for item in objects:
-            x0, x1 = ((np.array(item["box"])[[0, 2]] - crop[0]) / (crop[2] - crop[0]) * 48)
-            y0, y1 = ((np.array(item["box"])[[1, 3]] - crop[1]) / (crop[3] - crop[1]) * 48)
+            x0, x1 = (np.array(item["box"])[[0, 2]] - crop[0]) / (crop[2] - crop[0]) * 48
+            y0, y1 = (np.array(item["box"])[[1, 3]] - crop[1]) / (crop[3] - crop[1]) * 48
             window = (slice(max(int(y0) - 2, 0), max(int(y1) + 3, 0)), slice(max(int(x0) - 2, 0), max(int(x1) + 3, 0)))
             inside[window] = True
         assert not both["segmentation"][~inside].any(), k
@@ -163,8 +171,12 @@ def test_transforms_can_be_pickled_for_worker_processes(tokenizer):
 
 def test_missing_or_wrong_annotations_are_named():
     bare = {"name": "x.png", "image": SOURCE[0]["image"]}
-    for field, key in ((Label(), "label"), (Segmentation(9), "segmentation"), (Masked("given"), "mask"),
-                       (LayoutTokens(LayoutCoder(4)), "objects")):
+    for field, key in (
+        (Label(), "label"),
+        (Segmentation(9), "segmentation"),
+        (Masked("given"), "mask"),
+        (LayoutTokens(LayoutCoder(4)), "objects"),
+    ):
         with pytest.raises(ValueError, match=rf"x\.png has no '{key}', only name, image"):
             WithFields(MOVING, (field,))(bare, np.random.default_rng(0))
     with pytest.raises(ValueError, match="but there are 1, numbered from 0"):

@@ -46,10 +46,20 @@ CASES = {
     ),
     "vectors": (Vectors(), {"vectors": image(2, 3, 7)}, (2, 3, 7), None),
     "hybrid": (
-        HybridNetwork({"class": ClassEmbedder(5, 7, null_class=True), "vectors": Vectors(), "superres": LowRes(),
-                  "semantic": SpatialRescaler(6, 3)}),
-        {"label": np.array([0, 3]), "vectors": image(2, 3, 7), "low_res": image(2, 4, 4, 3),
-         "segmentation": RNG.integers(0, 6, (2, 16, 16))},
+        HybridNetwork(
+            {
+                "class": ClassEmbedder(5, 7, null_class=True),
+                "vectors": Vectors(),
+                "superres": LowRes(),
+                "semantic": SpatialRescaler(6, 3),
+            }
+        ),
+        {
+            "label": np.array([0, 3]),
+            "vectors": image(2, 3, 7),
+            "low_res": image(2, 4, 4, 3),
+            "segmentation": RNG.integers(0, 6, (2, 16, 16)),
+        },
         (2, 4, 7),
         (2, 4, 4, 6),
     ),

@@ -31,9 +31,7 @@ def test_keys(path, key):
     assert names.torch_key(path) == key
 
 
-@pytest.mark.parametrize(
-    "shape,torch_shape", [((4, 5), (5, 4)), ((1, 4, 5), (5, 4, 1)), ((3, 2, 4, 5), (5, 4, 3, 2))]
-)
+@pytest.mark.parametrize("shape,torch_shape", [((4, 5), (5, 4)), ((1, 4, 5), (5, 4, 1)), ((3, 2, 4, 5), (5, 4, 3, 2))])
 def test_kernels_there_and_back(shape, torch_shape):
     ours = np.random.default_rng(0).normal(size=shape)
     torch = names.to_torch_array("a/kernel", ours)
@@ -62,9 +60,7 @@ def test_first_stage_has_the_names_and_shapes_of_the_original():
 
 def test_state_dict_there_and_back():
     case = load("mod_unet_tiny_st_nolegacy")
-    module = UNet(
-        32, 4, 1, (1, 2), (1, 2), num_heads=8, use_spatial_transformer=True, context_dim=24, legacy=False
-    )
+    module = UNet(32, 4, 1, (1, 2), (1, 2), num_heads=8, use_spatial_transformer=True, context_dim=24, legacy=False)
     inputs = jnp.zeros((1, 4, 4, 4)), jnp.zeros(1, jnp.int32), jnp.zeros((1, 2, 24))
     template = jax.eval_shape(module.init, jax.random.key(0), *inputs)
     state = torch_state(case)

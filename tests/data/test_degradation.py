@@ -1,4 +1,3 @@
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -41,8 +40,10 @@ def test_images_of_a_few_pixels_and_of_one_colour(kind):
 def test_light_is_milder_than_full_and_full_is_not_bicubic():
     image = shapes.draw(0, 3, 128)["image"]
     clean = degradation.degrade(generator(), image)
-    close = {kind: [psnr(degradation.degrade(generator(k), image, 4, kind), clean) for k in range(60)]
-             for kind in ("bsr", "bsr_light")}
+    close = {
+        kind: [psnr(degradation.degrade(generator(k), image, 4, kind), clean) for k in range(60)]
+        for kind in ("bsr", "bsr_light")
+    }
     assert np.mean(close["bsr_light"]) > np.mean(close["bsr"]) + 2
     assert np.mean(close["bsr"]) < 24 and np.mean(close["bsr_light"]) > 24  # 21.9 and 25.2 dB
     assert np.std(close["bsr"]) > 1  # every image is degraded differently
@@ -79,8 +80,10 @@ def test_kernels_have_their_variance(angle):
 def test_filters_by_hand():
     line = np.array([0.0, 0.2, 1.0, 0.4], np.float32)
     image = np.repeat(np.repeat(line[None, :, None], 4, 0), 3, 2)
+
     def row(new, method):
         return degradation.resize(image, (4, new), method)[0, :, 0]
+
     assert np.allclose(row(2, "linear"), [0.1, 0.7])
     assert np.allclose(row(2, "area"), [0.1, 0.7])
     assert np.allclose(row(8, "linear"), [0, 0.05, 0.15, 0.4, 0.8, 0.85, 0.55, 0.4])
@@ -92,9 +95,11 @@ def test_filters_by_hand():
 
 def test_filters_agree_with_pillow_where_they_mean_the_same():
     image = noise_image(48, 60)
+
     def pillow(size, how):
         planes = [np.asarray(Image.fromarray(image[..., k]).resize(size[::-1], how)) for k in range(3)]
         return np.clip(np.stack(planes, -1), 0, 1)
+
     for size in ((16, 20), (13, 37), (24, 30)):
         ours = degradation.resize(image, size, "antialiased")
         inside = (slice(3, -3), slice(3, -3))  # borders differ: mirrored here, left out there
@@ -144,6 +149,7 @@ def test_degraded_images_are_not_displaced(kind):
         moved = np.roll(image, (y, x), (0, 1))
         clean = degradation.degrade(generator(), moved)
         return np.corrcoef(mean[2:-2, 2:-2].ravel(), clean[2:-2, 2:-2].ravel())[0, 1]
+
     assert likeness(0, 0) > 0.9
     assert all(likeness(0, 0) > likeness(x, y) for x, y in ((2, 0), (-2, 0), (0, 2), (0, -2)))
 

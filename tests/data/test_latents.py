@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from ldm_jax.conditions import class_label, layout, semantic, superres, text, vectors
-from ldm_jax.data import batches, fields, latents
+from ldm_jax.data import fields, latents
 from ldm_jax.data.layout import LayoutCoder
 from ldm_jax.data.shapes import CLASS_NAMES
 from ldm_jax.data.sources import CorruptExample, ShapesSource
 from ldm_jax.data.transforms import ImageTransform
 from ldm_jax.errors import DataError
 from ldm_jax.images import to_float
+from tests.data_tools import batch_at
 
 FACTS = {"first_stage": "abc", "image_size": 8}
 SHAPE = (2, 4, 4, 3)
@@ -119,8 +120,8 @@ def test_batches_are_those_without_a_cache(tmp_path, kind):
     source = latents.LatentSource(images, store, latents.needs_pictures(made))
     assert source.pictures == (kind in ("layout", "pictures"))
     for step in (0, 3):
-        plain = batches.batch_at(images, fields.WithFields(transform, made), 8, step, seed=2)
-        cached = batches.batch_at(source, latents.LatentTransform(transform, made), 8, step, seed=2)
+        plain = batch_at(images, fields.WithFields(transform, made), 8, step, seed=2)
+        cached = batch_at(source, latents.LatentTransform(transform, made), 8, step, seed=2)
         assert np.array_equal(cached.pop("moments"), plain.pop("image")[:, ::8, ::8])
         assert cached.keys() == plain.keys()
         for name in plain:

@@ -12,8 +12,10 @@ def thing(box, number=0, **flags):
 def test_worked_by_hand():
     """PAPER: token of (x, y) = round(89 y) * 90 + round(89 x); class + n_classes * flags; empty 8191; 92 tokens."""
     coder = LayoutCoder(352)
-    tokens = coder.encode([thing((0.0, 0.0, 1.0, 1.0), 5), thing((0.25, 0.5, 0.75, 0.9), 7, group=True, inside=True)],
-                          crop=(0.1, 0.0, 0.9, 1.0))
+    tokens = coder.encode(
+        [thing((0.0, 0.0, 1.0, 1.0), 5), thing((0.25, 0.5, 0.75, 0.9), 7, group=True, inside=True)],
+        crop=(0.1, 0.0, 0.9, 1.0),
+    )
     assert tokens.dtype == np.int32 and tokens.shape == (92,) == (coder.length,)
     # 89/4 = 22.25 -> 22, 44.5 -> 44 (halves to even), 66.75 -> 67, 80.1 -> 80
     assert tokens[:6].tolist() == [5, 0, 8099, 7 + 352 * 9, 44 * 90 + 22, 80 * 90 + 67]
@@ -39,7 +41,10 @@ def test_flags_come_back():
     coder = LayoutCoder(10)
     flags = {"group": True, "depiction": True}
     assert coder.decode(coder.encode([thing((0, 0, 1, 1), 3, **flags, occluded=False)]))[0][0] == {
-        "box": [0, 0, 1, 1], "class": 3, **flags}
+        "box": [0, 0, 1, 1],
+        "class": 3,
+        **flags,
+    }
     only_group = LayoutCoder(10, flags=("group",))
     assert only_group.encode([thing((0, 0, 1, 1), 3, group=True, inside=True)])[0] == 13
 

@@ -34,8 +34,10 @@ def test_coverage():
 
 def test_holes_keep_their_share_at_another_size():
     for setting in ("train_256", "medium_512"):
-        shares = [np.mean([masks.make_mask(generator(k), side, side, setting).mean() for k in range(300)])
-                  for side in (64, 192)]
+        shares = [
+            np.mean([masks.make_mask(generator(k), side, side, setting).mean() for k in range(300)])
+            for side in (64, 192)
+        ]
         assert abs(shares[0] - shares[1]) < 0.03, setting
 
 

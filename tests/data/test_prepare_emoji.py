@@ -33,17 +33,43 @@ def test_tarballs_become_a_captioned_folder(tmp_path):
     Image.fromarray(pixels).save(file, "webp", lossless=True)
     about = {"name": "images", "version": "1", "license": "MIT", "homepage": "somewhere"}
     names = ("1f600", "0031-fe0f", "1f44b_1f3fb", "ffff")
-    write_tar(tmp_path / "images.tgz", {
-        "package.json": json.dumps(about).encode(), "README.md": "Copyright © A. <br />".encode(),
-        **{f"assets/{name}.webp": file.getvalue() for name in names}})
-    emoji = [{"label": "grin", "hexcode": "1F600", "group": 0}, {"label": "one", "hexcode": "31", "group": 1},
-             {"label": "wave", "hexcode": "1F44B", "group": 0,
-              "skins": [{"label": "wave: light", "hexcode": "1F44B-1F3FB", "group": 0}]}]
+    write_tar(
+        tmp_path / "images.tgz",
+        {
+            "package.json": json.dumps(about).encode(),
+            "README.md": "Copyright © A. <br />".encode(),
+            **{f"assets/{name}.webp": file.getvalue() for name in names},
+        },
+    )
+    emoji = [
+        {"label": "grin", "hexcode": "1F600", "group": 0},
+        {"label": "one", "hexcode": "31", "group": 1},
+        {
+            "label": "wave",
+            "hexcode": "1F44B",
+            "group": 0,
+            "skins": [{"label": "wave: light", "hexcode": "1F44B-1F3FB", "group": 0}],
+        },
+    ]
     groups = {"groups": [{"order": 0, "message": "people"}, {"order": 1, "message": "digits"}]}
-    write_tar(tmp_path / "names.tgz", {"en/data.json": json.dumps(emoji).encode(), "LICENSE": b"MIT too",
-                                       "en/messages.json": json.dumps(groups).encode()})
-    done = run("--out", tmp_path / "out", "--size", 4, "--tarball", tmp_path / "images.tgz",
-               "--metadata-tarball", tmp_path / "names.tgz")
+    write_tar(
+        tmp_path / "names.tgz",
+        {
+            "en/data.json": json.dumps(emoji).encode(),
+            "LICENSE": b"MIT too",
+            "en/messages.json": json.dumps(groups).encode(),
+        },
+    )
+    done = run(
+        "--out",
+        tmp_path / "out",
+        "--size",
+        4,
+        "--tarball",
+        tmp_path / "images.tgz",
+        "--metadata-tarball",
+        tmp_path / "names.tgz",
+    )
     assert done.returncode == 0, done.stderr
     assert "3 images" in done.stdout and "no name known: 1 (ffff)" in done.stdout
     source = FolderSource(tmp_path / "out", "all")

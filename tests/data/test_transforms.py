@@ -71,7 +71,9 @@ def test_random_squares():
         assert all(h == w and 0 <= top <= 40 - h and 0 <= left <= 90 - w for top, left, h, w in windows)
     placing = pixels.place({"image": image}, rng())
     top, left, side, _ = placing.window
-    assert np.array_equal(placing.image(image), transforms.resize(image[top:top + side, left:left + side], (16, 16)))
+    assert np.array_equal(
+        placing.image(image), transforms.resize(image[top : top + side, left : left + side], (16, 16))
+    )
     assert np.allclose(placing.shown, (left / 90, top / 40, (left + side) / 90, (top + side) / 40))
     assert pixels({"image": picture(9, 12)}, rng())["image"].shape == (16, 16, 3)  # enlarged
 
@@ -80,10 +82,16 @@ def test_shown_is_where_the_pixels_come_from():
     """An image whose colours are its coordinates: what is seen at the borders must be what `shown` says."""
     y, x = np.mgrid[:100, :160]
     image = np.stack([x * 255 / 159, y * 255 / 99, 0 * x], -1).round().astype(np.uint8)
-    for k, transform in enumerate([ImageTransform(32), ImageTransform(32, resize_to=50, crop="random", flip=True),
-                                   ImageTransform(32, resize="square", flip=True),
-                                   ImageTransform((20, 40), resize="stretch"),
-                                   ImageTransform(32, resize="none", crop="random", flip=True)] * 3):
+    for k, transform in enumerate(
+        [
+            ImageTransform(32),
+            ImageTransform(32, resize_to=50, crop="random", flip=True),
+            ImageTransform(32, resize="square", flip=True),
+            ImageTransform((20, 40), resize="stretch"),
+            ImageTransform(32, resize="none", crop="random", flip=True),
+        ]
+        * 3
+    ):
         placing = transform.place({"image": image}, np.random.default_rng(k))
         seen = placing.image(image, "bilinear").astype(float) / 255
         seen = seen[:, ::-1] if placing.flip else seen
@@ -94,8 +102,10 @@ def test_shown_is_where_the_pixels_come_from():
 
 def test_maps_follow_the_image_without_new_values():
     image = np.random.default_rng(0).choice(np.array([0, 7, 255], np.uint8), (37, 51, 1))
-    for transform in (ImageTransform(16, crop="random", flip=True, interpolation="nearest"),
-                      ImageTransform(16, resize="square", flip=True, interpolation="nearest")):
+    for transform in (
+        ImageTransform(16, crop="random", flip=True, interpolation="nearest"),
+        ImageTransform(16, resize="square", flip=True, interpolation="nearest"),
+    ):
         for k in range(5):
             placing = transform.place({"image": image}, np.random.default_rng(k))
             assert np.array_equal(placing.map(image[..., 0]), placing.image(image, "nearest")[..., 0])
@@ -104,9 +114,15 @@ def test_maps_follow_the_image_without_new_values():
         placing.map(image[:-1, :, 0])
 
 
-@pytest.mark.parametrize("transform", [
-    ImageTransform(16), ImageTransform((16, 16), resize_to=20, crop="random", flip=True),
-    ImageTransform(16, resize="stretch", crop="none"), ImageTransform(16, resize="none", crop="random")])
+@pytest.mark.parametrize(
+    "transform",
+    [
+        ImageTransform(16),
+        ImageTransform((16, 16), resize_to=20, crop="random", flip=True),
+        ImageTransform(16, resize="stretch", crop="none"),
+        ImageTransform(16, resize="none", crop="random"),
+    ],
+)
 @pytest.mark.parametrize("size", [(16, 16), (33, 50), (5, 3), (1, 1), (20, 7)])
 def test_every_image_comes_out_at_the_size(transform, size):
     for channels in (1, 3):

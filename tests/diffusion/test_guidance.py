@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.diffusion.guidance import classified, guided, steered
+from ldm_jax.diffusion.guidance import classifier_free_guidance, classifier_guidance, reconstruction_guidance
 from ldm_jax.diffusion.samplers import ddim
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.diffusion.timetable import make_timetable
@@ -22,9 +22,9 @@ def network(z, t, cond):
 def test_scale_0_is_unconditional_1_is_off_and_more_extrapolates():
     without, given = network(Z, T, NULL), network(Z, T, COND)
     for scale in (0.0, 1.0, 3.0):
-        found = guided(network, COND, NULL, scale)(Z, T)
+        found = classifier_free_guidance(network, COND, NULL, scale)(Z, T)
         np.testing.assert_allclose(found, without + scale * (given - without), atol=1e-5)
-    np.testing.assert_array_equal(guided(network, COND)(Z, T), given)
+    np.testing.assert_array_equal(classifier_free_guidance(network, COND)(Z, T), given)
 
 
 def test_one_call_of_twice_the_batch_or_of_the_batch():
@@ -34,36 +34,36 @@ def test_one_call_of_twice_the_batch_or_of_the_batch():
         sizes.append((len(z), len(t), len(cond["context"])))
         return z
 
-    guided(denoise_with, COND, NULL, 2.0)(Z, T)
-    guided(denoise_with, COND, NULL)(Z, T)
+    classifier_free_guidance(denoise_with, COND, NULL, 2.0)(Z, T)
+    classifier_free_guidance(denoise_with, COND, NULL)(Z, T)
     assert sizes == [(6, 6, 6), (3, 3, 3)]
 
 
 def test_scale_may_differ_per_sample():
     scales = jnp.asarray([0.0, 1.0, 4.0])
-    found = guided(network, COND, NULL, scales)(Z, T)
+    found = classifier_free_guidance(network, COND, NULL, scales)(Z, T)
     for i, scale in enumerate(scales):
-        np.testing.assert_allclose(found[i], guided(network, COND, NULL, scale)(Z, T)[i], rtol=1e-6)
+        np.testing.assert_allclose(found[i], classifier_free_guidance(network, COND, NULL, scale)(Z, T)[i], rtol=1e-6)
 
 
 def test_rescale_brings_back_the_spread_of_the_conditional():
     def std(x):
         return jnp.std(x, (1, 2, 3))
 
-    plain = guided(network, COND, NULL, 6.0)(Z, T)
+    plain = classifier_free_guidance(network, COND, NULL, 6.0)(Z, T)
     np.testing.assert_allclose(
-        std(guided(network, COND, NULL, 6.0, 1.0)(Z, T)), std(network(Z, T, COND)), rtol=1e-5
+        std(classifier_free_guidance(network, COND, NULL, 6.0, 1.0)(Z, T)), std(network(Z, T, COND)), rtol=1e-5
     )
-    np.testing.assert_allclose(guided(network, COND, NULL, 6.0, 0.0)(Z, T), plain, rtol=1e-6)
+    np.testing.assert_allclose(classifier_free_guidance(network, COND, NULL, 6.0, 0.0)(Z, T), plain, rtol=1e-6)
 
 
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="null None; pass scale=None"):
-        guided(network, COND, None, 2.0)
+        classifier_free_guidance(network, COND, None, 2.0)
     with pytest.raises(ValueError, match=r"\(3, 5, 6\).*\(1, 5, 6\)"):
-        guided(network, COND, {"context": jnp.zeros((1, 5, 6)), "concat": None}, 2.0)
+        classifier_free_guidance(network, COND, {"context": jnp.zeros((1, 5, 6)), "concat": None}, 2.0)
     with pytest.raises(ValueError, match="give a scale or leave out rescale"):
-        guided(network, COND, rescale=0.7)
+        classifier_free_guidance(network, COND, rescale=0.7)
 
 
 SCHEDULE = make_schedule()
@@ -103,7 +103,9 @@ def test_an_exact_classifier_makes_the_eps_of_the_class():
 
     @jax.jit
     def guided_to(y, scale, t):
-        denoise = classified(mixture_eps, lambda z, t: scale * jax.nn.log_softmax(log_joint(z, t), 0)[y], SCHEDULE)
+        denoise = classifier_guidance(
+            mixture_eps, lambda z, t: scale * jax.nn.log_softmax(log_joint(z, t), 0)[y], SCHEDULE
+        )
         return denoise(Z, t), ddim(denoise, Z, make_timetable(SCHEDULE, 50), None), mixture_eps(Z, t)
 
     t = jnp.asarray([3, 600, 950])
@@ -126,17 +128,19 @@ def test_steered_eps_is_the_formula():
     a = SCHEDULE.alpha_bar[np.asarray(t)].reshape(3, 1, 1, 1)
     inner = np.sqrt(a) * PRIOR**2 / (a * PRIOR**2 + 1 - a)
     y, slope = 2.0, 0.5
-    found = steered(prior_eps, gaussian_log_p(y, slope), SCHEDULE)(Z, t)
+    found = reconstruction_guidance(prior_eps, gaussian_log_p(y, slope), SCHEDULE)(Z, t)
     gradient = slope * inner * (y - slope * inner * Z)
     np.testing.assert_allclose(found, prior_eps(Z, t) - np.sqrt(1 - a) * gradient, atol=1e-5)
-    np.testing.assert_array_equal(steered(prior_eps, lambda z: jnp.zeros(len(z)), SCHEDULE)(Z, t), prior_eps(Z, t))
+    np.testing.assert_array_equal(
+        reconstruction_guidance(prior_eps, lambda z: jnp.zeros(len(z)), SCHEDULE)(Z, t), prior_eps(Z, t)
+    )
 
 
 def test_the_limit_shortens_only_what_is_longer():
     t = jnp.asarray([50, 400, 900])
 
     def moves(limit):
-        return steered(prior_eps, gaussian_log_p(9.0, 1.0), SCHEDULE, limit)(Z, t) - prior_eps(Z, t)
+        return reconstruction_guidance(prior_eps, gaussian_log_p(9.0, 1.0), SCHEDULE, limit)(Z, t) - prior_eps(Z, t)
 
     def norm(x):
         return jnp.sqrt(jnp.sum(jnp.square(x), axis=(1, 2, 3)))
@@ -160,7 +164,7 @@ def test_steered_samples_come_from_the_posterior():
 
     @jax.jit
     def sample(y):
-        return ddim(steered(prior_eps, gaussian_log_p(y, slope), SCHEDULE), Z, timetable, None)
+        return ddim(reconstruction_guidance(prior_eps, gaussian_log_p(y, slope), SCHEDULE), Z, timetable, None)
 
     free = sample(0.0)
     for y in (20.0, -20.0):

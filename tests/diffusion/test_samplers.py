@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.diffusion.guidance import guided
+from ldm_jax.diffusion.guidance import classifier_free_guidance
 from ldm_jax.diffusion.samplers import SAMPLERS, ddim, ddpm, get_sampler, plms, start_noise
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.diffusion.timetable import Timetable, make_timetable, pad
@@ -51,7 +51,9 @@ def golden_run(case, timetable):
         return schedule.to_eps(output, z, t)
 
     zero = jnp.zeros(shape[0])
-    denoise = guided(denoise_with, inputs.get("cond", zero), inputs.get("uncond", zero), case.meta.get("cfg"))
+    denoise = classifier_free_guidance(
+        denoise_with, inputs.get("cond", zero), inputs.get("uncond", zero), case.meta.get("cfg")
+    )
     options = {}
     if "mask" in inputs:
         options = {"mask": nhwc(inputs["mask"]), "z_known": nhwc(inputs["x0"])}
@@ -199,7 +201,7 @@ def test_settings_do_not_compile_anew():
 
     @jax.jit
     def run(timetable, eta, temperature, scale):
-        denoise = guided(denoise_with, jnp.ones((2, 1)), jnp.zeros((2, 1)), scale)
+        denoise = classifier_free_guidance(denoise_with, jnp.ones((2, 1)), jnp.zeros((2, 1)), scale)
         return ddim(denoise, z_T, timetable, keys, eta=eta, temperature=temperature)
 
     results = [
@@ -233,9 +235,7 @@ def test_the_mask_holds_the_known_region():
     mask = jnp.zeros((2, 4, 4, 1)).at[:, :2].set(1)
     z_known = jnp.full((2, 4, 4, 3), 7.0)
     timetable = make_timetable(schedule, 1000)
-    z = ddpm(
-        gaussian_eps(schedule), start_noise(keys, (4, 4, 3)), timetable, keys, mask=mask, z_known=z_known
-    )
+    z = ddpm(gaussian_eps(schedule), start_noise(keys, (4, 4, 3)), timetable, keys, mask=mask, z_known=z_known)
     # after the last step too, at the level of t = 0: noise of standard deviation 0.04
     np.testing.assert_allclose(z[:, :2], 7.0, atol=0.2)
     assert abs(z[:, 2:].mean() - MEAN) < 0.4

@@ -19,6 +19,7 @@ with n = rng.standard_normal(shape, float32), float32 arithmetic throughout.
 Fixed buffers (SCHEDULE, EMA decay, LPIPS scaling, scale_factor) are not random;
 `is_fixed(key)` tells them apart and `make_state` leaves them out.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -27,20 +28,27 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 SCHEDULE = (
-    'betas', 'alphas_cumprod', 'alphas_cumprod_prev', 'sqrt_alphas_cumprod',
-    'sqrt_one_minus_alphas_cumprod', 'log_one_minus_alphas_cumprod',
-    'sqrt_recip_alphas_cumprod', 'sqrt_recipm1_alphas_cumprod',
-    'posterior_variance', 'posterior_log_variance_clipped',
-    'posterior_mean_coef1', 'posterior_mean_coef2', 'lvlb_weights',
+    "betas",
+    "alphas_cumprod",
+    "alphas_cumprod_prev",
+    "sqrt_alphas_cumprod",
+    "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod",
+    "sqrt_recip_alphas_cumprod",
+    "sqrt_recipm1_alphas_cumprod",
+    "posterior_variance",
+    "posterior_log_variance_clipped",
+    "posterior_mean_coef1",
+    "posterior_mean_coef2",
+    "lvlb_weights",
 )
-FIXED = (*SCHEDULE, 'scale_factor', 'model_ema.decay', 'model_ema.num_updates')
-FIXED_SUFFIX = ('scaling_layer.shift', 'scaling_layer.scale')
-EMB = ('.embedding.weight', 'embedding.weight', 'token_emb.weight', 'pos_emb.emb.weight',
-       'label_emb.weight')
+FIXED = (*SCHEDULE, "scale_factor", "model_ema.decay", "model_ema.num_updates")
+FIXED_SUFFIX = ("scaling_layer.shift", "scaling_layer.scale")
+EMB = (".embedding.weight", "embedding.weight", "token_emb.weight", "pos_emb.emb.weight", "label_emb.weight")
 
 
 def seed(name: str) -> int:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], 'little')
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
 
 
 def rng(name: str) -> np.random.Generator:
@@ -54,28 +62,29 @@ def is_fixed(key: str) -> bool:
 def make_weight(key: str, shape: Sequence[int]) -> np.ndarray:
     shape = tuple(int(s) for s in shape)
     g = rng(key)
-    if key.endswith('num_batches_tracked'):
+    if key.endswith("num_batches_tracked"):
         return np.zeros(shape, np.int64)
-    if key.endswith('quantize.embedding.weight'):
+    if key.endswith("quantize.embedding.weight"):
         u = g.random(shape, dtype=np.float32)
         return (u * np.float32(3.0) - np.float32(1.5)).astype(np.float32)
     n = np.asarray(g.standard_normal(shape, dtype=np.float32), np.float32)
     if key.endswith(EMB):
         return n * np.float32(0.5)
-    if key.endswith('running_mean'):
+    if key.endswith("running_mean"):
         return n * np.float32(0.1)
-    if key.endswith('running_var'):
+    if key.endswith("running_var"):
         return np.float32(1.0) + np.float32(0.1) * np.abs(n)
     if len(shape) >= 2:
         fan_in = int(np.prod(shape[1:]))
         return n * np.float32(1.0 / np.sqrt(fan_in))
-    if key.endswith('weight'):
+    if key.endswith("weight"):
         return np.float32(1.0) + np.float32(0.1) * n
     return np.asarray(n * np.float32(0.02), np.float32)
 
 
-def make_state(manifest: Mapping[str, Sequence[int]], prefixes: Iterable[str] = ('',),
-               strip: str = '') -> dict[str, np.ndarray]:
+def make_state(
+    manifest: Mapping[str, Sequence[int]], prefixes: Iterable[str] = ("",), strip: str = ""
+) -> dict[str, np.ndarray]:
     """All random tensors of a manifest whose key starts with one of `prefixes`.
 
     The random stream is named by the full key; `strip` is removed from the key
@@ -85,7 +94,7 @@ def make_state(manifest: Mapping[str, Sequence[int]], prefixes: Iterable[str] = 
     out = {}
     for k, s in manifest.items():
         if k.startswith(prefixes) and not is_fixed(k):
-            out[k[len(strip):] if strip and k.startswith(strip) else k] = make_weight(k, s)
+            out[k[len(strip) :] if strip and k.startswith(strip) else k] = make_weight(k, s)
     return out
 
 
@@ -106,13 +115,13 @@ def integers(name: str, shape: Sequence[int], hi: int) -> np.ndarray:
 
 def build(recipe: Mapping) -> np.ndarray:
     """Rebuild an input from the recipe dict stored next to a golden."""
-    kind = recipe['kind']
-    if kind == 'normal':
-        return normal(recipe['name'], recipe['shape'], recipe.get('scale', 1.0))
-    if kind == 'uniform':
-        return uniform(recipe['name'], recipe['shape'], recipe['lo'], recipe['hi'])
-    if kind == 'integers':
-        return integers(recipe['name'], recipe['shape'], recipe['hi'])
-    if kind == 'literal':
-        return np.asarray(recipe['value'], dtype=recipe['dtype']).reshape(recipe['shape'])
+    kind = recipe["kind"]
+    if kind == "normal":
+        return normal(recipe["name"], recipe["shape"], recipe.get("scale", 1.0))
+    if kind == "uniform":
+        return uniform(recipe["name"], recipe["shape"], recipe["lo"], recipe["hi"])
+    if kind == "integers":
+        return integers(recipe["name"], recipe["shape"], recipe["hi"])
+    if kind == "literal":
+        return np.asarray(recipe["value"], dtype=recipe["dtype"]).reshape(recipe["shape"])
     raise ValueError(kind)

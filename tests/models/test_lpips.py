@@ -68,8 +68,7 @@ def features(net, tensors, image):
 def plain_distance(net, tensors, a, b):
     pairs = zip(features(net, tensors, a), features(net, tensors, b))
     terms = (
-        ((fa - fb) ** 2 * tensors[f"lin{i}.weight"][:, None, None]).sum(0).mean()
-        for i, (fa, fb) in enumerate(pairs)
+        ((fa - fb) ** 2 * tensors[f"lin{i}.weight"][:, None, None]).sum(0).mean() for i, (fa, fb) in enumerate(pairs)
     )
     return sum(terms)
 

@@ -1,6 +1,9 @@
 """The text encoder against the original's outputs."""
 
+from dataclasses import replace
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,6 +16,7 @@ TOLERANCE = 1e-4
 
 def small(name):
     case = load(name)
+    case = replace(case, inputs=jax.tree.map(jnp.asarray, case.inputs))
     state = torch_state(case)
     vocab, dim = state["token_emb.weight"].shape
     depth = len({k.split(".")[2] for k in state if k.startswith("attn_layers.layers")}) // 2
@@ -46,6 +50,6 @@ def test_too_many_tokens():
 @pytest.mark.parametrize("std", [0.02, 1.0])
 def test_spread_of_new_embeddings(std):
     model = TextEncoder(500, 200, 32, 1, embedding_std=std)
-    params = model.init(jax.random.key(0), np.zeros((1, 9), np.int32))["params"]
+    params = model.init(jax.random.key(0), jnp.zeros((1, 9), jnp.int32))["params"]
     for table in (params["token_emb"]["embedding"], params["pos_emb"]["emb"]["embedding"]):
         assert np.std(table) == pytest.approx(std, rel=0.03)

@@ -14,12 +14,8 @@ from tests.golden_tools import load, nchw, nhwc, rel, strided, to_flax, torch_st
 
 PREFIX = "model.diffusion_model."
 CELEBA = UNet(224, 3, 2, (1, 2, 3, 4), (8, 4, 2), num_head_channels=32)
-CHURCHES = UNet(
-    192, 4, 2, (1, 2, 2, 4, 4), (1, 2, 4, 8), num_heads=8, use_scale_shift_norm=True, resblock_updown=True
-)
-CIN256_V2 = UNet(
-    192, 3, 2, (1, 2, 3, 5), (8, 4, 2), num_heads=1, use_spatial_transformer=True, context_dim=512
-)
+CHURCHES = UNet(192, 4, 2, (1, 2, 2, 4, 4), (1, 2, 4, 8), num_heads=8, use_scale_shift_norm=True, resblock_updown=True)
+CIN256_V2 = UNet(192, 3, 2, (1, 2, 3, 5), (8, 4, 2), num_heads=1, use_spatial_transformer=True, context_dim=512)
 # (UNet, latent channels, size, millions of parameters)
 SIZES = {
     "celeba": (CELEBA, 3, 64, 274.06),
@@ -111,9 +107,7 @@ def test_cin256_v2_equals_the_original():
     assert full_size("unet_cin256-v2_32x32", CIN256_V2, context) < 1e-4
 
 
-SMALL = dict(
-    model_channels=32, out_channels=4, num_res_blocks=1, channel_mult=(1, 2), attention_downsamples=(2,)
-)
+SMALL = dict(model_channels=32, out_channels=4, num_res_blocks=1, channel_mult=(1, 2), attention_downsamples=(2,))
 
 
 def small(**fields):

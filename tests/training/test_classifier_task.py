@@ -28,7 +28,6 @@ class Thirds(nn.Module):
         return sure * jax.nn.one_hot(t * 3 // 1000, 4) + 0 * z.mean((1, 2, 3))[:, None]
 
 
-
 @pytest.fixture(scope="module")
 def task():
     model = LatentClassifier(LatentSpace(IdentityFirstStage()), Thirds(), make_schedule())

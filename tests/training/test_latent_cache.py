@@ -97,8 +97,10 @@ def test_same_image_and_key_give_the_same_z(cached):
         lambda frozen, batch, seed: task.ldm.latents(frozen, batch, sample_keys(jax.random.key(seed), 8)),
         compiler_options=QUICK,
     )
-    z, same, other = (np.asarray(drawn(frozen, {name: batch[name]}, seed))
-                      for batch, name, seed in ((plain, "image", 3), (held, "moments", 3), (held, "moments", 4)))
+    z, same, other = (
+        np.asarray(drawn(frozen, {name: batch[name]}, seed))
+        for batch, name, seed in ((plain, "image", 3), (held, "moments", 3), (held, "moments", 4))
+    )
     assert np.std(z) > 0.1 and np.abs(z - same).max() < 1e-5
     assert np.abs(z - other).max() > 0.1  # drawn anew, not kept
 

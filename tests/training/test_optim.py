@@ -6,9 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from ldm_jax.training.optim import ema_decay, ema_update, learning_rate, make_optimizer, restarts
+from ldm_jax.training.optim import ema_decay, ema_update, learning_rate, make_optimizer
 from tests.golden.weights import normal
 from tests.golden_tools import load
+from tests.golden_training import restarted
 
 
 def test_schedules_are_the_originals():
@@ -28,13 +29,11 @@ def test_restarts_are_the_originals():
     case = load("lr_schedules")
     steps = np.array(case.meta["extra"]["n"])
     for kind, output in (("cosine", "cosine2"), ("linear", "linear2")):
-        cycles = [
+        cycles = (
             learning_rate(kind, 1.0, warmup_steps=100, total_steps=5000, warmup_fraction=1e-4, final_fraction=0.1),
             learning_rate(kind, 0.5, warmup_steps=200, total_steps=10**8, warmup_fraction=1e-4, final_fraction=0.1),
-        ]
-        np.testing.assert_allclose(restarts(cycles, (5000, 10**8))(steps), case.outputs[output], rtol=2e-6)
-    with pytest.raises(ValueError, match="2 schedules, but 1 lengths"):
-        restarts(cycles, (1,))
+        )
+        np.testing.assert_allclose(restarted(*cycles, 5000)(steps), case.outputs[output], rtol=2e-6)
 
 
 def test_constant_and_default_warm_up():
@@ -89,9 +88,7 @@ def test_ema_is_the_originals(warmup):
     for step in range(1, 6):
         ema = update(ema, params[step], jnp.int32(step), 0.9999, warmup)
         for name, short in names.items():
-            np.testing.assert_allclose(
-                ema[name], case.outputs[f"num{int(warmup)}_step{step}_{short}"], atol=1e-6
-            )
+            np.testing.assert_allclose(ema[name], case.outputs[f"num{int(warmup)}_step{step}_{short}"], atol=1e-6)
 
 
 def test_ema_decay_warms_up():

@@ -13,7 +13,8 @@ from contextvars import ContextVar
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
 
 from ldm_jax.models.kernels import cpu, gpu, reference
 
@@ -43,7 +44,13 @@ def backend() -> str:
     return _chosen.get() or jax.default_backend()
 
 
-def conv(x: Array, kernel: Array, stride: int = 1, pads: tuple[int, int] = (1, 1), up: bool = False) -> Array:
+def conv(
+    x: Float[Array, "B *positions in"],
+    kernel: Float[Array, "*size in out"],
+    stride: int = 1,
+    pads: tuple[int, int] = (1, 1),
+    up: bool = False,
+) -> Float[Array, "B *after out"]:
     """Convolution: [B,H,W,in], [k,k,in,out] -> [B,H',W',out]; `pads` (before, after) of both axes.
 
     With one position, [1,1,in,out] or [1,in,out], it is a product over the last axis: [...,in] -> [...,out].
@@ -61,7 +68,14 @@ def conv(x: Array, kernel: Array, stride: int = 1, pads: tuple[int, int] = (1, 1
     return reference.conv(x, kernel, stride, pads)
 
 
-def group_norm(x: Array, scale: Array, bias: Array, groups: int, eps: float, dtype: jnp.dtype) -> Array:
+def group_norm(
+    x: Float[Array, "B *positions C"],
+    scale: Float[Array, " C"],
+    bias: Float[Array, " C"],
+    groups: int,
+    eps: float,
+    dtype: DTypeLike,
+) -> Float[Array, "B *positions C"]:
     """Group normalisation of x [B,...,C] with float32 statistics of each sample's groups of channels -> same, `dtype`.
 
     scale, bias: [C] float32. eps is added to the variance.
@@ -71,11 +85,16 @@ def group_norm(x: Array, scale: Array, bias: Array, groups: int, eps: float, dty
     return form.group_norm(flat, scale, bias, groups, eps).reshape(x.shape).astype(dtype)
 
 
-def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+def attend(
+    q: Float[Array, "B heads Q D"],
+    k: Float[Array, "B heads L D"],
+    v: Float[Array, "B heads L D"],
+    mask: Bool[Array, "B L"] | Bool[Array, "B Q L"] | None = None,
+) -> Float[Array, "B heads Q D"]:
     """softmax(q k^T / sqrt(D)) v with the softmax in float32.
 
-    q [B,H,T,D], k and v [B,H,L,D], mask [B,L] or [B,T,L] bool (True: may be attended to; a row without any
-    attends to all) -> [B,H,T,D] of v's type.
+    q [B,heads,Q,D], k and v [B,heads,L,D] -> [B,heads,Q,D] of v's type. mask [B,L] or [B,Q,L]: True where a query may
+    attend to a key; a query without any attends to all.
     Heads stand before positions: that layout needs no transposed copies inside the products.
     """
     if mask is None and _on_cpu(q, k) and cpu.attends(q, k):
@@ -85,7 +104,7 @@ def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
     return reference.attend(q, k, v, mask)
 
 
-def argmin(x: Array, axis: int = -1) -> Array:
+def argmin(x: Float[Array, "..."], axis: int = -1) -> Int[Array, "..."]:
     """First index of the smallest value along the axis, int32. x without NaN."""
     return (cpu if _on_cpu(x) else reference).argmin(x, axis)
 

@@ -33,7 +33,8 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import lax
+from jaxtyping import Array, Float, Int
 
 from ldm_jax.models.kernels import reference
 from ldm_jax.models.kernels.reference import group_means
@@ -43,7 +44,7 @@ LONG = 1024  # positions from which on attention goes block by block
 WIDE, FEW = 64, 64  # channels, pixels of a batch: of a convolution
 
 
-def attends(q: Array, k: Array) -> bool:
+def attends(q: Float[Array, "B heads Q D"], k: Float[Array, "B heads L D"]) -> bool:
     """Whether `attend` takes these and is faster than the plain form: many positions, a multiple of a block."""
     lengths = q.shape[2], k.shape[2]
     return min(lengths) >= LONG and all(n % QUERIES == 0 for n in lengths)
@@ -54,13 +55,13 @@ def _swap(x: Array) -> Array:
 
 
 def _over_heads(f, *arrays: Array):
-    """f on each head's slices, one head after the other: [B,H,...] -> [B,H,...]."""
+    """f on each head's slices, one head after the other: [B,heads,...] -> [B,heads,...]."""
     heads_first = tuple(jnp.swapaxes(a, 0, 1) for a in arrays)
     return tuple(jnp.swapaxes(a, 0, 1) for a in lax.map(lambda slices: f(*slices), heads_first))
 
 
 def _blocks(x: Array, size: int) -> Array:
-    """[B,T,D] -> [T/size,B,size,D]."""
+    """[B,L,D] -> [L/size,B,size,D]."""
     batch, length, dim = x.shape
     return x.reshape(batch, length // size, size, dim).swapaxes(0, 1)
 
@@ -72,11 +73,15 @@ def _join(x: Array) -> Array:
 
 
 @jax.custom_vjp
-def attend(q: Array, k: Array, v: Array) -> Array:
-    """softmax(q k^T / sqrt(D)) v: q [B,H,T,D], k and v [B,H,L,D] -> [B,H,T,D].
+def attend(
+    q: Float[Array, "B heads Q D"],
+    k: Float[Array, "B heads L D"],
+    v: Float[Array, "B heads L D"],
+) -> Float[Array, "B heads Q D"]:
+    """softmax(q k^T / sqrt(D)) v: q [B,heads,Q,D], k and v [B,heads,L,D] -> [B,heads,Q,D].
 
     Block by block, and the backward pass makes the weights again from the logarithms of their sums, as in
-    FlashAttention-2 (arXiv 2307.08691, algorithms 1 and 2); with the logits transposed there, [L,T], no product
+    FlashAttention-2 (arXiv 2307.08691, algorithms 1 and 2); with the logits transposed there, [L,Q], no product
     contracts the first axis of a large matrix, which XLA does at a tenth of the speed.
     """
     return _attend(q, k, v)[0]
@@ -85,7 +90,7 @@ def attend(q: Array, k: Array, v: Array) -> Array:
 def _attend(q: Array, k: Array, v: Array):
     def head(q: Array, k: Array, v: Array):
         def block(q: Array):
-            logits = q @ _swap(k)  # [B,t,L]
+            logits = q @ _swap(k)  # [B,q,L]
             largest = jnp.max(logits, axis=-1, keepdims=True)
             weights = jnp.exp(logits - largest)
             total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -101,14 +106,14 @@ def _attend(q: Array, k: Array, v: Array):
 def _attend_backward(saved, grad: Array):
     q, k, v, out, log_total = saved
     scale = q.shape[-1] ** -0.5
-    pull = jnp.sum(out * grad, axis=-1, keepdims=True)  # [B,H,T,1]: the softmax's part of the gradient
+    pull = jnp.sum(out * grad, axis=-1, keepdims=True)  # [B,heads,Q,1]: the softmax's part of the gradient
 
-    def head(q, k, v, grad, log_total, pull):  # [B,T,D], [B,T,1]
+    def head(q, k, v, grad, log_total, pull):  # [B,Q,D], [B,Q,1]
         q_t, grad_t, log_total_t, pull_t = (_swap(a) for a in (q * scale, grad, log_total, pull))
 
         def block(dq_t, keys):
             k, v = keys  # [B,l,D]
-            weights = jnp.exp(k @ q_t - log_total_t)  # [B,l,T]
+            weights = jnp.exp(k @ q_t - log_total_t)  # [B,l,Q]
             dlogits = weights * (v @ grad_t - pull_t)
             return dq_t + _swap(k) @ dlogits, (dlogits @ q * scale, weights @ grad)
 
@@ -121,7 +126,7 @@ def _attend_backward(saved, grad: Array):
 attend.defvjp(_attend, _attend_backward)
 
 
-def normalises(x: Array) -> bool:
+def normalises(x: Float[Array, "B N C"]) -> bool:
     """Whether `group_norm` takes x [B,N,C] and is faster: a single sample of an even number of positions."""
     return x.shape[0] == 1 and x.shape[1] % 2 == 0
 
@@ -132,7 +137,9 @@ def _sums(x: Array) -> Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def group_norm(x: Array, scale: Array, bias: Array, groups: int, eps: float) -> Array:
+def group_norm(
+    x: Float[Array, "1 N C"], scale: Float[Array, " C"], bias: Float[Array, " C"], groups: int, eps: float
+) -> Float[Array, "1 N C"]:
     """Group normalisation of [1,N,C], as reference.group_norm: only the gradient's sums are made in another way."""
     return _group_norm(x, scale, bias, groups, eps)[0]
 
@@ -158,7 +165,7 @@ def _group_norm_backward(groups: int, eps: float, saved, grad: Array):
 group_norm.defvjp(_group_norm, _group_norm_backward)
 
 
-def few_pixels(x: Array, kernel: Array, stride: int) -> bool:
+def few_pixels(x: Float[Array, "B *positions in"], kernel: Float[Array, "*size in out"], stride: int) -> bool:
     """Whether `conv_by_product` takes x [B,H,W,in] and kernel [3,3,in,out] and is faster.
 
     That is for wide kernels and few pixels, and by far for results that are 1 or 2 pixels high or wide.
@@ -168,7 +175,9 @@ def few_pixels(x: Array, kernel: Array, stride: int) -> bool:
     return kernel.shape[:2] == (3, 3) and (few or min(height, width) <= 2)
 
 
-def conv_by_product(x: Array, kernel: Array, stride: int, pads: tuple[int, int]) -> Array:
+def conv_by_product(
+    x: Float[Array, "B H W in"], kernel: Float[Array, "k k in out"], stride: int, pads: tuple[int, int]
+) -> Float[Array, "B _ _ out"]:
     """Convolution, as one product: the pixels under the kernel, side by side, times the kernel as one matrix.
 
     [B,H,W,in], [k,k,in,out], pads (before, after) of both axes -> [B,H',W',out].
@@ -181,16 +190,16 @@ def _below(x: Array, size: int, pads: tuple[int, int], stride: int = 1) -> list[
     """[B,H,W,C] -> size*size times [B,H',W',C]: the pixels under each position of a kernel, for all of its places."""
     x = jnp.pad(x, ((0, 0), pads, pads, (0, 0)))
     height, width = ((n - size) // stride + 1 for n in x.shape[1:3])
-    return [x[:, i :: stride, j :: stride][:, :height, :width] for i in range(size) for j in range(size)]
+    return [x[:, i::stride, j::stride][:, :height, :width] for i in range(size) for j in range(size)]
 
 
-def convolves(x: Array, kernel: Array) -> bool:
+def convolves(x: Float[Array, "B *positions in"], kernel: Float[Array, "*size in out"]) -> bool:
     """Whether `conv` takes x [B,H,W,in] and kernel [3,3,in,out] and is faster: a single sample, wide on both sides."""
     return x.shape[0] == 1 and kernel.shape[:2] == (3, 3) and min(kernel.shape[2:]) >= WIDE
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def conv(x: Array, kernel: Array, pad: int = 1) -> Array:
+def conv(x: Float[Array, "B H W in"], kernel: Float[Array, "k k in out"], pad: int = 1) -> Float[Array, "B _ _ out"]:
     """Convolution, stride 1: [B,H,W,in], [k,k,in,out] -> [B,H+2*pad-k+1,W+2*pad-k+1,out].
 
     Only its gradients are made in another way, that to the kernel by one product for each of its positions.
@@ -214,12 +223,12 @@ def _conv_backward(pad: int, saved, grad: Array):
 conv.defvjp(lambda x, kernel, pad: (conv(x, kernel, pad), (x, kernel)), _conv_backward)
 
 
-def upsamples(x: Array, kernel: Array) -> bool:
+def upsamples(x: Float[Array, "B H W in"], kernel: Float[Array, "k k in out"]) -> bool:
     """Whether `up_conv` takes x [B,H,W,in] and kernel [3,3,in,out] and is faster: enough pixels for its kernel."""
     return kernel.shape[:2] == (3, 3) and x.shape[0] * x.shape[1] * x.shape[2] > FEW
 
 
-def up_conv(x: Array, kernel: Array) -> Array:
+def up_conv(x: Float[Array, "B H W in"], kernel: Float[Array, "3 3 in out"]) -> Float[Array, "B 2*H 2*W out"]:
     """Nearest neighbour times 2, then a 3x3 convolution padded by 1: [B,H,W,in], [3,3,in,out] -> [B,2H,2W,out].
 
     Of the nine pixels that make one of the result at most four differ. So each of a result's 2x2 kinds of pixel is a
@@ -241,7 +250,7 @@ def _halves(kernel: Array, axis: int) -> tuple[Array, Array]:
     return jnp.concatenate(even, axis), jnp.concatenate(odd, axis)
 
 
-def argmin(x: Array, axis: int = -1) -> Array:
+def argmin(x: Float[Array, "..."], axis: int = -1) -> Int[Array, "..."]:
     """First index of the smallest value, int32, as jnp.argmin without NaN, whose reduction XLA does not vectorise."""
     x = lax.optimization_barrier(x)  # computed once, so that one of its values does equal the smallest
     smallest = jnp.min(x, axis=axis, keepdims=True)

@@ -1,5 +1,6 @@
-"""Attention on NVIDIA GPUs by cuDNN's fused kernel, which never writes the [B,H,T,L] weights to memory. Not needed to
-understand the networks: `reference.attend` says what is computed.
+"""Attention on NVIDIA GPUs by cuDNN's fused kernel, which never writes the [B,heads,Q,L] weights to memory.
+
+Not needed to understand the networks: `reference.attend` says what is computed.
 
 Half precision only. Which head widths the kernel takes depends on the GPU, cuDNN and JAX, so each is tried once,
 forward and backward, and compared with the plain form; the choice is logged. Several hosts make one choice, so that
@@ -9,20 +10,22 @@ all of them compile the same program.
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from jax.experimental import multihost_utils
+from jaxtyping import Array, Float
 
 _log = logging.getLogger(__name__)
+Implementation = Literal["cudnn", "xla"]
 LONG = 64  # keys from which on the weights are large enough to matter
 LARGEST_ERROR = 0.05  # of the gradients, relative; bfloat16 has 8 bits
 
 
-def attends(q: Array, k: Array) -> bool:
-    """Whether `attend` takes q [B,H,T,D] and k [B,H,L,D]. Decided when a function is traced.
+def attends(q: Float[Array, "B heads Q D"], k: Float[Array, "B heads L D"]) -> bool:
+    """Whether `attend` takes q [B,heads,Q,D] and k [B,heads,L,D]. Decided when a function is traced.
 
     That is for half precision, enough keys, lengths that JAX has the kernel's gradient for, and heads that it takes.
     """
@@ -31,10 +34,15 @@ def attends(q: Array, k: Array) -> bool:
     return meant and works(q.shape[-1], q.dtype.name)
 
 
-def attend(q: Array, k: Array, v: Array, implementation: str = "cudnn") -> Array:
-    """softmax(q k^T / sqrt(D)) v: q [B,H,T,D], k and v [B,H,L,D] -> [B,H,T,D]."""
-    positions_first = (a.transpose(0, 2, 1, 3) for a in (q, k, v))
-    return jax.nn.dot_product_attention(*positions_first, implementation=implementation).transpose(0, 2, 1, 3)
+def attend(
+    q: Float[Array, "B heads Q D"],
+    k: Float[Array, "B heads L D"],
+    v: Float[Array, "B heads L D"],
+    implementation: Implementation = "cudnn",
+) -> Float[Array, "B heads Q D"]:
+    """softmax(q k^T / sqrt(D)) v: q [B,heads,Q,D], k and v [B,heads,L,D] -> [B,heads,Q,D]."""
+    q, k, v = (a.transpose(0, 2, 1, 3) for a in (q, k, v))  # JAX wants positions before heads
+    return jax.nn.dot_product_attention(q, k, v, implementation=implementation).transpose(0, 2, 1, 3)
 
 
 @lru_cache(maxsize=64)
@@ -60,19 +68,20 @@ def _decide(head_dim: int, dtype: str) -> bool:
 def _tried(head_dim: int, dtype: str) -> bool:
     """Runs the kernel on random arrays of this host and compares it with the plain form."""
     try:
-        found, expected = (_gradients(implementation, head_dim, dtype) for implementation in ("cudnn", "xla"))
+        found, expected = _gradients("cudnn", head_dim, dtype), _gradients("xla", head_dim, dtype)
     except Exception as error:  # whatever cuDNN, XLA or JAX raise for what they do not support
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         _log.warning("attention, heads of %d, %s: not fused (%s)", head_dim, dtype, reason)
         return False
-    error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
-    good = error <= LARGEST_ERROR
+    difference = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+    good = difference <= LARGEST_ERROR
     choice = "cuDNN's fused kernel" if good else "not fused"
-    _log.warning("attention, heads of %d, %s: %s (relative error of gradients %.2g)", head_dim, dtype, choice, error)
+    text = "attention, heads of %d, %s: %s (relative error of gradients %.2g)"
+    _log.warning(text, head_dim, dtype, choice, difference)
     return good
 
 
-def _gradients(implementation: str, head_dim: int, dtype: str) -> np.ndarray:
+def _gradients(implementation: Implementation, head_dim: int, dtype: str) -> np.ndarray:
     """Of a function of the attention of 128 positions to q, k and v, in one row."""
     rng = np.random.default_rng(0)
     arrays = [jnp.dtype(dtype).type(rng.standard_normal((1, 2, 128, head_dim))) for _ in range(3)]

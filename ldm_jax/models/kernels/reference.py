@@ -4,10 +4,16 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
 
 
-def conv(x: Array, kernel: Array, stride: int = 1, pads: tuple[int, int] = (1, 1)) -> Array:
+def conv(
+    x: Float[Array, "B *positions in"],
+    kernel: Float[Array, "*size in out"],
+    stride: int = 1,
+    pads: tuple[int, int] = (1, 1),
+) -> Float[Array, "B *after out"]:
     """Convolution: [B,H,W,in], [k,k,in,out] -> [B,H',W',out]; `pads` (before, after) of both axes.
 
     With one position, [1,1,in,out] or [1,in,out], it is a product over the last axis: [...,in] -> [...,out].
@@ -18,14 +24,16 @@ def conv(x: Array, kernel: Array, stride: int = 1, pads: tuple[int, int] = (1, 1
     return lax.conv_general_dilated(x, kernel, (stride, stride), (pads, pads), dimension_numbers=layout)
 
 
-def nearest_up(x: Array) -> Array:
+def nearest_up(x: Float[Array, "B H W C"]) -> Float[Array, "B 2*H 2*W C"]:
     """[B,H,W,C] -> [B,2H,2W,C] by repetition."""
     batch, height, width, channels = x.shape
     shape = (batch, height, 2, width, 2, channels)
     return jnp.broadcast_to(x[:, :, None, :, None, :], shape).reshape(batch, 2 * height, 2 * width, channels)
 
 
-def group_norm(x: Array, scale: Array, bias: Array, groups: int, eps: float) -> Array:
+def group_norm(
+    x: Float[Array, "B N C"], scale: Float[Array, " C"], bias: Float[Array, " C"], groups: int, eps: float
+) -> Float[Array, "B N C"]:
     """(x - mean) / sqrt(variance + eps) * scale + bias, mean and variance of a sample's group: [B,N,C] -> same.
 
     The variance is taken about the mean (two passes): E[x^2] - E[x]^2 loses all digits when the mean is
@@ -37,15 +45,20 @@ def group_norm(x: Array, scale: Array, bias: Array, groups: int, eps: float) -> 
     return centred * (lax.rsqrt(variance + eps) * scale) + bias
 
 
-def group_means(per_channel: Array, groups: int) -> Array:
+def group_means(per_channel: Float[Array, "B 1 C"], groups: int) -> Float[Array, "B 1 C"]:
     """[B,1,C] -> [B,1,C], every channel holding its group's mean."""
     batch, one, channels = per_channel.shape
     means = jnp.mean(per_channel.reshape(batch, one, groups, channels // groups), axis=-1)
     return jnp.repeat(means, channels // groups, axis=-1)
 
 
-def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
-    """softmax(q k^T / sqrt(D)) v: q [B,H,T,D], k and v [B,H,L,D], mask [B,L] or [B,T,L] bool -> [B,H,T,D]."""
+def attend(
+    q: Float[Array, "B heads Q D"],
+    k: Float[Array, "B heads L D"],
+    v: Float[Array, "B heads L D"],
+    mask: Bool[Array, "B L"] | Bool[Array, "B Q L"] | None = None,
+) -> Float[Array, "B heads Q D"]:
+    """softmax(q k^T / sqrt(D)) v: q [B,heads,Q,D], k and v [B,heads,L,D], mask [B,L] or [B,Q,L]."""
     q = q * q.shape[-1] ** -0.5
     logits = jnp.einsum("bhtd,bhld->bhtl", q, k, preferred_element_type=jnp.float32)
     if mask is not None:
@@ -55,6 +68,6 @@ def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
     return jnp.einsum("bhtl,bhld->bhtd", weights, v)
 
 
-def argmin(x: Array, axis: int = -1) -> Array:
+def argmin(x: Float[Array, "..."], axis: int = -1) -> Int[Array, "..."]:
     """First index of the smallest value along the axis, int32."""
     return jnp.argmin(x, axis=axis).astype(jnp.int32)

@@ -12,12 +12,18 @@ class Colours(tfds.core.GeneratorBasedBuilder):
 
     def _info(self):
         objects = tfds.features.Sequence(
-            {"bbox": tfds.features.BBoxFeature(), "label": tfds.features.ClassLabel(num_classes=5)})
-        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict({
-            "image": tfds.features.Image(shape=(None, None, 3)),
-            "label": tfds.features.ClassLabel(names=["dark", "light"]),
-            "caption": tfds.features.Text(),
-            "objects": objects}))
+            {"bbox": tfds.features.BBoxFeature(), "label": tfds.features.ClassLabel(num_classes=5)}
+        )
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(None, None, 3)),
+                    "label": tfds.features.ClassLabel(names=["dark", "light"]),
+                    "caption": tfds.features.Text(),
+                    "objects": objects,
+                }
+            )
+        )
 
     def _split_generators(self, dl_manager):
         return {"train": self._generate_examples()}
@@ -28,5 +34,12 @@ class Colours(tfds.core.GeneratorBasedBuilder):
             Image.fromarray(np.full((6, 9, 3), 20 * k, np.uint8)).save(file, "png")
             file.seek(0)
             box = tfds.features.BBox(ymin=0.0, xmin=0.25, ymax=0.5, xmax=1.0)
-            yield k, {"image": file, "label": int(k >= 4), "caption": f"grey {20 * k}",
-                      "objects": [{"bbox": box, "label": 3}]}
+            yield (
+                k,
+                {
+                    "image": file,
+                    "label": int(k >= 4),
+                    "caption": f"grey {20 * k}",
+                    "objects": [{"bbox": box, "label": 3}],
+                },
+            )
