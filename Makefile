@@ -32,9 +32,10 @@ test: setup      ## the tests that run everywhere
 test-all: setup  ## the same and the slow ones: full-size parity, several processes
 	$(PY) -m pytest -m ''
 
-lint: setup      ## ruff: rules and format
+lint: setup      ## ruff: rules and format; mypy on networks and mathematics
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 clean:           ## remove .venv and caches (keeps runs/)
 	rm -rf $(VENV) .pytest_cache .ruff_cache
