@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> list[common.Row]:
     p.add_argument("--steps", type=int, default=50, help="DDIM steps of the first image, default 50")
     args, config = common.load(p, argv)
     env, rows = common.environment(), []
-    imports = "from ldm_jax import runs; from ldm_jax.training import loop"
+    imports = "import ldm_jax.pipeline, ldm_jax.training.loop"
     rows.append({"part": "imports", "seconds": _python(imports)})
     rows.append({"part": "python alone", "seconds": _python("")})
     seconds, model = common.timed(lambda: work.make_model(config))

@@ -20,8 +20,8 @@ import numpy as np
 
 from ldm_jax import build, process, tree
 from ldm_jax.diffusion.timetable import make_timetable
-from ldm_jax.generate import image_keys, sample_latents
 from ldm_jax.models import kernels
+from ldm_jax.programs import Method, sampling
 from ldm_jax.training import setup
 from ldm_jax.training.state import TrainState
 
@@ -182,15 +182,10 @@ def forward(model: Model, size: int) -> Program:
 
 
 def sample(model: Model, size: int, steps: int, sampler: str = "ddim", guidance: float | None = None) -> Program:
-    """(params, frozen, batch) -> latents after `steps` sampling steps: the steps of sample.py, all in one program."""
+    """(params, frozen, batch) -> latents after `steps` sampling steps: a pipeline's programs in one."""
     ldm = model.task.ldm
-    timetable = make_timetable(ldm.schedule, steps)
-
-    def run(params, frozen, batch):
-        keys = image_keys(0, jnp.arange(size))
-        options = dict(sampler=sampler, guidance=guidance)
-        return sample_latents(ldm, params, frozen, batch, keys, model.latent, timetable, **options)
-
+    method = Method(model.latent, make_timetable(ldm.schedule, steps), sampler, guidance=guidance)
+    run = partial(sampling(ldm, method), seed=0, indices=np.arange(size))
     return Program(run, (model.state.params, model.frozen, model.batch(size)))
 
 

@@ -1,4 +1,4 @@
-"""Noise to latents: conditions -> denoiser -> sampler -> z. Image i depends on (seed, i) alone, not on the batch."""
+"""Conditions -> denoiser -> the sampler's loop. Image i depends on (seed, i) alone, not on the batch."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ldm_jax.conditions.base import Batch, Cond, ConditionNetwork
 from ldm_jax.diffusion.guidance import Denoise, classifier_free_guidance, classifier_guidance, reconstruction_guidance
-from ldm_jax.diffusion.samplers import Loop, Sampler, get_sampler, start_noise
+from ldm_jax.diffusion.samplers import Loop, get_sampler
 from ldm_jax.diffusion.schedule import NoiseSchedule
 from ldm_jax.diffusion.timetable import Timetable
 from ldm_jax.keys import keys_of, purpose_key
@@ -81,40 +81,8 @@ def make_loop(
 ) -> Loop:
     """The sampler's loop; eta is given to samplers that take it. ValueError for an unknown sampler."""
     record = get_sampler(sampler)
-    return record.loop(denoise, z_T, timetable, keys, **_options(record, eta))
-
-
-def _options(record: Sampler, eta: float | jax.Array) -> dict:
-    return {"eta": eta} if record.takes_eta else {}
-
-
-def sample_latents(
-    model: DiffusionModel,
-    params: Tree,
-    frozen: Tree,
-    batch: Batch,
-    keys: jax.Array,
-    latent_shape: tuple[int, int, int],
-    timetable: Timetable,
-    eta: float | jax.Array = 0.0,
-    sampler: str = "ddim",
-    guidance: float | jax.Array | None = None,
-    z_T: jax.Array | None = None,
-    log_p: Callable[[jax.Array], jax.Array] | None = None,
-    classifier: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
-) -> jax.Array:
-    """Samples z [B,h,w,c] for keys [B] under the conditions in `batch` (fields [B,...]; {} without conditions).
-
-    For use within `jax.jit`; `programs.Programs` has compiled programs. `guidance`, `log_p` and `classifier` as
-    for `denoiser`; guidance, eta and the timetable may be traced. `z_T` [B,h,w,c]: where to start, at the timetable's
-    first noise level, in place of noise of the keys (diffusion/starts.py).
-    """
-    cond, null = conditions(model, params, frozen, batch, guidance)
-    denoise = denoiser(model, params, cond, null, guidance, log_p, classifier)
-    if z_T is None:
-        z_T = start_noise(keys, latent_shape)
-    record = get_sampler(sampler)
-    return record(denoise, z_T, timetable, keys, **_options(record, eta))
+    options = {"eta": eta} if record.takes_eta else {}
+    return record.loop(denoise, z_T, timetable, keys, **options)
 
 
 def valid_entries(loop: Loop) -> jax.Array:

@@ -180,6 +180,29 @@ class Programs:
         return self._programs[key](*args)
 
 
+def sampling(model: DiffusionModel, method: Method) -> Callable[[Tree, Tree, Tree, jax.Array, jax.Array], jax.Array]:
+    """(params, frozen, batch, seed, indices [B]) -> z [B,h,w,c]: the programs of `Programs.sample` in one function.
+
+    For exactly the steps of `method`. Benchmarks measure it; it can be exported or used within another program.
+    """
+    lpips, lpips_params = method.lpips or (None, {})
+    classifier, classifier_params, _ = method.classifier or (None, {}, None)
+    judges, numbers = {"classifier": classifier_params, "lpips": lpips_params}, method.numbers()
+    key, z_T = generate.image_keys(0, np.zeros(1, np.int32)), np.zeros((1, *method.latent_shape), np.float32)
+    # A number here, not an array, so that the loop's length is known.
+    entries = int(generate.valid_entries(generate.make_loop(method.sampler, _no_network, z_T, method.timetable, key)))
+
+    def run(params, frozen, batch, seed, indices):
+        start, carry, x0, _ = _begin(
+            model, method.sampler, method.latent_shape, params, frozen, batch, seed, indices, method.timetable, numbers
+        )
+        given = params, frozen, judges, batch, start, method.timetable, numbers
+        state = _steps(model, method.sampler, lpips, classifier, *given, (carry, x0), 0, entries)
+        return latent(state[0])
+
+    return run
+
+
 def _begin(model, sampler, latent_shape, params, frozen, batch, seed, indices, timetable, numbers):
     """(what stays the same in all steps, the loop's carry, its estimate of the clean latent, counts)."""
     keys = generate.image_keys(seed, indices)

@@ -27,7 +27,8 @@ from benchmarks import (
     train_step,
     work,
 )
-from ldm_jax import recipes
+from ldm_jax import programs, recipes
+from ldm_jax.diffusion.timetable import make_timetable
 from ldm_jax.models import kernels
 from tests.fast import QUICK
 
@@ -124,6 +125,21 @@ def test_made_up_weights_reach_the_output():
     model = work.make_model(config)
     assert all(np.any(leaf) for leaf in jax.tree.leaves(model.state.params))
     assert np.std(work.forward(model, 1).compile(options=QUICK)()) > 0.1
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "heun"])
+def test_sampling_is_that_of_a_pipeline(sampler):
+    model = work.make_model(recipes.load("configs/quickstart_ldm.py:tiny", ["--config.unet.channel_mult=(1,)"]))
+    size, steps, ldm = 2, 3, model.task.ldm
+    program = work.sample(model, size, steps, sampler)
+    z = program.compile(options=QUICK)()
+    method = programs.Method(model.latent, make_timetable(ldm.schedule, steps), sampler)
+    batch, indices = model.batch(size), np.arange(size)
+    expected = programs.Programs(ldm).sample(model.state.params, model.frozen, batch, 0, indices, method)
+    np.testing.assert_allclose(z, expected, atol=1e-4 * np.std(expected))
+    # The loop's length is known, so that operations can be counted.
+    flops = [roofline.count_flops(work.formula(work.sample, model, size, n, sampler)) for n in (3, 4, 6)]
+    assert flops[2] - flops[1] == pytest.approx(2 * (flops[1] - flops[0])) and flops[1] > flops[0]
 
 
 def test_latents_of_vq_are_codes():
