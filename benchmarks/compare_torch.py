@@ -137,8 +137,8 @@ def measure(args, model: work.Model, folder: Path, what: str, size: int) -> list
             row["mode"] += " is out of memory"
             row |= _timed(args, what, size, {"jax": ours} if ours else {})
         rows.append(row)
-        told = {COLUMNS[k]: common.shown(row.get(k)) for k in ("error", "jax_ms", "torch_ms", "ratio")}
-        print(f"{what}, batch {size}, {row['mode']}: " + ", ".join(f"{k} {v}" for k, v in told.items()), flush=True)
+        printed = {COLUMNS[k]: common.shown(row.get(k)) for k in ("error", "jax_ms", "torch_ms", "ratio")}
+        print(f"{what}, batch {size}, {row['mode']}: " + ", ".join(f"{k} {v}" for k, v in printed.items()), flush=True)
     return rows
 
 

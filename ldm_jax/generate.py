@@ -5,6 +5,8 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
 
 from ldm_jax.conditions.base import Batch, Cond, ConditionNetwork
 from ldm_jax.diffusion.guidance import Denoise, classifier_free_guidance, classifier_guidance, reconstruction_guidance
@@ -12,6 +14,7 @@ from ldm_jax.diffusion.samplers import Loop, get_sampler
 from ldm_jax.diffusion.schedule import NoiseSchedule
 from ldm_jax.diffusion.timetable import Timetable
 from ldm_jax.keys import keys_of, purpose_key
+from ldm_jax.ldm import Image, Keys, Latent
 
 Tree = Any
 GUIDE_LIMIT = 1.0  # of reconstruction guidance: how far it may move eps, as a multiple of its norm
@@ -23,13 +26,13 @@ class DiffusionModel(Protocol):
     schedule: NoiseSchedule
     conditioner: ConditionNetwork
 
-    def encode(self, frozen: Tree, image: jax.Array, keys: jax.Array | None = None) -> jax.Array: ...
-    def decode(self, frozen: Tree, z: jax.Array) -> jax.Array: ...
+    def encode(self, frozen: Tree, image: Image, keys: Keys | None = None) -> Latent: ...
+    def decode(self, frozen: Tree, z: Latent) -> Image: ...
     def condition(self, params: Tree, frozen: Tree, batch: Batch) -> Cond: ...
-    def predict(self, params: Tree, z_t: jax.Array, t: jax.Array, cond: Cond) -> jax.Array: ...
+    def predict(self, params: Tree, z_t: Latent, t: Int[Array, " B"], cond: Cond) -> Latent: ...
 
 
-def image_keys(seed: int | jax.Array, indices: jax.Array) -> jax.Array:
+def image_keys(seed: int | Int[Array, ""], indices: Int[Array | np.ndarray, " B"]) -> Keys:
     """Keys [B] of the images `indices` [B] (int32) of `seed`."""
     return keys_of(purpose_key(seed, "generate"), indices)
 
@@ -65,7 +68,7 @@ def denoiser(
     latent, (z_t, t) -> [B], its scale included.
     """
 
-    def denoise_with(z_t: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
+    def denoise_with(z_t: Latent, t: Int[Array, " B"], cond: Cond) -> Latent:
         return model.schedule.to_eps(model.predict(params, z_t, t, cond), z_t, t)
 
     denoise = classifier_free_guidance(denoise_with, cond, null, guidance, rescale)
@@ -77,7 +80,12 @@ def denoiser(
 
 
 def make_loop(
-    sampler: str, denoise: Denoise, z_T: jax.Array, timetable: Timetable, keys: jax.Array, eta: float | jax.Array = 0.0
+    sampler: str,
+    denoise: Denoise,
+    z_T: Latent | np.ndarray,
+    timetable: Timetable,
+    keys: Keys,
+    eta: float | jax.Array = 0.0,
 ) -> Loop:
     """The sampler's loop; eta is given to samplers that take it. ValueError for an unknown sampler."""
     record = get_sampler(sampler)
@@ -85,6 +93,6 @@ def make_loop(
     return record.loop(denoise, z_T, timetable, keys, **options)
 
 
-def valid_entries(loop: Loop) -> jax.Array:
+def valid_entries(loop: Loop) -> Int[Array, ""]:
     """Number of the loop's entries that are not padding, int32 []; padding comes last."""
     return jnp.sum(loop.entries[0].t >= 0, dtype=jnp.int32)

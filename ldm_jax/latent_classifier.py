@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
 
 from ldm_jax.diffusion.schedule import NoiseSchedule
 from ldm_jax.keys import normal, stream
@@ -21,6 +22,8 @@ from ldm_jax.ldm import (
     POSTERIOR_STREAM,
     T_STREAM,
     Batch,
+    Keys,
+    Latent,
     LatentSpace,
     batch_size,
 )
@@ -36,33 +39,37 @@ class LatentClassifier:
     network: nn.Module
     schedule: NoiseSchedule
 
-    def init(self, key: jax.Array, frozen: Tree, batch: Batch) -> Tree:
+    def init(self, key: Key[Array, ""], frozen: Tree, batch: Batch) -> Tree:
         """`params` for a batch of this shape; traceable."""
         _, network_key, z_key = jax.random.split(key, 3)
         z = self.latents(frozen, batch, jax.random.split(z_key, batch_size(batch)))
         return {"classifier": self.network.init(network_key, z, jnp.zeros(len(z), jnp.int32))["params"]}
 
-    def latents(self, frozen: Tree, batch: Batch, keys: jax.Array) -> jax.Array:
+    def latents(self, frozen: Tree, batch: Batch, keys: Keys) -> Latent:
         """z [B,h,w,c] of a training batch, scaled."""
         return self.space.latents(frozen, batch, keys)
 
-    def predict(self, params: Tree, z_t: jax.Array, t: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
+    def predict(
+        self, params: Tree, z_t: Latent, t: Int[Array, " B"], dropout_key: Key[Array, ""] | None = None
+    ) -> Float[Array, "B n"]:
         """Logits [B,n] for z_t [B,h,w,c] scaled, t [B]. Training mode with a dropout key."""
         train = dropout_key is not None
         rngs = {"dropout": dropout_key} if train else None
         return self.network.apply({"params": params["classifier"]}, z_t, t, train=train, rngs=rngs)
 
-    def log_p(self, params: Tree, z_t: jax.Array, t: jax.Array, label: jax.Array) -> jax.Array:
+    def log_p(self, params: Tree, z_t: Latent, t: Int[Array, " B"], label: Int[Array, " B"]) -> Float[Array, " B"]:
         """log p(label | z_t, t) [B] for z_t [B,h,w,c] scaled, t [B], label [B] int32."""
         return _at(jax.nn.log_softmax(self.predict(params, z_t, t)), label)
 
-    def loss_terms(self, params: Tree, frozen: Tree, batch: Batch, keys: jax.Array, train: bool) -> dict:
+    def loss_terms(
+        self, params: Tree, frozen: Tree, batch: Batch, keys: Keys, train: bool
+    ) -> dict[str, Float[Array, " B"]]:
         """Per-sample terms [B] at a random t: loss (cross-entropy, in nats) and accuracy (top 1, 0 or 1)."""
         return self.terms_between(params, frozen, batch, keys, (0, self.schedule.timesteps), train)
 
     def terms_between(
-        self, params: Tree, frozen: Tree, batch: Batch, keys: jax.Array, bounds: tuple, train: bool
-    ) -> dict[str, jax.Array]:
+        self, params: Tree, frozen: Tree, batch: Batch, keys: Keys, bounds: tuple, train: bool
+    ) -> dict[str, Float[Array, " B"]]:
         """The same for t uniform in bounds[0]..bounds[1]-1."""
         z = self.latents(frozen, batch, stream(keys, POSTERIOR_STREAM))
         t = jax.vmap(lambda k: jax.random.randint(k, (), *bounds))(stream(keys, T_STREAM))
@@ -73,13 +80,13 @@ class LatentClassifier:
         return {"loss": -_at(jax.nn.log_softmax(logits), batch["label"]), "accuracy": right.astype(jnp.float32)}
 
     def loss(
-        self, params: Tree, frozen: Tree, batch: Batch, keys: jax.Array, train: bool = True
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        self, params: Tree, frozen: Tree, batch: Batch, keys: Keys, train: bool = True
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """The scalar to minimise and its terms, means over the batch."""
         terms = {k: jnp.mean(v) for k, v in self.loss_terms(params, frozen, batch, keys, train).items()}
         return terms["loss"], terms
 
 
-def _at(log_p: jax.Array, label: jax.Array) -> jax.Array:
+def _at(log_p: Float[Array, "B n"], label: Int[Array, " B"]) -> Float[Array, " B"]:
     """log_p [B,n] at label [B] -> [B]; NaN where there is no such class."""
     return jnp.take_along_axis(log_p, label[:, None], axis=-1, mode="fill", fill_value=jnp.nan)[:, 0]

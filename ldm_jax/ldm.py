@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Key
 
 from ldm_jax.conditions.base import Cond, ConditionNetwork, drop
 from ldm_jax.conditions.none import Unconditional
@@ -26,6 +27,9 @@ from ldm_jax.keys import normal, stream
 
 Tree = Any
 Batch = dict[str, jax.Array]
+Image = Float[Array, "B H W C"]  # in [-1,1]
+Latent = Float[Array, "B h w c"]
+Keys = Key[Array, " B"]  # one a sample
 # Streams drawn from one sample's key; never the same key twice.
 T_STREAM, NOISE_STREAM, POSTERIOR_STREAM, DROPOUT_STREAM, CONDITION_STREAM = range(5)
 
@@ -45,17 +49,17 @@ class LatentSpace:
 
     first_stage: nn.Module
 
-    def encode(self, frozen: Tree, image: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+    def encode(self, frozen: Tree, image: Image, keys: Keys | None = None) -> Latent:
         """image [B,H,W,C] in [-1,1] -> scaled latent z [B,h,w,c]. KL: a posterior sample per key, or the mode."""
         return self._apply(frozen, "latents", image, keys) * frozen["latent_scale"]
 
-    def latents(self, frozen: Tree, batch: Batch, keys: jax.Array) -> jax.Array:
+    def latents(self, frozen: Tree, batch: Batch, keys: Keys) -> Latent:
         """z [B,h,w,c] of a training batch: of its "image", or the same from its cached "moments" (data/latents.py)."""
         if "moments" not in batch:
             return self.encode(frozen, batch["image"], keys)
         return self._apply(frozen, "draw", batch["moments"], keys) * frozen["latent_scale"]
 
-    def decode(self, frozen: Tree, z: jax.Array) -> jax.Array:
+    def decode(self, frozen: Tree, z: Latent) -> Image:
         """Scaled latent z [B,h,w,c] -> image [B,H,W,C], about [-1,1], not clipped."""
         return self._apply(frozen, "decode", z / frozen["latent_scale"])
 
@@ -85,7 +89,7 @@ class LDM:
         if self.loss_type not in ("l1", "l2"):
             raise ValueError(f"loss_type={self.loss_type!r}; it must be 'l1' or 'l2'")
 
-    def init(self, key: jax.Array, frozen: Tree, batch: Batch) -> Tree:
+    def init(self, key: Key[Array, ""], frozen: Tree, batch: Batch) -> Tree:
         """`params` for a batch of this shape; traceable: `jax.eval_shape` gives the shapes without computing."""
         cond_key, unet_key, z_key = jax.random.split(key, 3)
         z = self.latents(frozen, batch, jax.random.split(z_key, batch_size(batch)))
@@ -105,15 +109,15 @@ class LDM:
     def space(self) -> LatentSpace:
         return LatentSpace(self.first_stage)
 
-    def encode(self, frozen: Tree, image: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+    def encode(self, frozen: Tree, image: Image, keys: Keys | None = None) -> Latent:
         """image [B,H,W,C] in [-1,1] -> scaled latent z [B,h,w,c]. KL: a posterior sample per key, or the mode."""
         return self.space.encode(frozen, image, keys)
 
-    def latents(self, frozen: Tree, batch: Batch, keys: jax.Array) -> jax.Array:
+    def latents(self, frozen: Tree, batch: Batch, keys: Keys) -> Latent:
         """z [B,h,w,c] of a training batch: of its "image", or the same from its cached "moments" (data/latents.py)."""
         return self.space.latents(frozen, batch, keys)
 
-    def decode(self, frozen: Tree, z: jax.Array) -> jax.Array:
+    def decode(self, frozen: Tree, z: Latent) -> Image:
         """Scaled latent z [B,h,w,c] -> image [B,H,W,C], about [-1,1], not clipped."""
         return self.space.decode(frozen, z)
 
@@ -123,14 +127,14 @@ class LDM:
         return self.conditioner.apply({"params": kept}, batch, partial(self.encode, frozen))
 
     def predict(
-        self, params: Tree, z_t: jax.Array, t: jax.Array, cond: Cond, dropout_key: jax.Array | None = None
-    ) -> jax.Array:
+        self, params: Tree, z_t: Latent, t: Int[Array, " B"], cond: Cond, dropout_key: Key[Array, ""] | None = None
+    ) -> Latent:
         """The UNet's output [B,h,w,c] (eps, x0 or v as the schedule says). Training mode with a dropout key."""
         train = dropout_key is not None
         rngs = {"dropout": dropout_key} if train else None
         return self.unet.apply({"params": params["unet"]}, _join(z_t, cond), t, cond.context, train=train, rngs=rngs)
 
-    def draw(self, keys: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    def draw(self, keys: Keys, shape: tuple[int, ...]) -> tuple[Int[Array, " B"], Float[Array, "B ..."]]:
         """The loss's draws for keys [B]: t [B], uniform in 0..T-1, and standard normal noise [B,*shape].
 
         A subclass may replace it, for instance to train with the draws of another code and compare trajectories.
@@ -139,8 +143,8 @@ class LDM:
         return t, normal(stream(keys, NOISE_STREAM), shape)
 
     def loss_terms(
-        self, params: Tree, frozen: Tree, batch: Batch, keys: jax.Array, train: bool
-    ) -> dict[str, jax.Array]:
+        self, params: Tree, frozen: Tree, batch: Batch, keys: Keys, train: bool
+    ) -> dict[str, Float[Array, " B"]]:
         """Per-sample terms [B]: loss (what is minimised), loss_simple, loss_vlb. keys [B], one a sample."""
         z = jax.lax.stop_gradient(self.latents(frozen, batch, stream(keys, POSTERIOR_STREAM)))
         if train and self.cond_drop_prob:
@@ -152,7 +156,7 @@ class LDM:
         output = self.predict(params, self.schedule.add_noise(z, noise, t), t, cond, dropout_key)
         return self.weigh(params, output, self.schedule.target(z, noise, t), t)
 
-    def weigh(self, params: Tree, output: jax.Array, target: jax.Array, t: jax.Array) -> dict[str, jax.Array]:
+    def weigh(self, params: Tree, output: Latent, target: Latent, t: Int[Array, " B"]) -> dict[str, Float[Array, " B"]]:
         """Network output and target [B,h,w,c] at t [B] -> per-sample terms [B] (the original's p_losses)."""
         error = output.astype(jnp.float32) - target
         error = jnp.abs(error) if self.loss_type == "l1" else jnp.square(error)
@@ -164,18 +168,20 @@ class LDM:
         return {"loss": loss, "loss_simple": simple, "loss_vlb": vlb}
 
     def loss(
-        self, params: Tree, frozen: Tree, batch: Batch, keys: jax.Array, train: bool = True
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        self, params: Tree, frozen: Tree, batch: Batch, keys: Keys, train: bool = True
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """The scalar to minimise and its terms, means over the batch."""
         terms = {k: jnp.mean(v) for k, v in self.loss_terms(params, frozen, batch, keys, train).items()}
         return terms["loss"], terms
 
 
-def _join(z: jax.Array, cond: Cond) -> jax.Array:
+def _join(z: Latent, cond: Cond) -> Float[Array, "B h w c_in"]:
     return z if cond.concat is None else jnp.concatenate([z, cond.concat.astype(z.dtype)], axis=-1)
 
 
-def measure_latent_scale(space: LatentSpace | LDM, frozen: Tree, batches: Iterable[Batch], key: jax.Array) -> float:
+def measure_latent_scale(
+    space: LatentSpace | LDM, frozen: Tree, batches: Iterable[Batch], key: Key[Array, ""]
+) -> float:
     """1 / standard deviation of all latent elements over `batches` (paper, appendix G: unit variance).
 
     The original looks at the first batch of one process; this looks at every batch it is given.

@@ -101,7 +101,7 @@ def join_hosts() -> None:
     """Makes this process one of several: afterwards `jax.devices()` are those of all. Before the first computation.
 
     TPU pods, Slurm and Open MPI are recognised; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID say who takes part. Raises ConfigError when that cannot be told.
+    JAX_PROCESS_ID say who takes part. Raises ConfigError when neither says who takes part.
     """
     import jax
 

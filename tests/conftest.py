@@ -13,6 +13,9 @@ CHECKED = (
     "ldm_jax.diffusion.timetable",
     "ldm_jax.diffusion.guidance",
     "ldm_jax.diffusion.patches",
+    "ldm_jax.ldm",
+    "ldm_jax.latent_classifier",
+    "ldm_jax.generate",
 )
 jaxtyping.install_import_hook(CHECKED, f"{typecheck.__name__}.check")
 

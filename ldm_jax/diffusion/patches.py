@@ -136,13 +136,13 @@ def patchwise(
     kernel, stride = _fitted(size, kernel, stride)
     where = corners(size, kernel, stride)
     if each is not None and len(each) != len(where.reshape(-1, 2)):
-        raise ValueError(f"{len(where.reshape(-1, 2))} patches, but {len(each)} of what each is told")
-    told = () if each is None else (each,)
+        raise ValueError(f"{len(where.reshape(-1, 2))} patches, but `each` has {len(each)} rows")
+    extra = () if each is None else (each,)
     scale = Fraction(scale).limit_denominator(1024)
     out_size, out_kernel = (tuple(_scaled(n, scale).tolist()) for n in (size, kernel))
     out_where = _scaled(where, scale)
     if kernel == size:
-        whole = fn(x, *(each[0] for each in told)).astype(jnp.float32)
+        whole = fn(x, *(each[0] for each in extra)).astype(jnp.float32)
         _check_size(whole, kernel, out_kernel, scale)
         return whole
     w = weights(out_kernel, where.shape[:2], clip, tie_clip)
@@ -153,21 +153,21 @@ def patchwise(
 
         return jax.tree.map(one, x)
 
-    first = jax.eval_shape(lambda: fn(cut(jnp.zeros(2, jnp.int32)), *(each[0] for each in told)))
+    first = jax.eval_shape(lambda: fn(cut(jnp.zeros(2, jnp.int32)), *(each[0] for each in extra)))
     _check_size(first, kernel, out_kernel, scale)
 
     @partial(jax.checkpoint, prevent_cse=False)  # inside a scan, nothing is merged anyway
-    def weighted(corner: Array, weight: Array, told: tuple[Array, ...]) -> Array:
-        return fn(cut(corner), *told).astype(jnp.float32) * weight[None, :, :, None]
+    def weighted(corner: Array, weight: Array, extra: tuple[Array, ...]) -> Array:
+        return fn(cut(corner), *extra).astype(jnp.float32) * weight[None, :, :, None]
 
     def add(total: Array, entry) -> tuple[Array, None]:
-        corner, out_corner, weight, told = entry
+        corner, out_corner, weight, extra = entry
         start = (0, *out_corner, 0)
-        patch = weighted(corner, weight, told)
+        patch = weighted(corner, weight, extra)
         before = lax.dynamic_slice(total, start, patch.shape)
         return lax.dynamic_update_slice(total, before + patch, start), None
 
-    entries = *(jnp.asarray(a) for a in (where.reshape(-1, 2), out_where.reshape(-1, 2), w)), told
+    entries = *(jnp.asarray(a) for a in (where.reshape(-1, 2), out_where.reshape(-1, 2), w)), extra
     start = jnp.zeros((first.shape[0], *out_size, first.shape[3]), jnp.float32)
     total, _ = lax.scan(add, start, entries)
     return total / _covered(w, out_where, out_size)

@@ -22,7 +22,7 @@ class EncoderUNet(UNet):
     pool: str = "attention"
 
     @nn.compact
-    def __call__(  # type: ignore[override]  # there are no labels to be told: they are what it finds
+    def __call__(  # type: ignore[override]  # labels are its output
         self,
         z: Float[Array, "B h w c"],
         t: Real[Array, " B"],

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from ldm_jax import checkpoint, process
 from ldm_jax.images import grid
 from ldm_jax.training import logging, sharding
+from ldm_jax.training.tasks import Task
 
 Tree = Any
 
@@ -42,7 +43,7 @@ class NonFinite(RuntimeError):
     """A metric of some step is NaN or infinite."""
 
 
-def run(task, loaders: Loaders, frozen: Tree, config, mesh: Mesh, workdir: str | Path) -> None:
+def run(task: Task, loaders: Loaders, frozen: Tree, config, mesh: Mesh, workdir: str | Path) -> None:
     """Trains to `config.steps`; resumes from `workdir` when it holds a checkpoint.
 
     `config.every` says after how many steps something happens (log, evaluate, picture, checkpoint; 0 = never), and
@@ -112,7 +113,7 @@ def run(task, loaders: Loaders, frozen: Tree, config, mesh: Mesh, workdir: str |
         batches.close()
 
 
-def _first_state(task, seed: int, frozen: Tree, batch: Tree, mesh: Mesh, checkpoints, start: int):
+def _first_state(task: Task, seed: int, frozen: Tree, batch: Tree, mesh: Mesh, checkpoints, start: int):
     """The state at step `start`, restored or initialised, made on the devices where it stays; its shardings."""
     key = jax.random.key_data(jax.random.key(seed))
     shapes = jax.eval_shape(task.init, key, frozen, batch)
@@ -123,7 +124,7 @@ def _first_state(task, seed: int, frozen: Tree, batch: Tree, mesh: Mesh, checkpo
     return checkpoints.restore(abstract, start), shardings
 
 
-def _prepare_frozen(task, frozen: Tree, loaders: Loaders, mesh, workdir: Path, say) -> Tree:
+def _prepare_frozen(task: Task, frozen: Tree, loaders: Loaders, mesh, workdir: Path, say) -> Tree:
     """Frozen arrays on the mesh; the run keeps its own copy so that its directory is complete."""
     frozen = jax.device_put(frozen, sharding.replicated(mesh))
     kept = (workdir / "frozen").exists()
@@ -139,7 +140,7 @@ def _prepare_frozen(task, frozen: Tree, loaders: Loaders, mesh, workdir: Path, s
     return frozen
 
 
-def _compile(task, state: Tree, frozen: Tree, batch: Tree, shardings: Tree, mesh, say):
+def _compile(task: Task, state: Tree, frozen: Tree, batch: Tree, shardings: Tree, mesh, say):
     began = time.perf_counter()
     jitted = jax.jit(task.step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
     compiled = jitted.lower(state, frozen, batch).compile()
@@ -180,7 +181,7 @@ def _averages(values: dict[str, jax.Array], mask: jax.Array) -> dict[str, Averag
 class _Evaluator:
     """Validation metrics and pictures, each compiled once."""
 
-    def __init__(self, task, loaders: Loaders, mesh, writer: logging.Writer, say):
+    def __init__(self, task: Task, loaders: Loaders, mesh, writer: logging.Writer, say):
         self.task, self.loaders, self.mesh, self.writer, self.say = task, loaders, mesh, writer, say
         self.metrics_fn = jax.jit(task.evaluate)
         self.average_fn = jax.jit(_averages)

@@ -41,7 +41,7 @@ then give its run directory:
     --config.first_stage.checkpoint=runs/first_stage"""
 
 
-def training_run(config: ConfigDict, workdir: str | Path) -> tuple[Any, loop.Loaders, Tree]:
+def training_run(config: ConfigDict, workdir: str | Path) -> tuple[tasks.Task, loop.Loaders, Tree]:
     """(task, loaders, frozen) of a training run. Raises one Missing that lists everything that is not there."""
     _check_same_run(config, workdir)
     trained = task(config)  # before anything that takes time
@@ -273,7 +273,7 @@ def restore_parts(config: ConfigDict, run: str | Path, parts: tuple[str, ...], s
     return abstract.replace(**dict.fromkeys(vars(abstract), ()) | rundir.restore(run, wanted, step))
 
 
-def task(config: ConfigDict):
+def task(config: ConfigDict) -> tasks.Task:
     """The Task of config.task."""
     make = {"first_stage": _first_stage_task, "ldm": _ldm_task, "classifier": _classifier_task}
     return build.choose("config.task", config.task, make)(config)

@@ -1,17 +1,12 @@
-"""What is trained: a Task has init, step, evaluate and pictures; the loop knows nothing more.
+"""What is trained: a `Task` says how to begin, step, evaluate and draw; the loop knows nothing more.
 
-    init(key_data, frozen, batch) -> TrainState           traceable: shapes come from jax.eval_shape
-    step(state, frozen, batch) -> (state, metrics)        one optimiser step, jitted and donated by the loop
-    evaluate(state, frozen, batch, i) -> {name: [B]}      per-sample validation metrics; i = batch number
-    pictures(state, frozen, batch, mesh) -> {name: [N,H,W,C]}   in [-1,1], on every host
-    prepare(frozen, batches, say) -> frozen               measured once per run, before the first step
-
-`frozen` is an argument beside the state, never a closure: a closure would bake it into the program.
+`frozen` (first stage, LPIPS, ...) is an argument beside the state, never a closure: a closure would bake it into the
+program.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -32,6 +27,33 @@ from ldm_jax.training.state import TrainState
 
 Tree = Any
 Batch = dict[str, jax.Array]
+
+
+class Task(Protocol):
+    """What the training loop needs of that which is trained.
+
+    columns: of the grids of pictures, None = square. headline: metrics of the progress line, if they are there.
+    keeps_frozen: `prepare` measures something, and its result is kept with the run.
+    """
+
+    columns: int | None
+    headline: tuple[str, ...]
+    keeps_frozen: bool
+
+    def prepare(self, frozen: Tree, batches: Iterable[Batch], say: Callable) -> Tree:
+        """frozen with what is measured once per run, before the first step."""
+
+    def init(self, key_data: jax.Array, frozen: Tree, batch: Batch) -> TrainState:
+        """The state before the first step; traceable: shapes come from jax.eval_shape."""
+
+    def step(self, state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One optimiser step and its metrics, scalars. The loop compiles it and donates the state."""
+
+    def evaluate(self, state: TrainState, frozen: Tree, batch: Batch, i: int) -> dict[str, jax.Array]:
+        """Validation metrics of each sample, {name: [B]}; i = number of the batch."""
+
+    def pictures(self, state: TrainState, frozen: Tree, batch: Batch, mesh: Mesh) -> dict[str, np.ndarray]:
+        """{name: images [N,H,W,C] in [-1,1]}, on every host."""
 
 
 def accumulate(fn: Callable, batch: Batch, keys: jax.Array, carry: Tree, steps: int) -> tuple[Tree, Tree]:
@@ -203,6 +225,9 @@ class FirstStageTask:
     headline = ("l1", "lpips", "psnr", "logits_real", "logits_fake", "d_weight", "perplexity",
                 "learning_rate", "images_per_second")  # fmt: skip
     keeps_frozen = False
+
+    def prepare(self, frozen: Tree, batches: Iterable[Batch], say: Callable) -> Tree:
+        return frozen
 
     def init(self, key_data: jax.Array, frozen: Tree, batch: Batch) -> TrainState:
         model_key, disc_key = jax.random.split(purpose_of(jax.random.wrap_key_data(key_data), "init"))

@@ -97,7 +97,7 @@ def test_every_patch_is_told_its_own():
     whole = jnp.array(patches.boxes((24, 20), (99, 99), (50, 50)))
     whole = patches.patchwise(left, places, (99, 99), (50, 50), each=whole)
     np.testing.assert_allclose(whole, places, atol=1e-6)
-    with pytest.raises(ValueError, match="10 patches, but 3 of what each is told"):
+    with pytest.raises(ValueError, match="10 patches, but `each` has 3 rows"):
         patches.patchwise(left, places, (8, 10), (5, 10), each=jnp.array(boxes[:3]))
 
 
