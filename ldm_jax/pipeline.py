@@ -183,7 +183,7 @@ class Pipeline:
             init=_named(wanted.init), strength=None if wanted.init is None else wanted.share,
             invert=wanted.invert or None, guide=_named(wanted.guide),
             interpolate=wanted.interpolate and " to ".join(_named(end) for end in wanted.interpolate),
-            patch=wanted.patch, stride=self._patch(wanted) and self._patch(wanted)[1],
+            first=wanted.first or None, patch=wanted.patch, stride=self._patch(wanted) and self._patch(wanted)[1],
         )  # fmt: skip
         if wanted.guide is not None:
             said |= dict(guide_distance=wanted.guide_distance or "l2", guide_scale=_or(wanted.guide_scale, 1.0))
@@ -206,9 +206,8 @@ class Pipeline:
             batch = _stacked([asked[i] for i in indices])
             report = self._reporter(on_progress, on_preview, preview_every, asked, first, last)
             method = self._method(wanted, size, timetable)
-            z = programs.sample(
-                self.params, self.frozen, batch, wanted.seed, np.array(indices, np.int32), method, report
-            )
+            numbers = np.array(indices, np.int32) + wanted.first
+            z = programs.sample(self.params, self.frozen, batch, wanted.seed, numbers, method, report)
             made = to_uint8(programs.decode(self.frozen, z)[: last - first])
             yield from ((asked[i].name, asked[i].finish(image)) for i, image in zip(range(first, last), made))
             first = last

@@ -36,6 +36,7 @@ class SampleRequest:
     How many and how:
       num: images for each condition (default 16 without one, 8 to interpolate, else 1)
       seed: 0..2147483647; image i depends on (seed, i) and its condition alone
+      first: the number i of the first image (default 0), to make a long series in parts
       steps: sampling steps (default 50; ddpm: all training steps)
       sampler: ddim, ddpm, plms, heun, dpm_solver_pp_2m, or any registered one
       eta: of ddim, 0 (deterministic) .. 1 (as noisy as ddpm)
@@ -66,6 +67,7 @@ class SampleRequest:
 
     num: int | None = None
     seed: int = 0
+    first: int = 0
     steps: int | None = None
     sampler: str = "ddim"
     eta: float = 0.0
@@ -106,6 +108,7 @@ class SampleRequest:
             if value is not None and not (_is_int(value) and value > 0):
                 raise RequestError(f"{name}={value!r} must be a whole number above 0")
         _check_seed("seed", self.seed)
+        _check_seed("first", self.first)
         self._check_numbers()
         self._check_belongs_together()
 

@@ -133,6 +133,12 @@ def test_a_larger_request_begins_with_a_smaller_one(pipe):
     assert np.abs(five.array[:2].astype(int) - two.array).max() <= 1
 
 
+def test_a_series_can_be_made_in_parts(pipe):
+    whole = pipe.sample(label=3, num=3, steps=3, batch=2)
+    rest = pipe.sample(label=3, num=2, steps=3, batch=2, first=1)
+    np.testing.assert_array_equal(rest.array, whole.array[1:])
+
+
 def test_dpm_solver_has_its_own_spacing(pipe):
     assert pipe.settings(pipe.request(label=1, sampler="dpm_solver_pp_2m"))["spacing"] == "log_snr"
     assert pipe.settings(pipe.request(label=1, sampler="heun"))["spacing"] == "even"

@@ -54,6 +54,7 @@ def parser() -> options.Parser:
     add("--eta", type=float, default=0.0, help="ddim: 0 deterministic (default) .. 1 as noisy as ddpm")
     add("--spacing", help=f"which training steps: {', '.join(SPACINGS)} (default: what suits the sampler)")
     add("--seed", type=int, default=0, help="default 0")
+    add("--first", type=int, default=0, help="number of the first image, to make a long series in parts (default 0)")
     add("--checkpoint", type=int, help="step of the checkpoint (default: the newest)")
     add("--no-ema", action="store_true", help="use the raw instead of the averaged parameters")
     for option in conditions.all_options().values():
@@ -136,10 +137,10 @@ def run(args: argparse.Namespace) -> Path:
         return out
     names, kept = [], []  # for the grid, and for the npz if there is to be one
     for name, image in stream:
-        index = len(names)
+        index = wanted.first + len(names)
         names.append(file_name(index, name))
         save_png(out / names[-1], image, png_texts(settings, index, name))
-        if args.npz or index < GRID:
+        if args.npz or len(kept) < GRID:
             kept.append(image)
     line.end()
     if len({image.shape for image in kept}) == 1:
