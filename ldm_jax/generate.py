@@ -1,13 +1,13 @@
 """Conditions -> denoiser -> the sampler's loop. Image i depends on (seed, i) alone, not on the batch."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Float, Int
 
+from ldm_jax.arrays import Array
 from ldm_jax.conditions.base import Batch, Cond, ConditionNetwork
 from ldm_jax.diffusion.guidance import Denoise, classifier_free_guidance, classifier_guidance, reconstruction_guidance
 from ldm_jax.diffusion.samplers import Loop, get_sampler
@@ -20,6 +20,7 @@ Tree = Any
 GUIDE_LIMIT = 1.0  # of reconstruction guidance: how far it may move eps, as a multiple of its norm
 
 
+@runtime_checkable
 class DiffusionModel(Protocol):
     """What sampling needs of a model: `LDM`, or one that sees large images in patches (editing.py)."""
 
@@ -32,13 +33,13 @@ class DiffusionModel(Protocol):
     def predict(self, params: Tree, z_t: Latent, t: Int[Array, " B"], cond: Cond) -> Latent: ...
 
 
-def image_keys(seed: int | Int[Array, ""], indices: Int[Array | np.ndarray, " B"]) -> Keys:
+def image_keys(seed: int | Int[Array, ""], indices: Int[Array, " B"]) -> Keys:
     """Keys [B] of the images `indices` [B] (int32) of `seed`."""
     return keys_of(purpose_key(seed, "generate"), indices)
 
 
 def conditions(
-    model: DiffusionModel, params: Tree, frozen: Tree, batch: Batch, guidance: float | jax.Array | None
+    model: DiffusionModel, params: Tree, frozen: Tree, batch: Batch, guidance: float | Float[Array, ""] | None
 ) -> tuple[Cond, Cond | None]:
     """(condition, null condition) of a batch; the null condition only for classifier-free guidance.
 
@@ -55,10 +56,10 @@ def denoiser(
     params: Tree,
     cond: Cond,
     null: Cond | None = None,
-    guidance: float | jax.Array | None = None,
+    guidance: float | Float[Array, ""] | None = None,
     log_p: Callable[[jax.Array], jax.Array] | None = None,
     classifier: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
-    rescale: float | jax.Array | None = None,
+    rescale: float | Float[Array, ""] | None = None,
 ) -> Denoise:
     """(z_t [B,h,w,c], t [B]) -> eps [B,h,w,c] for samplers, with every guidance that is asked for.
 
@@ -82,10 +83,10 @@ def denoiser(
 def make_loop(
     sampler: str,
     denoise: Denoise,
-    z_T: Latent | np.ndarray,
+    z_T: Latent,
     timetable: Timetable,
     keys: Keys,
-    eta: float | jax.Array = 0.0,
+    eta: float | Float[Array, ""] = 0.0,
 ) -> Loop:
     """The sampler's loop; eta is given to samplers that take it. ValueError for an unknown sampler."""
     record = get_sampler(sampler)

@@ -12,8 +12,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Float, Int, Key
 
+from ldm_jax.arrays import Array
 from ldm_jax.diffusion.schedule import NoiseSchedule
 from ldm_jax.keys import normal, stream
 from ldm_jax.ldm import (

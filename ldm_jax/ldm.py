@@ -18,8 +18,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Float, Int, Key
 
+from ldm_jax.arrays import Array
 from ldm_jax.conditions.base import Cond, ConditionNetwork, drop
 from ldm_jax.conditions.none import Unconditional
 from ldm_jax.diffusion.schedule import NoiseSchedule

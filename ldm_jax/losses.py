@@ -36,8 +36,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
+from ldm_jax.arrays import Array
 from ldm_jax.errors import ConfigError
 
 Tree = Any

@@ -187,7 +187,8 @@ def sampling(model: DiffusionModel, method: Method) -> Callable[[Tree, Tree, Tre
     """
     lpips, lpips_params = method.lpips or (None, {})
     classifier, classifier_params, _ = method.classifier or (None, {}, None)
-    judges, numbers = {"classifier": classifier_params, "lpips": lpips_params}, method.numbers()
+    judges = {"classifier": classifier_params, "lpips": lpips_params}
+    numbers = jax.tree.map(jnp.asarray, method.numbers())
     key, z_T = generate.image_keys(0, np.zeros(1, np.int32)), np.zeros((1, *method.latent_shape), np.float32)
     # A number here, not an array, so that the loop's length is known.
     entries = int(generate.valid_entries(generate.make_loop(method.sampler, _no_network, z_T, method.timetable, key)))

@@ -251,7 +251,7 @@ def _first_of_plms(case: Case, schedule: NoiseSchedule, timetable: Timetable) ->
     mask = inputs.pop("mask", None)
     if mask is not None:
         noise = weights.normal(noise_name(case, "qnoise", 0), inputs["x_T"].shape)
-        t = np.full(len(noise), timetable.t[0])
+        t = jnp.full(len(noise), timetable.t[0])
         known = schedule.add_noise(jnp.asarray(inputs["x0"]), jnp.asarray(noise), t)
         inputs["x_T"] = mask * np.asarray(known) + (1 - mask) * inputs["x_T"]
     two = Timetable(*(np.array(x) for x in _prefixes(timetable, np.array([2]))))

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -130,7 +131,7 @@ def test_the_classifier_is_followed(runs, tmp_path, monkeypatch):
     @jax.jit
     def log_p(images):
         z = images.astype(np.float32) / 127.5 - 1
-        return classifier.log_p(params, 2.0 * z, np.zeros(2, np.int32), np.full(2, 3))
+        return classifier.log_p(params, 2.0 * z, jnp.zeros(2, jnp.int32), jnp.full(2, 3))
 
     def made(name, *options):
         out = sample.run(sample.parse(["--workdir=ldm", "--steps=10", f"--out={tmp_path / name}", *options]))

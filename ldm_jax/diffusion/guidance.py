@@ -12,8 +12,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from ldm_jax.arrays import Array
 from ldm_jax.diffusion.schedule import Latents, NoiseSchedule, PerSample, Steps
 
 Scale = float | Float[Array, ""] | PerSample

@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, PyTree, Shaped
+from jaxtyping import Float, Int, PyTree, Shaped
+
+from ldm_jax.arrays import Array
 
 CLIP = (0.01, 0.5)  # the original's bounds of the weights
 

@@ -17,8 +17,9 @@ from functools import lru_cache
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float64, Int, Shaped
+from jaxtyping import Float, Float64, Int, Shaped
 
+from ldm_jax.arrays import Array
 from ldm_jax.errors import ConfigError
 
 Table = Float64[np.ndarray, " T"]

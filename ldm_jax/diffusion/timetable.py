@@ -8,8 +8,9 @@ data: padded to one length, one compiled program serves every number of steps up
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
+from ldm_jax.arrays import Array
 from ldm_jax.diffusion.schedule import NoiseSchedule
 from ldm_jax.errors import RequestError
 

@@ -8,8 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
+from ldm_jax.arrays import Array
 from ldm_jax.models.kernels import attend
 from ldm_jax.models.layers import AE_EPS, UNET_EPS, Conv, Dense, GroupNorm32
 

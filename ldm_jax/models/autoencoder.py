@@ -11,8 +11,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Float, Int, Key
 
+from ldm_jax.arrays import Array
 from ldm_jax.models.attention import AttnBlock, LinearAttention
 from ldm_jax.models.layers import AE_EPS, AEDownsample, AEResnetBlock, Conv, GroupNorm32, Upsample
 from ldm_jax.models.quantizer import DiagonalGaussian, VectorQuantizer

@@ -3,8 +3,9 @@ EncoderUNetModel, from Dhariwal and Nichol 2021, section 4). Module names follow
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Real
+from jaxtyping import Float, Real
 
+from ldm_jax.arrays import Array
 from ldm_jax.models.attention import AttentionPool
 from ldm_jax.models.layers import UNET_EPS, Conv, GroupNorm32
 from ldm_jax.models.unet import UNet

@@ -9,7 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from ldm_jax.arrays import Array
 
 MOMENTUM = 0.1  # weight of the newest batch in the running statistics
 EPSILON = 1e-5

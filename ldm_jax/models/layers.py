@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Real
+from jaxtyping import Float, Real
 
+from ldm_jax.arrays import Array
 from ldm_jax.models import kernels
 from ldm_jax.models.kernels.reference import nearest_up
 

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Float, Int, Key
 
+from ldm_jax.arrays import Array
 from ldm_jax.models import kernels
 
 # Codes compared at a time: bounds the table of distances to [N, BLOCK] whatever the codebook's size.

@@ -7,8 +7,9 @@ Pre-norm encoder, learned token and absolute position embeddings, heads of 64 wh
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
+from ldm_jax.arrays import Array
 from ldm_jax.models.attention import LAYER_NORM_EPS, CrossAttention, FeedForward
 from ldm_jax.models.layers import Dense
 

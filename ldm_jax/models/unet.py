@@ -7,8 +7,9 @@ Module names follow the original's tree: input_blocks_<n>_<i>, middle_block_<i>,
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Real
+from jaxtyping import Float, Int, Real
 
+from ldm_jax.arrays import Array
 from ldm_jax.models.attention import AttentionBlock, SpatialTransformer
 from ldm_jax.models.layers import (
     UNET_EPS,

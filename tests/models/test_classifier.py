@@ -34,7 +34,7 @@ def test_it_is_the_unets_way_down_and_a_head():
 def test_attention_pool_is_the_means_view_of_all_positions():
     """Against the formula, position by position, for two heads of width 2."""
     rng = np.random.default_rng(0)
-    module, x = AttentionPool(3, 2), rng.standard_normal((2, 2, 3, 4)).astype(np.float32)
+    module, x = AttentionPool(3, 2), jnp.asarray(rng.standard_normal((2, 2, 3, 4)), jnp.float32)
     like = jax.eval_shape(module.init, jax.random.key(0), x)
     p = jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32), like)["params"]
     found = module.apply({"params": p}, x)

@@ -78,8 +78,8 @@ def test_attention(monkeypatch, queries, keys, used):
 
 def test_short_attention_stays(monkeypatch):
     monkeypatch.undo()
-    assert not cpu.attends(np.zeros((16, 4, 256, 8), np.float32), np.zeros((16, 4, 256, 8), np.float32))
-    assert cpu.attends(np.zeros((1, 4, 1024, 8), np.float32), np.zeros((1, 4, 1024, 8), np.float32))
+    assert not cpu.attends(jnp.zeros((16, 4, 256, 8)), jnp.zeros((16, 4, 256, 8)))
+    assert cpu.attends(jnp.zeros((1, 4, 1024, 8)), jnp.zeros((1, 4, 1024, 8)))
 
 
 def test_attention_with_large_logits():
@@ -201,6 +201,6 @@ def test_gradient_of_a_gradient():
     f, params, x, emb = blocks()
 
     def penalty(x):
-        return jax.grad(lambda x: jnp.sum(jnp.sin(f(params, x, emb))))(x)
+        return jax.grad(lambda x: jnp.sum(jnp.sin(f(jax.tree.map(jnp.asarray, params), x, emb))))(x)
 
     assert_same(results(penalty, x), plain(penalty, x))

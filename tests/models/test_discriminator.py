@@ -15,9 +15,9 @@ def test_outputs_and_running_statistics_are_the_originals(n_layers):
     case = load(f"nlayer_discriminator_{n_layers}")
     v = variables(case.meta["weight_manifest"], f"mod_disc{n_layers}/")
     model = NLayerDiscriminator(n_layers=n_layers)
-    x = nhwc(case.inputs["x"])
+    x = jnp.asarray(nhwc(case.inputs["x"]))
     assert rel(model.apply(v, x, False), nhwc(case.outputs["logits_eval"])) < 1e-4
-    odd = model.apply(v, nhwc(case.inputs["x_odd"]), False)
+    odd = model.apply(v, jnp.asarray(nhwc(case.inputs["x_odd"])), False)
     assert rel(odd, nhwc(case.outputs["logits_eval_odd"])) < 1e-4
     logits, new = model.apply(v, x, True, mutable=["batch_stats"])
     assert rel(logits, nhwc(case.outputs["logits_train"])) < 1e-4
@@ -32,7 +32,7 @@ def test_actnorm_starts_from_the_data_as_the_original():
     model = NLayerDiscriminator(use_actnorm=True)
     # Parameters that are missing are initialised: only those of ActNorm are.
     logits, new = model.apply(
-        {"params": v["params"]}, nhwc(case.inputs["x"]), True,
+        {"params": v["params"]}, jnp.asarray(nhwc(case.inputs["x"])), True,
         mutable=["params"], rngs={"params": jax.random.key(0)},
     )  # fmt: skip
     assert rel(logits, nhwc(case.outputs["logits_train_first"])) < 1e-4

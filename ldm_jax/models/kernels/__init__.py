@@ -14,8 +14,9 @@ from contextvars import ContextVar
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
+from ldm_jax.arrays import Array
 from ldm_jax.models.kernels import cpu, gpu, reference
 
 _chosen: ContextVar[str | None] = ContextVar("chosen", default=None)

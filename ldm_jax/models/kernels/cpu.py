@@ -34,8 +34,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
+from ldm_jax.arrays import Array
 from ldm_jax.models.kernels import reference
 from ldm_jax.models.kernels.reference import group_means
 

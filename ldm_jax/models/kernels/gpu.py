@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from ldm_jax.arrays import Array
 
 _log = logging.getLogger(__name__)
 Implementation = Literal["cudnn", "xla"]

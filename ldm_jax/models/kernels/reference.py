@@ -5,7 +5,9 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
+
+from ldm_jax.arrays import Array
 
 
 def conv(
