@@ -1,10 +1,14 @@
-"""Shapes and types are checked at run time in tests; programs of a test file are dropped after it."""
+"""Programs are compiled in a hurry; shapes and types are checked; the programs of a file are dropped after it."""
+
+import os
 
 import jax
 import jaxtyping
 import pytest
 
-from tests import typecheck
+from tests import fast, typecheck
+
+os.environ["XLA_FLAGS"] = fast.flags(os.environ.get("XLA_FLAGS", ""))  # also of child processes
 
 CHECKED = (
     "ldm_jax.models",

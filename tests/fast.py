@@ -10,6 +10,11 @@ import jax
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # options of the compiler
 
 
+def flags(*further: str) -> str:
+    """XLA_FLAGS of a process that compiles in a hurry."""
+    return " ".join([*further, *(f"--{name}={str(value).lower()}" for name, value in QUICK.items())]).strip()
+
+
 def compiled(fn: Callable, *args) -> Callable:
     """fn for arguments of the shapes of `args`."""
     return jax.jit(fn).lower(*args).compile(compiler_options=QUICK)

@@ -17,6 +17,7 @@ from ldm_jax.diffusion import samplers
 from ldm_jax.errors import Missing, RequestError
 from ldm_jax.images import to_float, to_uint8
 from ldm_jax.training import setup
+from tests import fast
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -221,7 +222,7 @@ def test_the_same_images_on_any_number_of_devices():
         "assert all(np.abs(m - made[0]).max() <= 1 for m in made[1:])\n"
         "assert all(np.mean(m != made[0]) < 0.01 for m in made[1:])\n"
     )
-    flags = "--xla_force_host_platform_device_count=8"
+    flags = fast.flags("--xla_force_host_platform_device_count=8")
     environment = {"XLA_FLAGS": flags, "PATH": "/usr/bin:/bin", "HOME": str(Path.home()), "PYTHONPATH": str(ROOT)}
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from tests.fast import flags
 from tests.training.test_loop import ROOT, metrics, parameters, train
 
 RUN = ["train.py", "--config=configs/quickstart_ldm.py:tiny"]
@@ -25,7 +26,7 @@ def start(workdir, *options, run=RUN):
     for host in range(2):
         files.append(workdir.with_name(f"{workdir.name}_{host}_{port}.log"))
         env = os.environ | {
-            "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+            "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags("--xla_force_host_platform_device_count=1"),
             "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(host),
         }  # fmt: skip
         started.append(subprocess.Popen(

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.fast import flags
+
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--config.data.validation_images=8", "--config.every.evaluate=0", "--config.every.picture=0",
          "--config.optim.schedule=constant"]  # fmt: skip
@@ -21,7 +23,7 @@ SMALL = ["--config.data.validation_images=8", "--config.every.evaluate=0", "--co
 def python(*command, devices=1, check=True):
     env = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": flags(f"--xla_force_host_platform_device_count={devices}"),
     }
     result = subprocess.run([sys.executable, *command], cwd=ROOT, env=env, capture_output=True, text=True)
     if check:
@@ -74,7 +76,7 @@ def test_killed_run_ends_like_an_uninterrupted_one(straight, tmp_path):
     """SIGKILL after step 3 was logged, between two checkpoints; the same command finishes, bit for bit."""
     command = [sys.executable, "train.py", "--config=configs/quickstart_ldm.py:tiny", f"--workdir={tmp_path}",
                "--config.steps=20", *SMALL]  # fmt: skip
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags("--xla_force_host_platform_device_count=1")}
     process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith("step 3/"):
