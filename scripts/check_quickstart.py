@@ -28,8 +28,8 @@ from ldm_jax import process
 from ldm_jax.cli.options import Parser
 from ldm_jax.data import shapes
 from ldm_jax.data.transforms import resize
-from ldm_jax.images import save_png, to_uint8
 from ldm_jax.evaluation import scenes
+from ldm_jax.images import save_png, to_uint8
 
 
 def psnr(image: np.ndarray, truth: np.ndarray, where: np.ndarray | None = None) -> float:

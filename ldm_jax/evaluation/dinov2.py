@@ -1,7 +1,7 @@
 """DINOv2's vision transformers with patches of 14 (Oquab et al., 2023): features of FD-DINOv2 (Stein et al., 2023).
 
-    params = dinov2.params("dinov2_vitl14", state)       # official or transformers' state dict
-    taps = DINOv2(*ARCHITECTURES["dinov2_vitl14"]).apply(params, x)     # x [B,224,224,3], ImageNet mean and std
+params = dinov2.params("dinov2_vitl14", state)       # official or transformers' state dict
+taps = DINOv2(*ARCHITECTURES["dinov2_vitl14"]).apply(params, x)     # x [B,224,224,3], ImageNet mean and std
 """
 
 from collections.abc import Mapping, Sequence

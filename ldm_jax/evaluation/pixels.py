@@ -66,7 +66,9 @@ def ssim_map(
     window = _gaussian(sigma) if gaussian_weights else np.full(win_size, 1 / win_size)
     size = len(window)
     if min(first.shape[1:3]) < size:
-        raise UsageError(f"SSIM with a window of {size}x{size} needs larger images than {first.shape[1]}x{first.shape[2]}")
+        raise UsageError(
+            f"SSIM with a window of {size}x{size} needs larger images than {first.shape[1]}x{first.shape[2]}"
+        )
     if use_sample_covariance is None:
         use_sample_covariance = not gaussian_weights
     unbiased = size**2 / (size**2 - 1) if use_sample_covariance else 1.0
@@ -99,5 +101,7 @@ def _along(x: np.ndarray, window: np.ndarray, axis: int) -> np.ndarray:
 def _pair(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if first.shape != second.shape or first.ndim not in (3, 4):
-        raise UsageError(f"pairs of images are [N,H,W] or [N,H,W,C], of one shape; got {first.shape} and {second.shape}")
+        raise UsageError(
+            f"pairs of images are [N,H,W] or [N,H,W,C], of one shape; got {first.shape} and {second.shape}"
+        )
     return first, second

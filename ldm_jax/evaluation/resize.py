@@ -25,7 +25,9 @@ class Resize:
     function: Callable
     on_host: bool
 
-    def __call__(self, images: UInt8[Array | np.ndarray, "N H W 3"], size: Size) -> Float[Array | np.ndarray, "N h w 3"]:
+    def __call__(
+        self, images: UInt8[Array | np.ndarray, "N H W 3"], size: Size
+    ) -> Float[Array | np.ndarray, "N h w 3"]:
         return self.function(images, size)
 
 

@@ -64,7 +64,9 @@ def read_statistics(path: str | Path) -> StatisticsFile:
         if (mean in arrays) != (covariance in arrays):
             raise UsageError(f"{path} holds only one of {mean} and {covariance}")
         if mean in arrays and arrays[covariance].shape != arrays[mean].shape * 2:
-            raise UsageError(f"{path}: {mean} {arrays[mean].shape} and {covariance} {arrays[covariance].shape} do not fit")
+            raise UsageError(
+                f"{path}: {mean} {arrays[mean].shape} and {covariance} {arrays[covariance].shape} do not fit"
+            )
     images = arrays.pop("arr_0", None)
     if images is not None and (images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3):
         raise UsageError(f"{path}: arr_0 must be uint8 [N,H,W,3], not {images.dtype} {images.shape}")

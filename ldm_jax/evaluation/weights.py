@@ -137,9 +137,7 @@ def convert(name: str, file: str | Path, folder: str | Path = FOLDER) -> Path:
 def _write(path: Path, state: Mapping[str, np.ndarray], origin: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     single = np.dtype(np.float32)
-    tensors = {
-        key: ((single, array.shape), partial(np.asarray, array, single)) for key, array in state.items()
-    }
+    tensors = {key: ((single, array.shape), partial(np.asarray, array, single)) for key, array in state.items()}
     write_safetensors(path, tensors, {"source": origin})
     return path
 

@@ -8,7 +8,6 @@ Parameters, also the keys of the safetensors file ("net.0.weight" [out,in,kh,kw]
 """
 
 from collections.abc import Mapping
-
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,9 @@ class LPIPS(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, a: Float[Array, "..."], b: Float[Array, "..."], result: str = "distance") -> Float[Array, "B ..."]:
+    def __call__(
+        self, a: Float[Array, "..."], b: Float[Array, "..."], result: str = "distance"
+    ) -> Float[Array, "B ..."]:
         """Of images [B,H,W,3] or [B,H,W,1] in [-1,1], float32: the distance [B]; with result="layers" what each depth
         adds to it [B,L]; with "map" the distance at each pixel [B,H,W], the depths' maps enlarged bilinearly.
 

@@ -33,7 +33,9 @@ class Case:
     def state(self, prefixes: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
         """The made-up state dict, with the case's factors on single tensors."""
         weights = self.meta["weights"]
-        made = self._made(weights["model"], weights["manifest"], prefixes or tuple(weights.get("weight_prefixes", ("",))))
+        made = self._made(
+            weights["model"], weights["manifest"], prefixes or tuple(weights.get("weight_prefixes", ("",)))
+        )
         for key, factor in weights.get("scaled", {}).items():
             made[key] = made[key] * np.float32(factor)
         return made

@@ -19,7 +19,7 @@ from ldm_jax.evaluation.resize import RESIZES
 from ldm_jax.evaluation.rounding import ROUNDINGS
 from ldm_jax.evaluation.statistics_file import read_statistics
 from ldm_jax.models.lpips import LPIPS, from_torchvision, lpips_params
-from tests.eval_goldens.judge import Case
+from tests.eval_goldens.judge import HERE, Case, judge, load
 
 BATCH = 8
 Outputs = dict[str, np.ndarray]
@@ -35,6 +35,18 @@ def run(case: Case) -> Outputs:
     if kind not in KINDS:
         raise UnsupportedError(f"no runner for a case of kind {kind!r}")
     return KINDS[kind](case)
+
+
+def wrong(name: str) -> list[str]:
+    """The lines of the outputs of a case of tests/eval_goldens/cases that do not agree."""
+    case = load(HERE / "cases" / f"{name}.json")
+    return [line for line, verdict in judge(case, run(case)) if verdict != "pass"]
+
+
+def names(kind: str) -> list[str]:
+    """The cases of a kind in tests/eval_goldens/cases."""
+    paths = sorted((HERE / "cases").glob("*.json"))
+    return [path.stem for path in paths if json.loads(path.read_text())["kind"] == kind]
 
 
 _known: dict[str, Case] = {}  # what `_extractor` makes extractors of, by its key
@@ -184,9 +196,9 @@ def dinov2_network(case: Case) -> Outputs:
     network = NETWORKS[case.meta["weights"]["model"]]
     params = network.params(case.state())
     x = network.normalise(case.inputs["images"].astype(np.float32))
-    found = jax.jit(lambda params, x: network.module.apply(params, x, taps=("class_token", "patch_tokens", "first_tokens")))(
-        params, x
-    )
+    found = jax.jit(
+        lambda params, x: network.module.apply(params, x, taps=("class_token", "patch_tokens", "first_tokens"))
+    )(params, x)
     return found | {"tokens_before_the_first_block": found["first_tokens"]}
 
 
