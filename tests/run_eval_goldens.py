@@ -2,9 +2,9 @@
 
     python tests/run_eval_goldens.py CASES_DIR --manifests DIR [--only REGEX]
 
-CASES_DIR holds <name>.json and <name>.npz, --manifests the state-dict shapes <model>.json that they name; default are the
-copies in tests/eval_goldens. Other files that a case names lie in the folder above CASES_DIR. What a case is about is told
-by its `kind`, not by its name. One line an output:
+CASES_DIR holds <name>.json and <name>.npz, --manifests the state-dict shapes <model>.json that they name; default are
+the copies in tests/eval_goldens. Other files that a case names lie in the folder above CASES_DIR. What a case is about
+is told by its `kind`, not by its name. One line an output:
 
     <case> <output> <difference> <measure> <tolerance> pass|FAIL [reason]
 

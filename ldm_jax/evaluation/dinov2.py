@@ -72,8 +72,8 @@ class DINOv2(nn.Module):
     def __call__(self, x: Float[Array, "B H W 3"], taps: Sequence[str] = ("class_token",)) -> dict[str, Array]:
         """x: pixels less ImageNet's mean, divided by its standard deviation; sides are multiples of 14.
 
-        {"class_token": [B,D] and "patch_tokens": [B,P,D] after the last norm, "first_tokens": [B,1+P,D] before the first
-        block}. Raises UsageError for other sides and unknown taps.
+        {"class_token": [B,D] and "patch_tokens": [B,P,D] after the last norm, "first_tokens": [B,1+P,D] before the
+        first block}. Raises UsageError for other sides and unknown taps.
         """
         batch, height, width, _ = x.shape
         if height % PATCH or width % PATCH:
@@ -132,9 +132,9 @@ def params(name: str, state: Mapping[str, np.ndarray]) -> Tree:
 
 
 TRANSFORMERS_NAMES = {
+    "embeddings.patch_embeddings.projection": "patch_embed.proj",
+    "embeddings.position_embeddings": "pos_embed",
     "embeddings.": "",
-    "position_embeddings": "pos_embed",
-    "patch_embeddings.projection": "patch_embed.proj",
     "encoder.layer.": "blocks.",
     "attention.output.dense": "attn.proj",
     "layer_scale1.lambda1": "ls1.gamma",

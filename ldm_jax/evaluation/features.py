@@ -37,8 +37,8 @@ class Extractor:
         batch: int = 64,
         devices: Sequence[jax.Device] | None = None,
     ):
-        """resize: another than the network's usual one. batch: pictures at a time, rounded up to a multiple of the devices
-        (default: all of this process). Raises UsageError for an unknown resize, and a batch below 1.
+        """resize: another than the network's usual one. batch: pictures at a time, rounded up to a multiple of the
+        devices (default: all of this process). Raises UsageError for an unknown resize, and a batch below 1.
         """
         networks.check_resize(resize or network.resize)
         if batch < 1:
@@ -116,7 +116,7 @@ def load(
     batch: int = 64,
     devices: Sequence[jax.Device] | None = None,
 ) -> Extractor:
-    """The network `name` with its weights from the folder. Raises Missing, with how to get them, where there are none."""
+    """The network `name` with its weights from the folder. Raises Missing, with how to get them, where none are."""
     network = networks.find(name)
     params = network.params(weights.read(name, folder))
     return Extractor(network, jax.tree.map(jnp.asarray, params), resize, batch, devices)

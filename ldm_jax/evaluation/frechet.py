@@ -46,8 +46,8 @@ class Gaussian:
     def of_moments(cls, mean: Float[np.ndarray, " D"], covariance: Float[np.ndarray, "D D"]) -> "Gaussian":
         """From a mean and a covariance, by its eigenvectors.
 
-        Eigenvalues that are 0 but for rounding (below 1e-15 of the largest, times D) count as 0: their roots, 1e-8 each,
-        would add up. Raises UsageError for shapes that do not fit, and for numbers that are not finite.
+        Eigenvalues that are 0 but for rounding (below 1e-15 of the largest, times D) count as 0: their roots, 1e-8
+        each, would add up. Raises UsageError for shapes that do not fit, and for numbers that are not finite.
         """
         mean, covariance = np.asarray(mean, np.float64), np.asarray(covariance, np.float64)
         if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
@@ -65,7 +65,7 @@ class Gaussian:
 
 
 class Moments:
-    """Mean and covariance of rows that come in batches; float64 sums of what is left after a first estimate of the mean.
+    """Mean and covariance of rows that come in batches: float64 sums of what is left after a first guess of the mean.
 
     moments = Moments(2048); moments.add(features) for each batch; mean, covariance = moments.result()
     """
@@ -113,7 +113,8 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> Frechet:
     """The same in both orders. Raises UsageError for widths that differ."""
     if first.mean.shape != second.mean.shape:
         raise UsageError(
-            f"features of {len(first.mean)} and of {len(second.mean)} numbers cannot be compared: they are of two networks"
+            f"features of {len(first.mean)} and of {len(second.mean)} numbers cannot be compared: they are of two "
+            "networks"
         )
     difference = first.mean - second.mean
     mean_term = float(difference @ difference)

@@ -155,8 +155,8 @@ class Inception(nn.Module):
     def __call__(self, x: Float[Array, "B 299 299 3"], taps: Sequence[str] = ("2048",)) -> dict[str, Array]:
         """x in 0..255, float32. {tap: [B, *TAPS[tap]]} in float32.
 
-        "64", "192", "768": means over the map after the two max pools and after Mixed_6e; "2048": the last mean, which FID
-        compares; "spatial": the first 7 channels of Mixed_6d.branch1x1; logits with and without the bias of fc.
+        "64", "192", "768": means over the map after the two max pools and after Mixed_6e; "2048": the last mean, which
+        FID compares; "spatial": the first 7 channels of Mixed_6d.branch1x1; logits with and without the bias of fc.
         """
         if unknown := set(taps) - set(TAPS):
             raise UsageError(f"Inception has no taps {sorted(unknown)}; it has {', '.join(TAPS)}")
@@ -192,5 +192,5 @@ def _init_fc(key: jax.Array, width: int) -> Tree:
 
 
 def params(state: Mapping[str, np.ndarray]) -> Tree:
-    """From the state dict of pt_inception-2015-12-05 (pytorch-fid's and torch-fidelity's file). UsageError for others."""
+    """From the state dict of pt_inception-2015-12-05, pytorch-fid's and torch-fidelity's. UsageError for others."""
     return parameters(Inception(), (SIZE, SIZE), state, dotted)

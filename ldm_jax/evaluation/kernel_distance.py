@@ -36,9 +36,10 @@ def kernel_distance(
     """
     if generated.shape[1] != real.shape[1]:
         raise UsageError(f"features of {generated.shape[1]} and of {real.shape[1]} numbers cannot be compared")
-    if not 2 <= subset_size <= min(len(generated), len(real)):
+    smaller = min(len(generated), len(real))
+    if not 2 <= subset_size <= smaller:
         raise UsageError(
-            f"subset_size={subset_size} must be 2 at least, and at most the smaller set's {min(len(generated), len(real))}"
+            f"subset_size={subset_size} must be 2 at least, and at most {smaller}, the smaller set's images"
         )
     generated, real = np.asarray(generated, np.float64), np.asarray(real, np.float64)
     gamma = 1 / generated.shape[1] if gamma is None else gamma

@@ -1,4 +1,4 @@
-"""What the feature networks are made of: convolutions with a norm of fixed statistics, and parameters from a state dict."""
+"""What feature networks are made of: convolutions, a norm of fixed statistics, and parameters from a state dict."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

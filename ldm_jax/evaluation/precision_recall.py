@@ -1,11 +1,11 @@
 """Precision and recall (Kynkaanniemi et al., 2019), density and coverage (Naeem et al., 2020) of features.
 
-Around every point of a set lies a ball that reaches to its k-th neighbour in the set, itself not counted. Precision: the
-share of generated points in some real ball; recall: of real points in some generated ball; density: the mean number of
-real balls around a generated point, divided by k; coverage: the share of real balls with a generated point inside.
+Around every point of a set lies a ball that reaches to its k-th neighbour in the set, itself not counted. Precision:
+the share of generated points in some real ball; recall: of real points in some generated ball; density: the mean number
+of real balls around a generated point, divided by k; coverage: the share of real balls with a generated point inside.
 
-Distances are float64, on the host, in blocks of rows. A point on the edge of a ball is inside: edges are compared with a
-slack of 1e-12, because two ways to the same distance round differently.
+Distances are float64, on the host, in blocks of rows. A point on the edge of a ball is inside: edges are compared with
+a slack of 1e-12, because two ways to the same distance round differently.
 """
 
 from collections.abc import Iterator

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Num, UInt8
 from PIL import Image
 
 HIGHEST = jax.lax.Precision.HIGHEST
+AnyArray = Array | np.ndarray
 Size = tuple[int, int]  # (height, width)
 
 
@@ -25,13 +26,11 @@ class Resize:
     function: Callable
     on_host: bool
 
-    def __call__(
-        self, images: UInt8[Array | np.ndarray, "N H W 3"], size: Size
-    ) -> Float[Array | np.ndarray, "N h w 3"]:
+    def __call__(self, images: UInt8[AnyArray, "N H W 3"], size: Size) -> Float[AnyArray, "N h w 3"]:
         return self.function(images, size)
 
 
-def tf1_bilinear(images: Num[Array | np.ndarray, "N H W C"], size: Size) -> Float[Array, "N h w C"]:
+def tf1_bilinear(images: Num[AnyArray, "N H W C"], size: Size) -> Float[Array, "N h w C"]:
     """Bilinear as in TensorFlow 1, which the FID network was given.
 
     Output i looks at position i * (in / out), in float32: no half pixel, no antialiasing, and the edge is repeated.
@@ -52,7 +51,7 @@ def _tf1_positions(before: int, after: int) -> tuple[np.ndarray, np.ndarray, np.
     return low, np.minimum(low + 1, before - 1), position - low.astype(np.float32)
 
 
-def antialiased_bicubic(images: Num[Array | np.ndarray, "N H W C"], size: Size) -> Float[Array, "N h w C"]:
+def antialiased_bicubic(images: Num[AnyArray, "N H W C"], size: Size) -> Float[Array, "N h w C"]:
     """Bicubic (a = -0.5) whose kernel widens when it shrinks, in float32: neither rounded nor clipped.
 
     This is torch's `interpolate(mode="bicubic", antialias=True)`. Overshoot leaves 0..255.

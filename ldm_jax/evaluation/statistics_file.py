@@ -40,8 +40,8 @@ class StatisticsFile:
         """The images, which Inception score, precision and recall need. Raises Missing where the file has none."""
         if self.images is None:
             raise Missing(
-                f"{self.path} holds no images (arr_0), only {', '.join(self.holds)}: precision, recall, KID and features "
-                "of other networks cannot be had from it"
+                f"{self.path} holds no images (arr_0), only {', '.join(self.holds)}: precision, recall, KID and "
+                "features of other networks cannot be had from it"
             )
         return self.images
 

@@ -1,7 +1,7 @@
 """Where the weights of evaluation come from, and how they get into the folder of weights.
 
-Files in the folder are safetensors with PyTorch's keys, float32. A downloaded .pth is read without torch, and nothing in
-it is executed (convert/torch_reader.py).
+Files in the folder are safetensors with PyTorch's keys, float32. A downloaded .pth is read without torch, and nothing
+in it is executed (convert/torch_reader.py).
 """
 
 import hashlib

@@ -31,7 +31,7 @@ def made_up_norm(random, name, width):
     """Its four arrays, none trivial."""
     return {
         f"{name}.running_mean": random.normal(0, 0.3, width).astype(np.float32),
-        f"{name}.running_var": random.uniform(0.01, 2, width).astype(np.float32),
+        f"{name}.running_var": random.uniform(0.3, 2, width).astype(np.float32),
         f"{name}.weight": random.uniform(0.5, 1.5, width).astype(np.float32),
         f"{name}.bias": random.normal(0, 0.3, width).astype(np.float32),
         f"{name}.num_batches_tracked": np.array(3, np.int64),

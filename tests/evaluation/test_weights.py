@@ -71,11 +71,11 @@ def test_from_a_wheel(downloaded, tmp_path, monkeypatch):
 
 
 def test_what_is_missing_or_made_otherwise(tmp_path):
-    with pytest.raises(Missing, match="(?s)the weights of dinov2_vitb14 are not there.*dinov2_vitb14_pretrain.pth"):
+    with pytest.raises(Missing, match=r"(?s)the weights of dinov2_vitb14 are not there.*dinov2_vitb14_pretrain.pth"):
         weights.read("dinov2_vitb14", tmp_path)
     with pytest.raises(Missing, match="does not exist"):
         weights.convert("inception", tmp_path / "x.pth", tmp_path)
-    with pytest.raises(UsageError, match="(?s)made otherwise.*make_lpips_weights.py --net=vgg16"):
+    with pytest.raises(UsageError, match=r"(?s)made otherwise.*make_lpips_weights.py --net=vgg16"):
         weights.convert("vgg16", tmp_path / "x.pth", tmp_path)
     with pytest.raises(UsageError, match="no weights 'clip'"):
         weights.find("clip")
