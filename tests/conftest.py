@@ -13,6 +13,11 @@ CHECKED = (
     "ldm_jax.diffusion.timetable",
     "ldm_jax.diffusion.guidance",
     "ldm_jax.diffusion.patches",
+    "ldm_jax.evaluation.layers",
+    "ldm_jax.evaluation.inception",
+    "ldm_jax.evaluation.dinov2",
+    "ldm_jax.evaluation.vgg",
+    "ldm_jax.evaluation.efficientnet_lite",
 )
 jaxtyping.install_import_hook(CHECKED, f"{typecheck.__name__}.check")
 

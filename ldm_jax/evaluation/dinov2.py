@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ldm_jax.errors import UsageError
-from ldm_jax.evaluation.layers import HIGHEST, Tree, conv, parameters
+from ldm_jax.evaluation.layers import HIGHEST, Tree, conv, dense, parameters
 from ldm_jax.evaluation.resize import cubic
 
 PATCH = 14
@@ -23,26 +23,22 @@ ARCHITECTURES = {"dinov2_vits14": (384, 12), "dinov2_vitb14": (768, 12), "dinov2
 TAPS = ("class_token", "patch_tokens", "first_tokens")
 
 
-class Dense(nn.Dense):
-    precision: object = HIGHEST
-
-
 class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         batch, tokens, width = x.shape
-        qkv = Dense(3 * width, name="qkv")(x).reshape(batch, tokens, 3, width // HEAD, HEAD)
+        qkv = dense(3 * width, name="qkv")(x).reshape(batch, tokens, 3, width // HEAD, HEAD)
         q, k, v = (qkv[:, :, i] for i in range(3))
         scores = jnp.einsum("bqhd,bkhd->bhqk", q * HEAD**-0.5, k, precision=HIGHEST)
         out = jnp.einsum("bhqk,bkhd->bqhd", nn.softmax(scores), v, precision=HIGHEST)
-        return Dense(width, name="proj")(out.reshape(x.shape))
+        return dense(width, name="proj")(out.reshape(x.shape))
 
 
 class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         width = x.shape[-1]
-        return Dense(width, name="fc2")(nn.gelu(Dense(4 * width, name="fc1")(x), approximate=False))
+        return dense(width, name="fc2")(nn.gelu(dense(4 * width, name="fc1")(x), approximate=False))
 
 
 class LayerScale(nn.Module):

@@ -38,6 +38,11 @@ def conv(width: int, size: int | tuple[int, int], stride: int = 1, padding: Any 
     return nn.Conv(width, size, stride, padding=padding, precision=HIGHEST, **options)
 
 
+def dense(width: int, name: str) -> nn.Dense:
+    """A linear layer in full precision."""
+    return nn.Dense(width, precision=HIGHEST, name=name)
+
+
 def parameters(
     module: nn.Module,
     image: tuple[int, int],

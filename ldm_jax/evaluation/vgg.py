@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ldm_jax.errors import UsageError
-from ldm_jax.evaluation.layers import HIGHEST, Tree, conv, parameters
+from ldm_jax.evaluation.layers import Tree, conv, dense, parameters
 
 SIZE = 224
 TAPS = {"relu5_3": (512,), "fc2": (4096,)}
@@ -38,7 +38,7 @@ class VGG16(nn.Module):
         if "fc2" in taps:
             x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)  # as PyTorch orders them
             for number in (0, 3):
-                x = nn.relu(nn.Dense(4096, precision=HIGHEST, name=f"classifier_{number}")(x))
+                x = nn.relu(dense(4096, name=f"classifier_{number}")(x))
             found["fc2"] = x
         return {tap: found[tap] for tap in taps}
 
