@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -41,6 +42,7 @@ def test_positions():
     ramp = np.zeros((1, 1 + 37 * 37, 2), np.float32)
     ramp[0, 1:, 0] = np.repeat(np.arange(37), 37)
     ramp[0, 1:, 1] = np.tile(np.arange(37), 37)
+    ramp = jnp.asarray(ramp)
     np.testing.assert_array_equal(dinov2.interpolated(ramp, 37, 37), ramp)
     found = np.asarray(dinov2.interpolated(ramp, 16, 20))[0, 1:].reshape(16, 20, 2)
     # Keys' kernel of a = -0.75 does not reproduce ramps exactly; the error is below 0.1 of a step.
@@ -51,8 +53,8 @@ def test_positions():
 def test_other_sides_taps_and_networks_are_refused():
     network, key = dinov2.DINOv2(64, 1), jax.random.key(0)
     with pytest.raises(UsageError, match="multiples of 14, not 28x30"):
-        network.init(key, np.zeros((1, 28, 30, 3), np.float32))
+        network.init(key, jnp.zeros((1, 28, 30, 3)))
     with pytest.raises(UsageError, match="no taps"):
-        network.init(key, np.zeros((1, 28, 28, 3), np.float32), ("logits",))
+        network.init(key, jnp.zeros((1, 28, 28, 3)), ("logits",))
     with pytest.raises(UsageError, match="other shape"):
         dinov2.params("dinov2_vitb14", random_state("dinov2_vits14"))

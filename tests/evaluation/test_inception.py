@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -20,9 +21,9 @@ def test_goldens(name):
 
 def test_average_pool_leaves_the_padding_out():
     x = np.arange(12, dtype=np.float32).reshape(1, 3, 4, 1)
-    found = np.asarray(inception.average_pool(x))[0, ..., 0]
+    found = np.asarray(inception.average_pool(jnp.asarray(x)))[0, ..., 0]
     assert found[0, 0] == np.mean([0, 1, 4, 5]) and found[1, 1] == np.mean(x[0, :, :3])
-    np.testing.assert_allclose(inception.average_pool(np.ones((2, 5, 6, 3), np.float32)), 1, rtol=1e-6)
+    np.testing.assert_allclose(inception.average_pool(jnp.ones((2, 5, 6, 3))), 1, rtol=1e-6)
 
 
 def test_shapes_of_all_taps():
@@ -42,7 +43,7 @@ def test_files_of_others_and_unknown_taps_are_refused():
     with pytest.raises(UsageError, match="no taps"):
         jax.eval_shape(
             lambda x: inception.Inception().init(jax.random.key(0), x, ("1024",)),
-            np.zeros((1, 299, 299, 3), np.float32),
+            jnp.zeros((1, 299, 299, 3)),
         )
 
 
