@@ -5,8 +5,8 @@
 
 Takes any conditional model trained with data.source=shapes and data.simple_scenes=True, and super-resolution and
 inpainting of any pictures, whose metric is PSNR. The model gets the conditions of --num scenes (pictures) of the
-validation set, and ldm_jax/metrics/scenes.py reads its samples back from their pixels. For comparison there is the same
-metric of the first stage's reconstructions of the true scenes, which limit a model in its latents, and of a method
+validation set, and ldm_jax/evaluation/scenes.py reads its samples back from their pixels. For comparison there is the
+same metric of the first stage's reconstructions of the true scenes, which limit a model in its latents, and of a method
 without a network where there is one. Writes check.json and check.png (true scene, its reconstruction, sample;
 super-resolution and inpainting: the input first) into the run directory.
 """
@@ -28,8 +28,8 @@ from ldm_jax import process
 from ldm_jax.cli.options import Parser
 from ldm_jax.data import shapes
 from ldm_jax.data.transforms import resize
+from ldm_jax.evaluation import scenes
 from ldm_jax.images import save_png, to_uint8
-from ldm_jax.metrics import scenes
 
 
 def psnr(image: np.ndarray, truth: np.ndarray, where: np.ndarray | None = None) -> float:

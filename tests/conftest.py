@@ -20,6 +20,11 @@ CHECKED = (
     "ldm_jax.ldm",
     "ldm_jax.latent_classifier",
     "ldm_jax.generate",
+    "ldm_jax.evaluation.layers",
+    "ldm_jax.evaluation.inception",
+    "ldm_jax.evaluation.dinov2",
+    "ldm_jax.evaluation.vgg",
+    "ldm_jax.evaluation.efficientnet_lite",
 )
 jaxtyping.install_import_hook(CHECKED, f"{typecheck.__name__}.check")
 

@@ -1,4 +1,4 @@
-"""LPIPS against plain numpy with made-up weights, and its gradients at the awkward points."""
+"""LPIPS against plain numpy with made-up weights and against recorded values, and its gradients at awkward points."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from ldm_jax.models.lpips import LPIPS, load_lpips
+from tests.eval_goldens import kinds
 
 # The networks written out once more: (out, in[, size, stride, padding]), "P" = pool, "T" = compared here.
 LAYERS = {
@@ -96,6 +97,23 @@ def test_distance_equals_plain_numpy(made):
     assert ours.dtype == jnp.float32 and not LPIPS(net).apply(params, a, a).any()
 
 
+@pytest.mark.parametrize("name", kinds.names("lpips"))
+def test_goldens(name):
+    assert not kinds.wrong(name)
+
+
+def test_layers_and_map_add_up(made):
+    net, _, params = made
+    a, b = images(2, 32, 48, 3)
+    distance, layers, maps = (LPIPS(net).apply(params, a, b, result) for result in ("distance", "layers", "map"))
+    np.testing.assert_allclose(layers.sum(-1), distance, rtol=1e-6)
+    assert maps.shape == (2, 32, 48) and not LPIPS(net).apply(params, a, a, "map").any()
+    if net == "vgg16":  # whose maps are enlarged by whole factors, which keeps their means nearly
+        np.testing.assert_allclose(maps.mean((1, 2)), distance, rtol=0.05)
+    with pytest.raises(ValueError, match="'sum' is not one of distance, layers, map"):
+        LPIPS(net).apply(params, a, b, "sum")
+
+
 def test_one_channel_counts_as_three_equal_ones(made):
     net, _, params = made
     a, b = images(1, 32, 32, 1)
@@ -119,8 +137,8 @@ def test_gradients_are_finite_where_features_vanish(dtype):
 
 def test_shapes_and_parameter_counts_at_full_size():
     image = jax.ShapeDtypeStruct((4, 256, 256, 3), jnp.float32)
-    # backbones without their classifiers, plus 1472 and 1152 head weights
-    for net, count in (("vgg16", 14_714_688 + 1472), ("alex", 2_469_696 + 1152)):
+    # backbones without their classifiers, plus 1472, 1152 and 2240 head weights
+    for net, count in (("vgg16", 14_714_688 + 1472), ("alex", 2_469_696 + 1152), ("squeeze", 722_496 + 2240)):
         out, shapes = jax.eval_shape(LPIPS(net).init_with_output, jax.random.key(0), image, image)
         assert out.shape == (4,)
         assert sum(x.size for x in jax.tree.leaves(shapes)) == count
@@ -150,6 +168,8 @@ def test_bad_inputs_are_named():
         ("alex", x[..., :2], x[..., :2], "or"),
         ("alex", x[:, :30], x[:, :30], "at least 31x31 pixels, not 30x64"),
         ("vgg16", x[:, :15], x[:, :15], "at least 16x16 pixels, not 15x64"),
+        ("squeeze", x[:, :, :16], x[:, :, :16], "at least 17x17 pixels, not 64x16"),
     ):
         with pytest.raises(ValueError, match=message):
             LPIPS(net).init(jax.random.key(0), a, b)
+    LPIPS("squeeze").init(jax.random.key(0), x[:, :17, :17], x[:, :17, :17])

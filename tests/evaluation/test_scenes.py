@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ldm_jax.data import shapes
-from ldm_jax.metrics import scenes
+from ldm_jax.evaluation import scenes
 
 SCENES = [shapes.draw(1, i, 32, simple=True) for i in range(60)]
 
