@@ -32,7 +32,7 @@ def mistaken(path: str | Path) -> str:
         return "this is a git-LFS pointer: the file itself was not downloaded. Get it with `git lfs pull`"
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_HTML):
         return "this is an HTML page, not the file: the server wants a login, or the address is that of a page"
-    return "" if head else "the file is empty: download it again"
+    return ""
 
 
 def unreadable(path: str | Path, wanted: str, error: Exception) -> UsageError:

@@ -17,6 +17,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from ldm_jax.files import unreadable
+
 Tree = Any
 
 # The ImageNet normalisation for inputs in [-1,1] instead of [0,1].
@@ -104,8 +106,9 @@ def load_lpips(path: str | Path, net: str = "vgg16") -> Tree:
     """Parameters of LPIPS(net) from the safetensors file that scripts/make_lpips_weights.py makes, float32.
 
     Use as `LPIPS(net).apply({"params": params}, a, b)`. Raises FileNotFoundError with the command that makes
-    the file, ValueError when the file is of another net.
+    the file, UsageError when it cannot be read, ValueError when it is of another net.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     path = Path(path)
@@ -114,7 +117,10 @@ def load_lpips(path: str | Path, net: str = "vgg16") -> Tree:
             f"{path} does not exist. Make it once with\n"
             f"    python scripts/make_lpips_weights.py --net={net} --out={path.parent}"
         )
-    tensors = load_file(path)
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise unreadable(path, "a safetensors file", error) from error
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     shapes = jax.eval_shape(LPIPS(net).init, jax.random.key(0), image, image)["params"]
     wanted = {k for name in shapes for k in _keys(name)}
