@@ -92,19 +92,14 @@ class Unpickler:
         self.memo: dict[int, Any] = {}
         self.storages, self.left = {}, STEPS
         for opcode, argument, _ in pickletools.genops(self.file):
-            self.spend(1)
-            if opcode.name in _LITERALS:
-                self.stack.append(argument)
-            elif opcode.name in _ACTIONS:
-                _ACTIONS[opcode.name](self, argument)
-            else:
+            self.left -= 1
+            if self.left < 0:
+                raise ValueError(f"a pickle of more than {STEPS} steps")
+            action = _ACTIONS.get(opcode.name)
+            if action is None:
                 raise ValueError(f"a pickle with the opcode {opcode.name}, which PyTorch does not use")
+            action(self, argument)
         return self.stack.pop()
-
-    def spend(self, steps: int) -> None:
-        self.left -= steps
-        if self.left < 0:
-            raise ValueError(f"a pickle of more than {STEPS} steps")
 
     def since_mark(self) -> list:
         """Takes what is on the stack above the last mark."""
@@ -147,7 +142,7 @@ class Unpickler:
             pairs = arguments[0] if arguments else []
             if not isinstance(pairs, list):
                 raise ValueError("an OrderedDict that is not made of a list")
-            self.spend(len(pairs))
+            self.left -= len(pairs)
             return {_key(key): value for key, value in pairs}
         return Placeholder()
 
@@ -194,10 +189,10 @@ def _fill(target: Any, items: list) -> None:
 
 # Actions. Each takes the unpickler and the opcode's argument.
 
-_LITERALS = {
+_LITERALS = (
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "UNICODE",
     "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8",
-}  # fmt: skip
+)  # fmt: skip
 
 
 def _push(make: Callable[[], Any]) -> Callable:
@@ -233,6 +228,12 @@ def _pop(machine: Unpickler, _: None) -> None:
 
 def _remember(machine: Unpickler, argument: int | str | None) -> None:
     machine.memo[len(machine.memo) if argument is None else int(argument)] = machine.stack[-1]
+
+
+def _recall(machine: Unpickler, argument: int | str) -> None:
+    if int(argument) not in machine.memo:
+        raise ValueError("an object that was not remembered")
+    machine.stack.append(machine.memo[int(argument)])
 
 
 def _add_one(machine: Unpickler, _: None) -> None:
@@ -279,7 +280,12 @@ def _instance(machine: Unpickler, argument: str) -> None:
     machine.stack.append(machine.made(machine.named(*argument.split(" ", 1)), arguments))
 
 
+def _literal(machine: Unpickler, argument: Any) -> None:
+    machine.stack.append(argument)
+
+
 _ACTIONS: dict[str, Callable[[Unpickler, Any], None]] = {
+    **dict.fromkeys(_LITERALS, _literal),
     "NONE": _push(lambda: None),
     "NEWTRUE": _push(lambda: True),
     "NEWFALSE": _push(lambda: False),
@@ -309,9 +315,9 @@ _ACTIONS: dict[str, Callable[[Unpickler, Any], None]] = {
     "BINPUT": _remember,
     "LONG_BINPUT": _remember,
     "MEMOIZE": _remember,
-    "GET": lambda machine, argument: machine.stack.append(machine.memo[int(argument)]),
-    "BINGET": lambda machine, argument: machine.stack.append(machine.memo[argument]),
-    "LONG_BINGET": lambda machine, argument: machine.stack.append(machine.memo[argument]),
+    "GET": _recall,
+    "BINGET": _recall,
+    "LONG_BINGET": _recall,
     "GLOBAL": _global,
     "STACK_GLOBAL": _stack_global,
     "BINPERSID": lambda machine, _: machine.stack.append(machine.storage(machine.stack.pop())),

@@ -8,6 +8,7 @@ pickles, then the storages, each after its length). A file can ask for no more m
 """
 
 import math
+import pickle
 import sys
 import zipfile
 import zlib
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.convert.torch_pickle import Storage, Tensor, Unpickler
-from ldm_jax.errors import UsageError
+from ldm_jax.errors import Missing, UsageError
 from ldm_jax.files import Window, mapped, unreadable
 
 OLD_MAGIC = 0x1950A86A20F9469CFC6C
@@ -72,8 +73,10 @@ def _guarded(path: str | Path, use: Callable) -> Any:
         budget = _Budget(2 * len(data) + SPARE)
         root, bytes_of = _open_zip(data, budget) if data[:4] == _ZIP else _open_old(data)
         return use(root, _reader(bytes_of, budget))
-    except UsageError:
+    except Missing:
         raise
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
     # Damage reaches many places of pickletools, zipfile and numpy, and each has its own exceptions.
     except Exception as error:
         raise unreadable(path, "a PyTorch file", error) from error
@@ -166,7 +169,7 @@ def _entry(data: memoryview, info: zipfile.ZipInfo, budget: _Budget) -> memoryvi
 
 def _check_order(little: bool) -> None:
     if little != (sys.byteorder == "little"):
-        raise ValueError(
+        raise UsageError(
             f"written on a machine with the other byte order than this one's {sys.byteorder}: load it with PyTorch "
             "there, and save it as .safetensors"
         )
@@ -174,7 +177,7 @@ def _check_order(little: bool) -> None:
 
 def _open_old(data: memoryview) -> tuple[Any, Callable]:
     file = Window(data[:PICKLES])
-    if Unpickler(file).load() != OLD_MAGIC:
+    if data[:1] != pickle.PROTO or Unpickler(file).load() != OLD_MAGIC:
         raise ValueError("neither a zip file nor PyTorch's older format")
     Unpickler(file).load()  # the version
     machine = Unpickler(file).load()
@@ -185,6 +188,8 @@ def _open_old(data: memoryview) -> tuple[Any, Callable]:
         raise ValueError("no list of storages")
     found, at = {}, file.tell()
     for key in keys:
+        if not isinstance(key, str) or key not in reader.storages:
+            raise ValueError("a storage that no tensor has")
         storage = reader.storages[key]
         size = int.from_bytes(data[at : at + 8], "little") * storage.dtype.itemsize
         found[storage.key] = data[at + 8 : at + 8 + size]

@@ -87,7 +87,10 @@ def scan(path: Path) -> Listing:
     """Lists the folder. FileNotFoundError if it does not exist, DataError if it has no images."""
     if not path.is_dir():
         raise FileNotFoundError(f"no folder {path.absolute()}" + (": it is a file" if path.exists() else ""))
-    files = _files(path)
+    try:
+        files = _files(path)
+    except RecursionError:
+        raise DataError(f"{path.absolute()} has folders in folders, too deep to be read") from None
     images = [name for name in files if name.lower().endswith(EXTENSIONS)]
     if not images:
         kinds = Counter(os.path.splitext(name)[1] or "extensionless" for name in files)

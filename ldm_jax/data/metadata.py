@@ -36,6 +36,7 @@ from ldm_jax.images import open_image
 
 NAME = "metadata.jsonl"
 CLASSES = 2**20  # classes are numbered below this
+PATH = 4096  # letters of the name of a file, at most
 LINE = 2**23  # letters of a line, at most
 NUMBERS = 2**24  # in a .npy file, at most
 _BOX = '{"box": [x0, y0, x1, y1] in 0..1, "class": int}'
@@ -98,7 +99,7 @@ class _Reader:
 
     def _file(self, key: str, given) -> str:
         """The name relative to `path`. DataError if it is not a file in that folder."""
-        if not isinstance(given, str):
+        if not isinstance(given, str) or len(given) > PATH:
             raise DataError(f'"{key}" must be the name of a file, not {_short(given)}')
         inside = not os.path.isabs(given) and ".." not in given.split("/")
         # The split is a hash of the name, so an image must have one name only.
