@@ -94,7 +94,7 @@ def torch_files() -> dict[str, bytes]:
     twice = b")" + b"q\x00h\x00\x86" * 60  # a tuple of the same tuple twice, and so on
     pairs = b"(" + (text("a") + b"N\x86") * (MANY // 10) + b"l"
     return {
-        "nested key": zipped(START + b"}" + b")" + b"\x85" * MANY + b"K\x01s."),
+        "nested key": zipped(START + b"}" + b")" + b"\x85" * 4 * MANY + b"K\x01s."),
         "nested key, old": old(START + b"}" + b")" + b"\x85" * MANY + b"K\x01s."),
         "nested value": zipped(START + b"]" * MANY + b"a" * (MANY - 1) + b"."),
         "nested storage": zipped(START + b")" + b"\x85" * MANY + b"Q."),
