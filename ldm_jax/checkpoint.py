@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 
 from ldm_jax.errors import ConfigError, Missing
+from ldm_jax.files import mistaken
 
 Tree = Any
 FINISHED = "_CHECKPOINT_METADATA"  # a file that Orbax writes into each checkpoint
@@ -229,6 +230,8 @@ YOUNGER = {
 def migrate(config: dict, path: Path) -> dict:
     """The configuration in `path` as this version has it. ConfigError for a file of a newer version."""
     version = config.pop("version", 1)
+    if type(version) is not int:
+        raise ConfigError(f"{path} has the version {str(version)[:40]!r}, but it must be an integer")
     if version > VERSION:
         raise ConfigError(f"{path} is of version {version}, newer than {VERSION}: install a newer ldm_jax")
     if version < 2:
@@ -249,6 +252,6 @@ def load_config(workdir: str | Path) -> dict:
         config = json.loads(path.read_text())
         if not isinstance(config, dict) or "task" not in config:
             raise ValueError("it has no 'task'")
-    except ValueError as error:
-        raise ConfigError(f"{path} is not the configuration of a run: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not the configuration of a run: {mistaken(path) or error}") from None
     return migrate(config, path)

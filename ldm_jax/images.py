@@ -13,7 +13,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ldm_jax.errors import RequestError
+from ldm_jax.files import mistaken
 
+PIXELS = 2**26  # of a picture that is read, at most
+# Pillow knows more, and runs another program for some of them.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -34,12 +38,13 @@ def to_channels(image: Image.Image, channels: int) -> np.ndarray:
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range: convert the image to 8 or 16 bits")
     if image.mode.startswith("I"):
-        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        grey = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
         image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    image = image if image.mode == mode else image.convert(mode)
     return np.asarray(image).reshape(image.height, image.width, channels)
 
 
@@ -51,10 +56,10 @@ class Picture(NamedTuple):
     origin: str
 
     def pixels(self, option: str, channels: int) -> np.ndarray:
-        """uint8 [H,W,channels]. RequestError for pixels of no known range."""
+        """uint8 [H,W,channels]. RequestError for pixels of no known range, or that cannot be converted."""
         try:
             return to_channels(self.image, channels)
-        except ValueError as error:
+        except Exception as error:  # Pillow's converters raise many kinds
             raise RequestError(f"{option}: {self.origin}: {error}") from None
 
 
@@ -105,10 +110,23 @@ def files(option: str, path: str | Path, suffixes: tuple[str, ...] = SUFFIXES) -
 
 def _open(option: str, path: Path) -> Image.Image:
     try:
-        image = Image.open(path)
+        image = open_image(path)
         image.load()
-    except (OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
-        raise RequestError(f"{option}={path} is not a picture that can be read: {error}") from None
+    except Exception as error:  # Pillow's decoders raise nearly any kind for a damaged file
+        reason = mistaken(path) or str(error)[:300] or type(error).__name__
+        raise RequestError(f"{option}={path} is not a picture that can be read: {reason}") from None
+    return image
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """A picture whose pixels are not decoded yet. ValueError for more than `PIXELS` of them, and for what is no file;
+    nearly any exception for a damaged one."""
+    if not Path(path).is_file():
+        raise ValueError("it is not a file")
+    image = Image.open(path, formats=FORMATS)
+    if image.width * image.height > PIXELS:
+        image.close()
+        raise ValueError(f"it has {image.width}x{image.height} pixels, but at most {PIXELS} are read: make it smaller")
     return image
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ldm_jax import build, checkpoint, tree
+from ldm_jax.convert.safetensors_file import read_safetensors
 from ldm_jax.errors import ConfigError, Missing
 from ldm_jax.latent_classifier import LatentClassifier
 from ldm_jax.models.lpips import load_lpips
@@ -132,19 +133,16 @@ def write_exported(folder: Path, config: ConfigDict, params: Tree, frozen: Tree,
 
 
 def _read_exported(config: ConfigDict, folder: Path) -> tuple[Tree, Tree]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        named = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise Missing(f"{folder / WEIGHTS} cannot be read: {error}") from None
+    named, _ = read_safetensors(folder / WEIGHTS)
     first_stage = config.task == "first_stage"
     shapes = {
         "params": {} if first_stage else params_shapes(config),
         "frozen": frozen_shapes(config),
     }
-    difference = tree.compare(tree.unflatten(named), shapes)
+    try:
+        difference = tree.compare(tree.unflatten(named), shapes)
+    except ValueError as error:
+        raise ConfigError(f"{folder / WEIGHTS} is not a model of this program: {error}") from None
     if difference:
         raise ConfigError(f"{folder / WEIGHTS} does not hold the model of its config.json:\n{difference}")
     leaves = [named[name].astype(s.dtype) for name, s in tree.flatten(shapes).items()]

@@ -107,7 +107,10 @@ class Inpaint(Condition):
 def _asked(picture: pictures.Picture, hole: pictures.Picture, multiple: int, feather: float) -> Asked:
     """What is not hole keeps its pixels exactly; `feather` > 0 blends over that many pixels inside the hole's edge."""
     image, grey = picture.pixels("image", 3), hole.image
-    grey = grey if grey.mode == "L" else grey.convert("L")
+    try:
+        grey = grey if grey.mode == "L" else grey.convert("L")
+    except ValueError as error:
+        raise RequestError(f"mask: {hole.origin}: {error}") from None
     if grey.size != (image.shape[1], image.shape[0]):
         raise RequestError(
             f"mask: {hole.origin} is {grey.size[0]}x{grey.size[1]} pixels, its picture "

@@ -1,6 +1,7 @@
 """Boxes of objects: the same transformer over a sequence of class and corner tokens (paper, section 4.3.1)."""
 
 import json
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,10 @@ from ldm_jax.conditions.base import Asked, Condition, Option
 from ldm_jax.conditions.text import TextConditioner
 from ldm_jax.data.fields import Field, Placed
 from ldm_jax.data.layout import LayoutCoder, LayoutRules
+from ldm_jax.data.metadata import is_box
 from ldm_jax.data.sources import FilteredSource
 from ldm_jax.errors import ConfigError, RequestError
+from ldm_jax.files import mistaken
 from ldm_jax.models.text_encoder import EMBEDDING_STD
 
 if TYPE_CHECKING:
@@ -92,21 +95,34 @@ def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise RequestError(f"layout={path}: a layout is a JSON list like {EXAMPLE} ({error})") from None
+        reason = mistaken(path) or error
+        raise RequestError(f"layout={path}: a layout is a JSON list like {EXAMPLE} ({reason})") from None
 
 
 def _checked(objects: Any, origin: str) -> list[dict]:
+    """The objects with boxes of floats and classes of ints."""
     try:
-        boxes = [[float(x) for x in item["box"]] for item in objects]
-        [int(item["class"]) for item in objects]
-    except (KeyError, TypeError, ValueError) as error:
+        checked = [
+            item | {"box": [_number(x) for x in item["box"]], "class": operator.index(item["class"])}
+            for item in objects
+        ]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise RequestError(
             f"layout: {origin}: a layout is a JSON list like {EXAMPLE} ({type(error).__name__}: {error})"
         ) from None
-    for box in boxes:
-        if len(box) != 4 or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
-            raise RequestError(f"layout: {origin}: box {box} is not [x0, y0, x1, y1] in 0..1 with x0 < x1 and y0 < y1")
-    return objects
+    for box in (item["box"] for item in checked):
+        if not is_box(box):
+            shown = str(box)[:80]
+            raise RequestError(
+                f"layout: {origin}: box {shown} is not [x0, y0, x1, y1] in 0..1 with x0 < x1 and y0 < y1"
+            )
+    return checked
+
+
+def _number(x: Any) -> float:
+    if isinstance(x, str | bytes | bool):
+        raise TypeError(f"{str(x)[:40]!r} is not a number")
+    return float(x)
 
 
 class Layout(Condition):

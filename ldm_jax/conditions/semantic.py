@@ -10,7 +10,7 @@ import numpy as np
 from ldm_jax import images as pictures
 from ldm_jax.conditions.base import Asked, Batch, Cond, Condition, ConditionNetwork, Encode, Option
 from ldm_jax.data.fields import Field, Placed
-from ldm_jax.errors import RequestError
+from ldm_jax.errors import DataError, RequestError
 from ldm_jax.models.layers import Conv
 
 
@@ -45,7 +45,7 @@ class SpatialRescaler(ConditionNetwork):
 @dataclass(frozen=True)
 class Segmentation(Field):
     """ "segmentation" int32 [H,W], the class of every pixel; the network makes it one-hot, which would be n_classes
-    times the memory here. 255 is "no class"; ValueError for another value from n_classes on."""
+    times the memory here. 255 is "no class"; DataError for another value from n_classes on."""
 
     n_classes: int
 
@@ -53,7 +53,7 @@ class Segmentation(Field):
         classes = placed.map("segmentation").astype(np.int32)
         wrong = classes[(classes >= self.n_classes) & (classes != 255)]
         if wrong.size:
-            raise ValueError(f"the segmentation of {placed.example.get('name', '')} has class {wrong.max()}, but there "
+            raise DataError(f"the segmentation of {placed.example.get('name', '')} has class {wrong.max()}, but there "
                              f"are {self.n_classes}, numbered from 0 (255 = none)")  # fmt: skip
         return {"segmentation": classes}
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from ldm_jax.conditions.base import Asked, Batch, Cond, Condition, ConditionNetwork, Encode, Option
 from ldm_jax.data.fields import Field, Placed
-from ldm_jax.errors import RequestError
+from ldm_jax.data.metadata import read_npy
+from ldm_jax.errors import DataError, RequestError
 
 
 def section(number: int, dim: int, drop_prob: float = 0.1) -> dict:
@@ -36,7 +37,13 @@ class VectorsField(Field):
     reads_image = False
 
     def __call__(self, placed: Placed, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        given = np.asarray(placed.get("vectors"), np.float32).reshape(-1, self.dim)[: self.number]
+        given = np.asarray(placed.get("vectors"), np.float32)
+        if given.shape[-1] != self.dim:
+            raise DataError(
+                f"the vectors of {placed.example.get('name', '')} have {given.shape[-1]} numbers, but "
+                f"config.conditioner.dim={self.dim}"
+            )
+        given = given.reshape(-1, self.dim)[: self.number]
         return {"vectors": np.pad(given, ((0, self.number - len(given)), (0, 0)))}
 
 
@@ -44,9 +51,9 @@ def requests(given: Any, number: int, dim: int) -> list[Asked]:
     """given: a .npy file or an array, [dim], [k,dim] or [N,k,dim] with k <= number; missing vectors are zeros."""
     name = Path(given).stem if isinstance(given, str | Path) else ""
     try:
-        array = np.load(given, allow_pickle=False) if isinstance(given, str | Path) else np.asarray(given)
-        array = array.astype(np.float32)
-    except (OSError, ValueError, TypeError, AttributeError, EOFError) as error:
+        array = read_npy(Path(given)) if isinstance(given, str | Path) else np.asarray(given)
+        array = np.asarray(array).astype(np.float32)
+    except (ValueError, TypeError) as error:
         raise RequestError(f"vectors={given} is not a .npy file of numbers: {error}") from None
     array = array.reshape((1,) * max(3 - array.ndim, 0) + array.shape)
     if array.ndim != 3 or array.shape[2] != dim or not 1 <= array.shape[1] <= number:

@@ -106,6 +106,8 @@ def check_schedule(state: Mapping[str, np.ndarray], betas: np.ndarray) -> None:
     theirs = state["betas"]
     near = 1e-2 if theirs.dtype.itemsize == 2 else 1e-4
     if theirs.shape != betas.shape or not np.allclose(theirs.astype(np.float64), betas, rtol=near, atol=0):
+        if theirs.ndim != 1 or not theirs.size:
+            raise UsageError(f"the file's noise schedule has betas of the shape {theirs.shape}, not one for each step")
         shown = [f"{len(b)} steps from {float(b[0]):.6g} to {float(b[-1]):.6g}" for b in (theirs, betas)]
         raise UsageError(
             f"the file's noise schedule has betas of {shown[0]}, the config's {shown[1]}. It is the config of another "

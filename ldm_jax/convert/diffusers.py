@@ -21,6 +21,7 @@ from ldm_jax.convert.compvis import CONDITIONER, UNET
 from ldm_jax.convert.safetensors_file import Spec, read_safetensors, write_safetensors
 from ldm_jax.convert.torch_reader import read_torch
 from ldm_jax.errors import UsageError
+from ldm_jax.files import mistaken
 
 Section = Mapping[str, Any]
 Tensors = Mapping[str, tuple[Spec, Callable[[], np.ndarray]]]
@@ -280,8 +281,8 @@ def _new_name(key: str) -> str:
 def _json(path: Path) -> dict:
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path} cannot be read: {mistaken(path) or error}") from error
     if not isinstance(found, dict):
         raise UsageError(f"{path} holds no settings")
     return found
@@ -326,6 +327,8 @@ def _tensors(folder: Path) -> dict[str, np.ndarray]:
 def scale_of(config: Section) -> float | None:
     """The latent scale that an autoencoder's config.json states; None where it states nothing of meaning."""
     found = config.get("scaling_factor")
+    if not (found is None or isinstance(found, int | float)) or found == 0:
+        raise UsageError(f"the autoencoder's config.json has scaling_factor {str(found)[:40]!r}; it must be a number")
     if config.get("_class_name") == "VQModel":
         return None if found in (None, USUAL_KL_SCALE) else float(found)
     return float(USUAL_KL_SCALE if found is None else found)

@@ -4,16 +4,18 @@ tensor at a time, so that models larger than half the memory pass through; bfloa
 
 import json
 import math
-import mmap
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from ldm_jax.errors import UsageError
+from ldm_jax.files import mapped, unreadable
 
+HEADER = 2**23  # bytes of a header, at most: of 80,000 tensors
 TYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -31,31 +33,82 @@ Spec = tuple[np.dtype, tuple[int, ...]]  # type and shape of a tensor
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """({key: read-only view of the mapped file}, metadata). Raises UsageError for a damaged or cut file."""
+    """({key: read-only view of the mapped file}, metadata).
+
+    UsageError for a damaged or cut file. What the reference library refuses is refused here, too.
+    """
     try:
-        with open(path, "rb") as file:
-            mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        begin = 8 + int.from_bytes(mapped[:8], "little")
-        if begin > len(mapped):
-            raise ValueError(f"a header of {begin - 8} bytes in a file of {len(mapped)}")
-        header = json.loads(bytes(mapped[8:begin]))
-        metadata = header.pop("__metadata__", {})
-        return {key: _view(mapped[begin:], key, **entry) for key, entry in header.items()}, metadata
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(
-            f"{path} cannot be read as a safetensors file: {type(error).__name__}: {error}. If it should be one, "
-            "it is damaged or cut short: compare its size or checksum and download it again"
-        ) from error
+        data = mapped(path)
+        begin = 8 + int.from_bytes(data[:8], "little")
+        if begin > len(data) or begin > HEADER:
+            raise ValueError(f"a header of {begin - 8} bytes in a file of {len(data)}; at most {HEADER} are read")
+        hooks = dict(object_pairs_hook=_object, parse_int=_natural, parse_constant=_no_constant)
+        header = json.loads(str(data[8:begin], "utf-8"), **hooks)
+        if not isinstance(header, dict):
+            raise ValueError("its header is not an object")
+        metadata = header.pop("__metadata__", None)
+        metadata = {} if metadata is None else metadata
+        if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+            raise ValueError("its metadata are not texts")
+        found = {key: _view(data[begin:], key, entry) for key, entry in header.items()}
+        _check_order([header[key]["data_offsets"] for key in found], len(data) - begin)
+        return found, metadata
+    except UsageError:
+        raise
+    # json, numpy and the operating system each have their own exceptions for damage.
+    except Exception as error:
+        raise unreadable(path, "a safetensors file", error) from error
 
 
-def _view(data: memoryview, key: str, dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:
-    if dtype not in TYPES:
-        raise ValueError(f"{key} has numbers of the unknown type {dtype}")
-    start, end = data_offsets
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is there twice")
+    for key in found:
+        key.encode()  # UnicodeEncodeError for half of a surrogate pair
+    return found
+
+
+def _natural(text: str) -> int:
+    if text.startswith("-"):
+        raise ValueError(f"{text[:20]} is less than 0")
+    return int(text)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value < 2**63
+
+
+def _view(data: memoryview, key: str, entry: Any) -> np.ndarray:
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"{key[:100]} needs dtype, shape and data_offsets, and nothing else")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in TYPES:
+        raise ValueError(f"{key[:100]} has numbers of the unknown type {str(dtype)[:20]}")
+    if not (isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2):
+        raise ValueError(f"{key[:100]}: the shape and the two offsets are not lists")
+    if not all(map(_is_size, shape + offsets)):
+        raise ValueError(f"{key[:100]}: the shape and the offsets must be integers from 0 on")
+    start, end = offsets
     size = math.prod(shape) * np.dtype(TYPES[dtype]).itemsize
-    if not 0 <= start <= end <= len(data) or end - start != size:
-        raise ValueError(f"{key}: bytes {start} to {end} of {len(data)} for {dtype} {shape}")
+    if not start <= end <= len(data) or end - start != size:
+        raise ValueError(f"{key[:100]}: bytes {start} to {end} of {len(data)} for {dtype} {shape}")
     return np.frombuffer(data[start:end], TYPES[dtype]).reshape(shape)
+
+
+def _check_order(offsets: list[list[int]], size: int) -> None:
+    """ValueError unless the tensors follow each other without holes, and fill all `size` bytes."""
+    at = 0
+    for start, end in sorted(offsets):
+        if start != at:
+            raise ValueError(f"a tensor begins at byte {start}, but those before it end at {at}")
+        at = end
+    if at != size:
+        raise ValueError(f"tensors of {at} bytes, but {size} follow the header")
 
 
 def write_safetensors(

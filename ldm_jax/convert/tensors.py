@@ -22,6 +22,7 @@ from ldm_jax.convert.torch_reader import read_torch_checkpoint
 from ldm_jax.errors import Missing, UsageError
 
 Tree = Any
+STEPS = 2**31  # steps are less: they are int32
 KEPT = "original.safetensors"  # in a converted run directory: what has no leaf, and the list of all keys
 
 
@@ -78,10 +79,11 @@ def read(path: Path, config: ConfigDict, weights: Tree, latent_size: int | None)
         raise Missing(f"{path} does not exist")
     if path.suffix == ".safetensors":
         state, metadata = read_safetensors(path)
-        step = metadata.get("global_step", "")
-        return Source(state, "compvis", int(step) if step.isdigit() else None)
-    state, step = read_torch_checkpoint(path)
-    return Source(state, "compvis", step)
+        found = metadata.get("global_step", "")
+        step = int(found) if found.isdecimal() and len(found) < 20 else None
+    else:
+        state, step = read_torch_checkpoint(path)
+    return Source(state, "compvis", step if step is None or step < STEPS else None)
 
 
 def _from_diffusers(source: Source, configs: dict, config: ConfigDict) -> Source:

@@ -1,135 +1,32 @@
 """Reads PyTorch's .ckpt and .pth files into numpy without torch, and without running anything in them.
 
-A .ckpt is a pickle, which can name any function to be called on loading. Here the only names with a meaning
-are tensors, their storages and OrderedDict; every other name becomes an inert `Placeholder`, so that a
-Lightning checkpoint that holds objects of unknown classes can be read and nothing of it is called.
+A .ckpt is a pickle, which can name any function to be called on loading. `torch_pickle` reads it and calls nothing: a
+Lightning checkpoint that holds objects of unknown classes can be read, and these are placeholders.
 
 Both formats: the zip of torch 1.6 and later ("data.pkl" and one file per storage), and the older one (five
-pickles, then the storages, each after its length).
+pickles, then the storages, each after its length). A file can ask for no more memory than about twice its size.
 """
 
-import mmap
+import math
 import pickle
 import sys
 import zipfile
 import zlib
-from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 
-from ldm_jax.errors import UsageError
+from ldm_jax.convert.torch_pickle import Storage, Tensor, Unpickler
+from ldm_jax.errors import Missing, UsageError
+from ldm_jax.files import Window, mapped, unreadable
 
 OLD_MAGIC = 0x1950A86A20F9469CFC6C
-STORAGES = {
-    "DoubleStorage": np.float64,
-    "FloatStorage": np.float32,
-    "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16,
-    "LongStorage": np.int64,
-    "IntStorage": np.int32,
-    "ShortStorage": np.int16,
-    "CharStorage": np.int8,
-    "ByteStorage": np.uint8,
-    "BoolStorage": np.bool_,
-}
-
-
-class Placeholder:
-    """Stands for an object whose class is not read; accepts whatever a pickle does to it and does nothing."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        pass
-
-    def __new__(cls, *args: Any, **kwargs: Any):
-        return super().__new__(cls)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> "Placeholder":
-        return self
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def append(self, item: Any) -> None:
-        pass
-
-    def extend(self, items: Any) -> None:
-        pass
-
-
-@dataclass(frozen=True)
-class _Storage:
-    key: str
-    dtype: np.dtype
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    """A tensor before its numbers are read: parts of a checkpoint that nobody asks for never are."""
-
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-    def read(self, numbers: np.ndarray) -> np.ndarray:
-        """The tensor as a contiguous array, from the numbers [N] of its storage."""
-        last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides))
-        if 0 in self.shape:
-            return np.zeros(self.shape, numbers.dtype)
-        if self.offset < 0 or min(self.strides, default=0) < 0 or last >= numbers.size:
-            raise ValueError(
-                f"a tensor of shape {self.shape}, strides {self.strides} and offset {self.offset} is "
-                f"larger than its storage of {numbers.size}"
-            )
-        strides = [s * numbers.itemsize for s in self.strides]
-        view = np.lib.stride_tricks.as_strided(numbers[self.offset :], self.shape, strides, writeable=False)
-        # order="C" keeps scalars scalars, which ascontiguousarray would not.
-        return np.asarray(view, order="C")
-
-
-def _rebuild_tensor(storage, offset, shape, strides, *unused) -> _Tensor:
-    if not isinstance(storage, _Storage):
-        raise ValueError(f"a tensor of shape {tuple(shape)} has no storage")
-    return _Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
-
-
-def _rebuild_parameter(data, *unused) -> Any:
-    return data
-
-
-class _Unpickler(pickle.Unpickler):
-    """Builds plain containers, `_Tensor`s and `Placeholder`s. Remembers the storages that it meets."""
-
-    def __init__(self, file: BinaryIO):
-        super().__init__(file, encoding="utf-8")
-        self.storages: dict[str, _Storage] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module in ("torch", "torch.storage") and name in STORAGES:
-            return type(name, (Placeholder,), {"dtype": np.dtype(STORAGES[name])})
-        known = {
-            ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
-            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-            ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-            ("collections", "OrderedDict"): OrderedDict,
-        }
-        return known.get((module, name)) or type(name, (Placeholder,), {})
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" or not hasattr(pid[1], "dtype"):
-            raise ValueError(f"unknown kind of storage: {str(pid)[:200]}")
-        if len(pid) > 5 and pid[5] is not None:
-            raise ValueError("a storage that is a view of another one is not supported")
-        key = str(pid[2])
-        return self.storages.setdefault(key, _Storage(key, pid[1].dtype))
+PICKLES = 2**25  # bytes of pickles in a file, at most
+SPARE = 2**26  # bytes that a file may take beyond twice its size
+DEPTH = 100  # of containers in containers, in a whole object
+_ZIP = b"PK\x03\x04"
 
 
 def read_torch_object(path: str | Path) -> Any:
@@ -137,7 +34,7 @@ def read_torch_object(path: str | Path) -> Any:
 
     Raises UsageError when the file is not PyTorch's, or is truncated or damaged.
     """
-    return _guarded(path, lambda root, numbers: _materialise(root, numbers))
+    return _guarded(path, lambda root, read: _materialise(root, read, {}, DEPTH))
 
 
 def read_torch(path: str | Path) -> dict[str, np.ndarray]:
@@ -154,102 +51,172 @@ def read_torch(path: str | Path) -> dict[str, np.ndarray]:
 def read_torch_checkpoint(path: str | Path) -> tuple[dict[str, np.ndarray], int | None]:
     """What `read_torch` gives, and Lightning's "global_step" (None where the file has none)."""
 
-    def pick(root: Any, numbers: Callable) -> tuple[dict[str, np.ndarray], int | None]:
+    def pick(root: Any, read: Callable) -> tuple[dict[str, np.ndarray], int | None]:
         state = root.get("state_dict", root) if isinstance(root, dict) else None
         items = state.items() if isinstance(state, dict) else ()
-        tensors = {k: v for k, v in items if isinstance(v, _Tensor)}
+        tensors = {str(k): v for k, v in items if isinstance(k, str | int) and isinstance(v, Tensor)}
         if not tensors:
-            found = sorted(map(str, root)) if isinstance(root, dict) else type(root).__name__
+            keys = sorted(key[:40] for key in root if isinstance(key, str))[:20] if isinstance(root, dict) else None
+            found = type(root).__name__ if keys is None else keys
             raise ValueError(f'no tensors at the top or in "state_dict"; the file holds {found}')
         step = root.get("global_step")
-        step = step if type(step) is int and step >= 0 else None
-        return {str(k): v.read(numbers(v.storage)) for k, v in tensors.items()}, step
+        step = step if type(step) is int and 0 <= step < 2**63 else None
+        return {key: read(tensor) for key, tensor in tensors.items()}, step
 
     return _guarded(path, pick)
 
 
 def _guarded(path: str | Path, use: Callable) -> Any:
-    """use(root object, storage -> numbers), with every way a damaged file shows itself as UsageError."""
+    """use(root object, tensor -> array), with every way a damaged file shows itself as UsageError."""
     try:
-        with open(path, "rb") as file:
-            if zipfile.is_zipfile(file):
-                with zipfile.ZipFile(file) as archive:
-                    return use(*_open_zip(archive, _mapped(file)))
-            file.seek(0)
-            return use(*_open_old(file, _mapped(file)))
-    except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, KeyError, IndexError, TypeError,
-            AttributeError, ValueError, OverflowError) as error:  # fmt: skip
-        raise UsageError(
-            f"{path} cannot be read as a PyTorch file: {type(error).__name__}: {error}. If it should be one, "
-            "it is damaged or cut short: compare its size or checksum and download it again"
-        ) from error
+        data = mapped(path)
+        budget = _Budget(2 * len(data) + SPARE)
+        root, bytes_of = _open_zip(data, budget) if data[:4] == _ZIP else _open_old(data)
+        return use(root, _reader(bytes_of, budget))
+    except Missing:
+        raise
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+    # Damage reaches many places of pickletools, zipfile and numpy, and each has its own exceptions.
+    except Exception as error:
+        raise unreadable(path, "a PyTorch file", error) from error
 
 
-def _mapped(file: BinaryIO) -> memoryview:
-    """The file's bytes, read from disk only where they are looked at; stays valid when the file is closed."""
-    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+class _Budget:
+    """Bytes that a file may still take, so that a small file does not fill the memory."""
+
+    def __init__(self, left: int):
+        self.left = left
+
+    def spend(self, size: int) -> None:
+        if size > self.left:
+            raise ValueError(f"its numbers take {size} bytes where the size of the file leaves {self.left}")
+        self.left -= size
 
 
-def _entry(archive: zipfile.ZipFile, name: str, mapped: memoryview) -> memoryview | bytes:
-    """The bytes of a zip entry, checksum compared; a view of the file unless it is compressed."""
-    info = archive.getinfo(name)
-    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-        return archive.read(name)
-    header = bytes(mapped[info.header_offset : info.header_offset + 30])
-    start = info.header_offset + 30 + sum(int.from_bytes(header[i : i + 2], "little") for i in (26, 28))
-    data = mapped[start : start + info.file_size]
-    if header[:4] != b"PK\x03\x04" or len(data) != info.file_size or zlib.crc32(data) != info.CRC:
-        raise zipfile.BadZipFile(f"the entry {name} is damaged (checksum)")
-    return data
+def _reader(bytes_of: Callable[[Storage], memoryview | bytes], budget: _Budget) -> Callable[[Tensor], np.ndarray]:
+    """tensor -> contiguous array. Storages are read when they are first asked for."""
+    storages: dict[str, np.ndarray] = {}
+
+    def read(tensor: Tensor) -> np.ndarray:
+        storage = tensor.storage
+        if storage.key not in storages:
+            storages[storage.key] = np.frombuffer(bytes_of(storage), storage.dtype)
+        return _array(tensor, storages[storage.key], budget)
+
+    return read
 
 
-def _open_zip(archive: zipfile.ZipFile, mapped: memoryview) -> tuple[Any, Callable]:
-    names = archive.namelist()
-    index = next((n for n in names if n == "data.pkl" or n.endswith("/data.pkl")), None)
+def _array(tensor: Tensor, numbers: np.ndarray, budget: _Budget) -> np.ndarray:
+    """The tensor as a contiguous array, from the numbers [N] of its storage. A view of them where it can be."""
+    shape, strides, offset = tensor.shape, tensor.strides, tensor.offset
+    last = offset + sum((n - 1) * s for n, s in zip(shape, strides))
+    if 0 in shape and min(shape) == 0:
+        return np.zeros(shape, numbers.dtype)
+    if min((offset, *shape, *strides)) < 0 or last >= numbers.size:
+        raise ValueError(
+            f"a tensor of shape {shape}, strides {strides} and offset {offset} is larger than its storage of "
+            f"{numbers.size}"
+        )
+    size = math.prod(shape)
+    dense = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+    if all(n == 1 or s == d for n, s, d in zip(shape, strides, dense)):
+        return numbers[offset : offset + size].reshape(shape)
+    budget.spend(size * numbers.itemsize)
+    in_bytes = [s * numbers.itemsize for s in strides]
+    view = np.lib.stride_tricks.as_strided(numbers[offset:], shape, in_bytes, writeable=False)
+    return np.ascontiguousarray(view)
+
+
+def _open_zip(data: memoryview, budget: _Budget) -> tuple[Any, Callable]:
+    with zipfile.ZipFile(Window(data)) as archive:
+        entries = {info.filename: info for info in archive.infolist()}
+    index = next((n for n in entries if n == "data.pkl" or n.endswith("/data.pkl")), None)
     if index is None:
         raise ValueError("a zip file without data.pkl")
+
+    def bytes_of(name: str) -> memoryview | bytes:
+        if name not in entries:
+            raise ValueError(f"the entry {name[:100]} is missing")
+        return _entry(data, entries[name], budget)
+
     folder = index.removesuffix("data.pkl")
-    order = f"{folder}byteorder"
-    if order in names and archive.read(order).strip().decode() != sys.byteorder:
-        raise ValueError(f"written on a machine with the other byte order than this one's {sys.byteorder}")
-    with archive.open(index) as file:
-        root = _Unpickler(file).load()
-    cache: dict[str, np.ndarray] = {}
-
-    def numbers(storage: _Storage) -> np.ndarray:
-        if storage.key not in cache:
-            data = _entry(archive, f"{folder}data/{storage.key}", mapped)
-            cache[storage.key] = np.frombuffer(data, storage.dtype)
-        return cache[storage.key]
-
-    return root, numbers
+    if f"{folder}byteorder" in entries:
+        _check_order(bytes(bytes_of(f"{folder}byteorder")).strip() == b"little")
+    if entries[index].file_size > PICKLES:
+        raise ValueError(f"a data.pkl of {entries[index].file_size} bytes; at most {PICKLES} are read")
+    root = Unpickler(Window(bytes_of(index))).load()
+    return root, lambda storage: bytes_of(f"{folder}data/{storage.key}")
 
 
-def _open_old(file: BinaryIO, mapped: memoryview) -> tuple[Any, Callable]:
-    if _Unpickler(file).load() != OLD_MAGIC:
+def _entry(data: memoryview, info: zipfile.ZipInfo, budget: _Budget) -> memoryview | bytes:
+    """The bytes of a zip entry, checksum compared; a view of the file unless it is compressed."""
+    header = bytes(data[info.header_offset : info.header_offset + 30])
+    start = info.header_offset + 30 + sum(int.from_bytes(header[i : i + 2], "little") for i in (26, 28))
+    found: memoryview | bytes = data[start : start + info.compress_size]
+    damaged = zipfile.BadZipFile(f"the entry {info.filename[:100]} is damaged (checksum)")
+    if header[:4] != _ZIP or len(found) != info.compress_size:
+        raise damaged
+    if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError("it is encrypted, or compressed in a way that PyTorch does not use")
+    budget.spend(info.file_size)  # entries that lie in one another are read more than once
+    if info.compress_type == zipfile.ZIP_DEFLATED:
+        found = zlib.decompressobj(-zlib.MAX_WBITS).decompress(found, info.file_size + 1)
+    if len(found) != info.file_size or zlib.crc32(found) != info.CRC:
+        raise damaged
+    return found
+
+
+def _check_order(little: bool) -> None:
+    if little != (sys.byteorder == "little"):
+        raise UsageError(
+            f"written on a machine with the other byte order than this one's {sys.byteorder}: load it with PyTorch "
+            "there, and save it as .safetensors"
+        )
+
+
+def _open_old(data: memoryview) -> tuple[Any, Callable]:
+    file = Window(data[:PICKLES])
+    if data[:1] != pickle.PROTO or Unpickler(file).load() != OLD_MAGIC:
         raise ValueError("neither a zip file nor PyTorch's older format")
-    for _ in ("version", "sizes on the machine that wrote it"):
-        _Unpickler(file).load()
-    reader = _Unpickler(file)
-    root = reader.load()
-    arrays = {}
-    for key in _Unpickler(file).load():
-        storage = reader.storages[str(key)]
-        count = int.from_bytes(file.read(8), "little")
-        start = file.tell()
-        data = mapped[start : start + count * storage.dtype.itemsize]
-        if len(data) != count * storage.dtype.itemsize:
-            raise ValueError(f"ends within the storage {key}")
-        file.seek(start + len(data))
-        arrays[storage.key] = np.frombuffer(data, storage.dtype)
-    return root, lambda storage: arrays[storage.key]
+    Unpickler(file).load()  # the version
+    machine = Unpickler(file).load()
+    _check_order(not isinstance(machine, dict) or machine.get("little_endian", True) is True)
+    reader = Unpickler(file)
+    root, keys = reader.load(), Unpickler(file).load()
+    if not isinstance(keys, list):
+        raise ValueError("no list of storages")
+    found, at = {}, file.tell()
+    for key in keys:
+        if not isinstance(key, str) or key not in reader.storages:
+            raise ValueError("a storage that no tensor has")
+        storage = reader.storages[key]
+        size = int.from_bytes(data[at : at + 8], "little") * storage.dtype.itemsize
+        found[storage.key] = data[at + 8 : at + 8 + size]
+        if len(found[storage.key]) != size:
+            raise ValueError(f"ends within the storage {key[:100]}")
+        at += 8 + size
+    return root, lambda storage: found[storage.key]
 
 
-def _materialise(value: Any, numbers: Callable) -> Any:
-    if isinstance(value, _Tensor):
-        return value.read(numbers(value.storage))
+def _materialise(value: Any, read: Callable, done: dict[int, Any], depth: int) -> Any:
+    """The object with arrays for tensors. done: what was made of the containers, by their id."""
+    if isinstance(value, Tensor):
+        return read(value)
+    if not isinstance(value, dict | list | tuple):
+        return value
+    if id(value) in done:
+        return done[id(value)]
+    if depth == 0:
+        raise ValueError(f"containers in containers, more than {DEPTH} deep")
     if isinstance(value, dict):
-        return {k: _materialise(v, numbers) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_materialise(v, numbers) for v in value)
-    return value
+        made: Any = {}
+        done[id(value)] = made
+        made |= {key: _materialise(item, read, done, depth - 1) for key, item in value.items()}
+        return made
+    made = []
+    done[id(value)] = made
+    made += [_materialise(item, read, done, depth - 1) for item in value]
+    if isinstance(value, tuple):
+        done[id(value)] = made = tuple(made)
+    return made

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ldm_jax.convert.torch_reader import STORAGES
+from ldm_jax.convert.torch_pickle import STORAGES
 
 KINDS = {np.dtype(dtype): kind for kind, dtype in STORAGES.items()}
 ALIGNMENT = 64  # torch maps storages that begin at such multiples

@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from ldm_jax.data.transforms import ImageTransform, Placing
+from ldm_jax.errors import DataError
 from ldm_jax.images import to_float
 
 
@@ -26,9 +27,9 @@ class Placed:
     placing: Placing
 
     def get(self, key: str):
-        """The example's entry; ValueError with what it has instead."""
+        """The example's entry; DataError with what it has instead."""
         if key not in self.example:
-            raise ValueError(f"example {self.example.get('name', '')} has no {key!r}, only {', '.join(self.example)}")
+            raise DataError(f"example {self.example.get('name', '')} has no {key!r}, only {', '.join(self.example)}")
         return self.example[key]
 
     def map(self, key: str) -> np.ndarray:

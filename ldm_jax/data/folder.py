@@ -63,7 +63,7 @@ def _number_labels(path: Path, entries: list[dict]) -> tuple[str, ...]:
             f"{len(missing)} of {len(entries)} records in {path} have no label, {missing[0]} for one: label all or none"
         )
     labels = {entry["label"] for entry in entries}
-    if all(isinstance(label, int) and label >= 0 for label in labels):
+    if all(isinstance(label, int) for label in labels):
         return tuple(str(k) for k in range(max(labels) + 1))
     if not all(isinstance(label, str) for label in labels):
         raise DataError(
@@ -87,7 +87,10 @@ def scan(path: Path) -> Listing:
     """Lists the folder. FileNotFoundError if it does not exist, DataError if it has no images."""
     if not path.is_dir():
         raise FileNotFoundError(f"no folder {path.absolute()}" + (": it is a file" if path.exists() else ""))
-    files = _files(path)
+    try:
+        files = _files(path)
+    except RecursionError:
+        raise DataError(f"{path.absolute()} has folders in folders, too deep to be read") from None
     images = [name for name in files if name.lower().endswith(EXTENSIONS)]
     if not images:
         kinds = Counter(os.path.splitext(name)[1] or "extensionless" for name in files)
@@ -122,7 +125,7 @@ def scan(path: Path) -> Listing:
 
 def _hashed(name: str) -> float:
     """A number in [0,1) that depends only on the name."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
+    return int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:8]) / 2**64
 
 
 def choose_split(listing: Listing, split: str, validation_fraction: float) -> list[int]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ldm_jax.errors import ConfigError
+from ldm_jax.errors import ConfigError, DataError
 
 Box = tuple[float, float, float, float]
 
@@ -104,7 +104,9 @@ class LayoutCoder:
 
     def _class_token(self, item: dict) -> int:
         if not 0 <= item["class"] < self.n_classes:
-            raise ValueError(f"class {item['class']} of an object is not in 0..{self.n_classes - 1}")
+            raise DataError(
+                f"class {item['class']} of an object is not in 0..{self.n_classes - 1} (config.conditioner.n_classes)"
+            )
         bits = sum(1 << k for k, flag in enumerate(FLAGS) if flag in self.flags and item.get(flag))
         return item["class"] + self.n_classes * bits
 

@@ -15,21 +15,30 @@ Each line is a JSON object for one image:
                 should use files: lists are kept in memory
 
 Only "file_name" is required. File names are relative to the folder of the metadata.jsonl. All files must be in the
-folder of the data set.
+folder of the data set, also after links are followed. Any line may come from the internet: whatever it holds, the error
+is a DataError.
 """
 
 import json
+import math
 import os
+import posixpath
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags
 
 from ldm_jax.data.layout import clip_box
 from ldm_jax.errors import DataError
+from ldm_jax.files import mistaken
+from ldm_jax.images import open_image
 
 NAME = "metadata.jsonl"
+CLASSES = 2**20  # classes are numbered below this
+PATH = 4096  # letters of the name of a file, at most
+LINE = 2**23  # letters of a line, at most
+NUMBERS = 2**24  # in a .npy file, at most
 _BOX = '{"box": [x0, y0, x1, y1] in 0..1, "class": int}'
 _PIXEL_BOXES = '{"bbox": [[x, y, width, height], ...], "categories": [int, ...]}'
 
@@ -39,10 +48,14 @@ def read(path: Path, name: str, files: set[str]) -> list[dict]:
 
     files: names of files that are known to be in `path`. DataError for a wrong line; it names the file and the line.
     """
+    if not (path / name).is_file() or mistaken(path / name):
+        raise DataError(f"{path / name} cannot be read: {mistaken(path / name) or 'it is not a file'}")
     try:
         text = (path / name).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path / name} is not UTF-8: {error}") from None
+    except OSError as error:
+        raise DataError(f"{path / name} cannot be read: {error}") from None
     reader, entries = _Reader(path, name.removesuffix(NAME), files), []
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
@@ -63,9 +76,11 @@ class _Reader:
         self.width = None  # of the first vector that was read
 
     def entry(self, line: str) -> dict:
+        if len(line) > LINE:
+            raise DataError(f"{len(line)} letters; at most {LINE} are read. Put large vectors into .npy files")
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"not JSON: {error}") from None
         if not isinstance(record, dict) or "file_name" not in record:
             raise DataError(f'a JSON object with "file_name" is needed, not {_short(record)}')
@@ -84,10 +99,11 @@ class _Reader:
 
     def _file(self, key: str, given) -> str:
         """The name relative to `path`. DataError if it is not a file in that folder."""
-        if not isinstance(given, str):
+        if not isinstance(given, str) or len(given) > PATH:
             raise DataError(f'"{key}" must be the name of a file, not {_short(given)}')
-        name = self.prefix + given
         inside = not os.path.isabs(given) and ".." not in given.split("/")
+        # The split is a hash of the name, so an image must have one name only.
+        name = posixpath.normpath(self.prefix + given) if inside else self.prefix + given
         if inside and name not in self.files and not os.path.isfile(self.path / name):
             raise DataError(f'"{key}" names {given}, but {self.path / name} does not exist')
         if not inside or not self._is_inside(os.path.join(self.path, name)):
@@ -107,8 +123,8 @@ class _Reader:
         if isinstance(given, str):
             given = self._file("vectors", given)
         try:
-            vectors = read_vectors(self.path / given) if isinstance(given, str) else to_vectors(np.asarray(given))
-        except (ValueError, OSError) as error:
+            vectors = read_vectors(self.path / given) if isinstance(given, str) else to_vectors(_array(given))
+        except ValueError as error:
             raise DataError(
                 '"vectors" must be a list of numbers, a list of lists of equal length, or the name of a '
                 f".npy file with an array [dim] or [n,dim], not {_short(given)} ({error})"
@@ -121,28 +137,40 @@ class _Reader:
 
 def _short(value) -> str:
     """A value as JSON, at most 80 characters, for messages."""
-    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        return f"a deep {type(value).__name__}"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def is_number(value) -> bool:
+    """Whether it is a number that a float can hold, NaN and infinity excluded."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value.bit_length() < 1000
+    return isinstance(value, float) and math.isfinite(value)
 
 
-def _is_class(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def is_class(value) -> bool:
+    """Whether it is the number of a class."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < CLASSES
+
+
+def is_text(value) -> bool:
+    """Whether it is a string that can be written. JSON can hold half of a letter: "\\ud800"."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _text(given) -> str | tuple[str, ...]:
     texts = given if isinstance(given, list) else [given]
-    if not texts or not all(isinstance(text, str) for text in texts):
+    if not texts or not all(map(is_text, texts)):
         raise DataError(f'"text" must be a string, or a list of strings, not {_short(given)}')
     return tuple(given) if isinstance(given, list) else given
 
 
 def _label(given) -> str | int:
-    if not isinstance(given, str) and not _is_class(given):
-        raise DataError(f'"label" must be a string or an integer from 0 on, not {_short(given)}')
+    if not is_text(given) and not is_class(given):
+        raise DataError(f'"label" must be a string or an integer in 0..{CLASSES - 1}, not {_short(given)}')
     return given
 
 
@@ -150,7 +178,7 @@ def _objects(given, image: Path) -> list[dict]:
     """The objects of an image; boxes in 0..1."""
     if isinstance(given, list):
         for item in given:
-            if not (isinstance(item, dict) and _is_box(item.get("box")) and _is_class(item.get("class"))):
+            if not (isinstance(item, dict) and is_box(item.get("box")) and is_class(item.get("class"))):
                 raise DataError(f"an object must be {_BOX}, not {_short(item)}")
         return given
     boxes, classes = (given.get(key) if isinstance(given, dict) else None for key in ("bbox", "categories"))
@@ -161,14 +189,17 @@ def _objects(given, image: Path) -> list[dict]:
     # Decoders raise nearly any exception for a broken file. Training skips such a file, so it needs no objects.
     except Exception:
         return []
+    if not width * height:
+        return []
     return [_object_in_pixels(box, number, width, height) for box, number in zip(boxes, classes)]
 
 
-def _is_box(box) -> bool:
+def is_box(box) -> bool:
+    """Whether it is [x0, y0, x1, y1] in 0..1 with x0 < x1 and y0 < y1."""
     return (
         isinstance(box, list)
         and len(box) == 4
-        and all(_is_number(x) for x in box)
+        and all(map(is_number, box))
         and 0 <= box[0] < box[2] <= 1
         and 0 <= box[1] < box[3] <= 1
     )
@@ -176,30 +207,50 @@ def _is_box(box) -> bool:
 
 def _object_in_pixels(box, number, width: int, height: int) -> dict:
     shown = None
-    if isinstance(box, list) and len(box) == 4 and all(_is_number(x) for x in box):
+    if isinstance(box, list) and len(box) == 4 and all(map(is_number, box)):
         x, y, w, h = box
         shown = clip_box((x / width, y / height, (x + w) / width, (y + h) / height))
-    if shown is None or not _is_class(number):
+    if shown is None or not is_class(number):
         raise DataError(
             f"a box must be [x, y, width, height] within the image of {width}x{height} pixels, and its "
-            f"category an integer from 0 on, not {_short(box)} and {_short(number)}"
+            f"category an integer in 0..{CLASSES - 1}, not {_short(box)} and {_short(number)}"
         )
     return {"box": list(shown), "class": number}
 
 
 def _upright_size(image: Path) -> tuple[int, int]:
     """Width and height after EXIF rotation. The pixels are not decoded."""
-    with Image.open(image) as picture:
+    with open_image(image) as picture:
         # In a PNG, EXIF can follow the pixels. Pillow would decode them to look for it.
         known = picture.format != "PNG" or "exif" in picture.info
         turned = known and picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
         return picture.size[::-1] if turned else picture.size
 
 
+def _array(given) -> np.ndarray:
+    """A list of numbers, or a list of lists of them, as an array. ValueError for anything else."""
+    rows = given if isinstance(given, list) and given and isinstance(given[0], list) else [given]
+    if not all(isinstance(row, list) and len(row) == len(rows[0]) and all(map(is_number, row)) for row in rows):
+        raise ValueError("not numbers, or lists of different lengths")
+    return np.asarray(given, np.float64)
+
+
 def read_vectors(path: Path) -> np.ndarray:
-    """A .npy file with an array [dim] or [n,dim] -> float32 [n,dim]. OSError or ValueError for any other file."""
-    with path.open("rb") as file:
-        return to_vectors(np.lib.format.read_array(file, allow_pickle=False))
+    """A .npy file with an array [dim] or [n,dim] -> float32 [n,dim]. ValueError for any other file."""
+    return to_vectors(read_npy(path))
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """The array of numbers in a .npy file, mapped. ValueError for any other file, whatever is wrong with it."""
+    try:
+        if not path.is_file():
+            raise ValueError("not a file")
+        array = np.lib.format.open_memmap(path, mode="r")
+        if array.size > NUMBERS:
+            raise ValueError(f"{array.size} numbers; at most {NUMBERS} are read")
+        return array
+    except Exception as error:  # the header is parsed as Python, which raises many kinds
+        raise ValueError(mistaken(path) or f"not a .npy file: {str(error)[:200]}") from None
 
 
 def to_vectors(array: np.ndarray) -> np.ndarray:
@@ -207,7 +258,7 @@ def to_vectors(array: np.ndarray) -> np.ndarray:
     if array.dtype.kind not in "iuf" or array.ndim not in (1, 2) or array.size == 0:
         raise ValueError(f"an array of {array.dtype}, shape {list(array.shape)}")
     with np.errstate(over="ignore"):  # a number too large for float32 becomes infinite
-        vectors = array.astype(np.float32).reshape(-1, array.shape[-1])
+        vectors = np.asarray(array).astype(np.float32).reshape(-1, array.shape[-1])
     if not np.isfinite(vectors).all():
         raise ValueError("not all numbers are finite in float32")
     return vectors

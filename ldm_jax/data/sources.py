@@ -23,7 +23,7 @@ from ldm_jax.data import folder, prepared, shapes
 from ldm_jax.data.layout import LayoutRules
 from ldm_jax.data.metadata import read_vectors
 from ldm_jax.errors import ConfigError, DataError, Missing
-from ldm_jax.images import to_channels
+from ldm_jax.images import open_image, to_channels
 
 SPLITS = ("train", "validation", "all")
 ENDS = 2**16  # bytes at the beginning and at the end of a file that `fingerprint` reads
@@ -78,12 +78,14 @@ def fingerprint(folder: Path, names: Sequence[str]) -> str:
         for start in range(0, len(names), 4096):
             some = names[start : start + 4096]
             for name, seen in zip(some, pool.map(_ends, (folder / name for name in some))):
-                digest.update(f"{name}\n".encode() + seen)
+                digest.update(f"{name}\n".encode(errors="surrogateescape") + seen)
     return digest.hexdigest()[:16]
 
 
 def _ends(path: Path) -> bytes:
     """A hash of the size, the beginning and the end; b"" if the file cannot be read."""
+    if not path.is_file():
+        return b""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -181,12 +183,12 @@ class FolderSource(Source):
         return {key: entry[key] for key in ("name", "label", "text", "objects") if key in entry}
 
     def _image(self, name: str) -> np.ndarray:
-        with Image.open(self.path / name) as image:
+        with open_image(self.path / name) as image:
             return to_channels(ImageOps.exif_transpose(image), self.channels)
 
     def _map(self, key: str, name: str, size: tuple[int, int]) -> np.ndarray:
         """The indices of a palette image or the values of a grey one. For "mask": 1 where the grey value is >= 128."""
-        with Image.open(self.path / name) as image:
+        with open_image(self.path / name) as image:
             values = np.asarray(image if image.mode in ("P", "L") else image.convert("L"))
             if key == "mask":
                 values = np.asarray(image.convert("L")) >= 128
@@ -197,9 +199,9 @@ class FolderSource(Source):
     def describe(self) -> str:
         """One line: number of images, classes, texts, and the size of the first image."""
         try:
-            with Image.open(self.path / self._entries[0]["name"]) as image:
+            with open_image(self.path / self._entries[0]["name"]) as image:
                 size = f"{image.width}x{image.height}"
-        except OSError:
+        except Exception:  # as in __getitem__
             size = "unreadable"
         classes = f"{len(self.class_names)} classes" if self.class_names else "no classes"
         return (

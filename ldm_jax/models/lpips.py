@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from ldm_jax.arrays import Array
+from ldm_jax.files import unreadable
 
 Tree = Any
 
@@ -152,8 +153,9 @@ def load_lpips(path: str | Path, net: str = "vgg16") -> Tree:
     """Parameters of LPIPS(net) from the safetensors file that scripts/make_lpips_weights.py makes, float32.
 
     Use as `LPIPS(net).apply({"params": params}, a, b)`. Raises FileNotFoundError with the command that makes
-    the file, ValueError when the file is of another net.
+    the file, UsageError when it cannot be read, ValueError when it is of another net.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     path = Path(path)
@@ -162,7 +164,11 @@ def load_lpips(path: str | Path, net: str = "vgg16") -> Tree:
             f"{path} does not exist. Make it once with\n"
             f"    python scripts/make_lpips_weights.py --net={net} --out={path.parent}"
         )
-    return lpips_params(load_file(path), net, str(path))
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise unreadable(path, "a safetensors file", error) from error
+    return lpips_params(tensors, net, str(path))
 
 
 def lpips_params(tensors: Mapping[str, np.ndarray], net: str, origin: str = "the state") -> Tree:

@@ -12,7 +12,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ldm_jax.convert.torch_reader import OLD_MAGIC, Placeholder, read_torch, read_torch_object
+from ldm_jax.convert.torch_pickle import Placeholder
+from ldm_jax.convert.torch_reader import OLD_MAGIC, read_torch, read_torch_object
 
 
 class Global:

@@ -7,7 +7,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ldm_jax.convert.torch_reader import STORAGES, read_torch_checkpoint
+from ldm_jax.convert.torch_pickle import STORAGES
+from ldm_jax.convert.torch_reader import read_torch_checkpoint
 from ldm_jax.convert.torch_writer import ALIGNMENT, write_torch
 
 
