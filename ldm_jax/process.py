@@ -14,6 +14,8 @@ from ldm_jax.errors import ConfigError, Missing
 if TYPE_CHECKING:
     import jax
 
+CACHES = Path.home() / ".cache" / "ldm_jax"
+
 # Of this version XLA's default path for convolutions and products on CPUs (YNNPACK fusions) is slower than its older
 # one. Only for versions where that was seen: XLA refuses to start with a flag that it does not know.
 CPU_FLAGS = {"0.10.2": "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution,-individual_dot"}
@@ -26,8 +28,8 @@ VARIABLE, SETTING = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
 SWITCH = "LDM_JAX_HUGEPAGES"
 
 # What may start anew: these scripts of a checkout, all benchmarks, and the commands that an installation makes.
-SCRIPTS = ("train.py", "sample.py", "scripts/check_quickstart.py")
-COMMANDS = ("ldm-train", "ldm-sample")
+SCRIPTS = ("train.py", "sample.py", "evaluate.py", "scripts/check_quickstart.py")
+COMMANDS = ("ldm-train", "ldm-sample", "ldm-evaluate")
 # Options of the interpreter that such a start may have.
 _OPTIONS = {"-u", "-B", "-E", "-I", "-s", "-O"}
 
@@ -86,7 +88,7 @@ def setup(require_accelerator: bool = False, matmul_precision: str = "default") 
 
     faster_cpu()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "ldm_jax" / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(CACHES / "xla"))
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
         raise ConfigError(f"this is one of {jax.process_count()} hosts: give --distributed on each")
     if matmul_precision not in ("default", "high", "highest"):

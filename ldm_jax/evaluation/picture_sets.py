@@ -1,0 +1,123 @@
+"""Sets of pictures to evaluate: a folder, an .npz, a data set as training sees it.
+
+A set gives uint8 [H,W,3] by number, and says what it is. Nothing is dropped: a file that cannot be read is an error.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ldm_jax.data.sources import Source, fingerprint
+from ldm_jax.errors import Missing, UsageError
+from ldm_jax.evaluation.statistics_file import read_statistics
+from ldm_jax.images import SUFFIXES, open_image, to_channels, to_uint8
+
+Transform = Callable[[dict, np.random.Generator], dict[str, np.ndarray]]
+
+
+class PictureSet(Protocol):
+    """name: for tables. settings: what it is and how it was made, for the record. identity: equal for equal sets."""
+
+    name: str
+    settings: dict[str, Any]
+    identity: str
+
+    def __len__(self) -> int: ...
+
+    def part(self, first: int, last: int) -> list[np.ndarray]:
+        """The pictures first .. last-1, uint8 [H,W,3] each."""
+
+
+def three_channels(image: np.ndarray) -> np.ndarray:
+    """uint8 [H,W,1] or [H,W,3] -> [H,W,3]."""
+    return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
+
+
+class FolderPictures:
+    """The pictures in a folder and in its folders, in the order of their paths, in their own sizes.
+
+    Grey becomes three equal channels, 16 bits become 8, transparency is composited on white.
+    Raises Missing where there are none; `part` raises UsageError that names a file which cannot be read.
+    """
+
+    def __init__(self, folder: str | Path, count: int | None = None):
+        self.folder = Path(folder)
+        found = sorted(path for path in self.folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        if not found:
+            raise Missing(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
+        self.paths = found[: _count(count, len(found), folder)]
+        self.name = str(folder)
+        self.identity = fingerprint(self.folder, [str(path.relative_to(self.folder)) for path in self.paths])
+        self.settings = dict(folder=str(folder), pictures=len(self), files=_kinds(self.paths))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def part(self, first: int, last: int) -> list[np.ndarray]:
+        return [self._read(path) for path in self.paths[first:last]]
+
+    def _read(self, path: Path) -> np.ndarray:
+        try:
+            with open_image(path) as image:
+                return to_channels(image, 3)
+        except Exception as error:  # Pillow's decoders raise nearly any kind for a damaged file
+            raise UsageError(f"{path} is not a picture that can be read: {error}. Mend it or remove it") from error
+
+
+def _kinds(paths: Sequence[Path]) -> str:
+    return ", ".join(sorted({path.suffix.lower().lstrip(".") for path in paths}))
+
+
+class NpzPictures:
+    """The pictures of an .npz, ADM's arr_0. Missing where it holds only statistics."""
+
+    def __init__(self, path: str | Path, count: int | None = None):
+        images = read_statistics(path).pictures()
+        self.images = images[: _count(count, len(images), path)]
+        self.name = str(path)
+        self.identity = hashlib.sha256(self.images.tobytes()).hexdigest()[:16]
+        self.settings = dict(file=str(path), pictures=len(self), size="x".join(map(str, self.images.shape[1:3])))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def part(self, first: int, last: int) -> list[np.ndarray]:
+        return list(self.images[first:last])
+
+
+class DataPictures:
+    """Pictures of a data set with the preprocessing of training, but cropped at the centre and not mirrored.
+
+    They are spread evenly over the set where `count` is smaller than it. `examples` gives all fields of some.
+    """
+
+    def __init__(self, source: Source, transform: Transform, name: str, count: int | None = None):
+        self.source, self.transform, self.name = source, transform, name
+        self.count = _count(count, len(source), name)
+        self.identity = f"{source.identity()} {transform!r} {self.count}"
+        self.settings = dict(data=source.describe(), pictures=self.count, preprocessing=repr(transform))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def examples(self, first: int, last: int) -> list[dict[str, np.ndarray]]:
+        """The fields of a batch, of each picture. Numbers above the count begin again at 0."""
+        return [self._example(i % self.count) for i in range(first, last)]
+
+    def _example(self, i: int) -> dict[str, np.ndarray]:
+        index = i * len(self.source) // self.count
+        return self.transform(self.source[index], np.random.default_rng([index]))
+
+    def part(self, first: int, last: int) -> list[np.ndarray]:
+        return [three_channels(to_uint8(example["image"])) for example in self.examples(first, last)]
+
+
+def _count(wanted: int | None, there: int, name: str | Path) -> int:
+    if wanted is None:
+        return there
+    if not 1 <= wanted <= there:
+        raise UsageError(f"{wanted} pictures were asked for, but {name} has {there}")
+    return wanted

@@ -1,0 +1,298 @@
+"""How good a model is, or a set of pictures: numbers, their record, and pictures to look at.
+
+    judge = Judge(["efficientnet_lite0"], reference=data_of("runs/ldm"))
+    report = judge.report(Samples(pipe, num=5000, steps=50))
+    report.metrics["FD-efficientnet_lite0"]
+
+A diffusion model is judged by its `Samples`, a first stage by its `Reconstructions` of a data set, anything else by
+its pictures (evaluation/picture_sets.py).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from ldm_jax import build, rundir
+from ldm_jax.data.transforms import resize
+from ldm_jax.errors import UsageError
+from ldm_jax.evaluation import features, kept, metrics, statistics_file, weights
+from ldm_jax.evaluation.picture_sets import DataPictures, FolderPictures, NpzPictures, PictureSet, three_channels
+from ldm_jax.evaluation.pixels import mean_of_finite
+from ldm_jax.images import grid, to_float, to_uint8
+from ldm_jax.models.lpips import LPIPS
+from ldm_jax.pipeline import Pipeline
+from ldm_jax.training import setup
+
+LPIPS_NETS = ("vgg16", "alex")
+SHOWN = 64  # pictures in a grid
+NEIGHBOURS = 5
+Say = Callable[[str], None]
+
+
+def data_of(
+    config: ConfigDict, run: str | Path, train: bool = True, count: int | None = None, examples: bool = False
+) -> DataPictures:
+    """The training or validation pictures of a run, as its training saw them, but cropped at the centre.
+
+    examples: with the fields of its condition. Raises Missing where the data are not there.
+    """
+    if examples:
+        transform = setup.transform(config, False, rundir.tokenizer_of(run))
+        source = setup.source(config, train)
+    else:
+        transform, source = setup.image_transform(config, False), setup.source(config, train)
+    name = f"{'training' if train else 'validation'} pictures of {run}"
+    return DataPictures(source, transform, name, min(count or len(source), len(source)))
+
+
+def pictures_of(path: str | Path, count: int | None = None) -> PictureSet:
+    """The pictures of a folder, or of an .npz."""
+    return NpzPictures(path, count) if str(path).endswith(".npz") else FolderPictures(path, count)
+
+
+class Samples:
+    """Samples of a diffusion model as a set of pictures: made when they are asked for, the same at every time.
+
+    Conditions: of a class model `labels` (one a picture, default: all classes in turn); of others those of the
+    pictures of `data`, in turn. options: of a SampleRequest, such as steps, sampler, eta, guidance, seed.
+    """
+
+    def __init__(
+        self, pipe: Pipeline, num: int, data: DataPictures | None = None, labels: Sequence[int] | None = None, **options
+    ):  # fmt: skip
+        self.pipe, self.num, self.data, self.options = pipe, num, data, options
+        kind = pipe.config.conditioner.kind
+        self.labels = None
+        if kind == "class":
+            classes = pipe.config.conditioner.n_classes
+            self.labels = np.asarray(np.arange(num) % classes if labels is None else labels, np.int32)
+            if len(self.labels) != num or self.labels.min() < 0 or self.labels.max() >= classes:
+                raise UsageError(f"labels must be {num} numbers in 0..{classes - 1}")
+        elif kind != "none" and data is None:
+            raise UsageError(f"{pipe.path} is a model of kind {kind!r}: it needs the conditions of a data set")
+        self.name = str(pipe.path)
+        self.settings = dict(pipe.settings(self._request(0, 1)), pictures=num)
+        self.settings.pop("first", None)
+        self.settings |= {"conditions": data.settings} if data is not None and kind not in ("none", "class") else {}
+        self.settings |= {} if self.labels is None else {"classes": "in turn" if labels is None else "given"}
+        self.identity = f"{self.settings} {_fingerprint(pipe)} {None if labels is None else self.labels.tobytes()}"
+
+    def __len__(self) -> int:
+        return self.num
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether a sample is meant to be one picture: super-resolution and inpainting."""
+        return self.pipe.config.conditioner.kind in ("superres", "inpaint")
+
+    def truth(self, first: int, last: int) -> list[np.ndarray]:
+        return self.data.part(first, last) if last <= len(self.data) else [
+            three_channels(to_uint8(example["image"])) for example in self.data.examples(first, last)
+        ]  # fmt: skip
+
+    def _request(self, first: int, last: int):
+        fields: Mapping[str, np.ndarray] | None = None
+        if self.labels is not None:
+            fields = {"label": self.labels[first:last]}
+        elif self.pipe.config.conditioner.kind != "none":
+            fields = _stacked(self.data.examples(first, last))
+        number = {} if fields is not None else {"num": last - first}
+        return self.pipe.request(fields=fields, first=first, **number, **self.options)
+
+    def part(self, first: int, last: int) -> list[np.ndarray]:
+        return [three_channels(image) for image in self.pipe.sample(self._request(first, last))]
+
+
+class Reconstructions:
+    """What a first stage makes of the pictures of `data`."""
+
+    has_truth = reconstructs = True
+
+    def __init__(self, pipe: Pipeline, data: DataPictures, batch: int = 16):
+        self.pipe, self.data, self.batch = pipe, data, batch
+        self.name = str(pipe.path)
+        self.settings = dict(checkpoint=f"{pipe.path} step {pipe.step}", reconstructions_of=data.settings)
+        self.identity = f"{data.identity} {_fingerprint(pipe)}"
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def truth(self, first: int, last: int) -> list[np.ndarray]:
+        return self.data.part(first, last)
+
+    def _images(self, first: int, last: int) -> np.ndarray:
+        return np.stack([example["image"] for example in self.data.examples(first, last)])
+
+    def part(self, first: int, last: int) -> list[np.ndarray]:
+        return [three_channels(image) for image in self.pipe.reconstruct(self._images(first, last), self.batch)]
+
+    @cached_property
+    def facts(self) -> dict[str, float]:
+        """Numbers of the latents: how many to a pixel; of a codebook bits a pixel, use and perplexity."""
+        config = self.pipe.config
+        h, w, c = build.latent_shape(config)
+        pixels = config.data.image_size**2
+        found = {"latents/pixel": h * w * c / pixels}
+        if config.first_stage.kind != "vq":
+            return found
+        network, variables = build.first_stage(config), self.pipe.frozen["first_stage"]
+        quantise = jax.jit(lambda z: network.apply(variables, z, method=lambda module, z: module.quantize(z)[2]))
+        counts, scale = np.zeros(config.first_stage.n_embed), float(self.pipe.frozen["latent_scale"])
+        for first in range(0, len(self.data), kept.PART):
+            z = self.pipe.encode(self._images(first, min(first + kept.PART, len(self.data))), self.batch)
+            for row in z:
+                counts += np.bincount(np.asarray(quantise(row[None] / scale)).ravel(), minlength=len(counts))
+        share = counts[counts > 0] / counts.sum()
+        entropy = float(-(share * np.log(share)).sum())
+        return found | {
+            "bits/pixel": float(np.log2(len(counts))) * h * w / pixels,
+            "codes used": float((counts > 0).mean()),
+            "perplexity": float(np.exp(entropy)),
+        }
+
+
+def _fingerprint(pipe: Pipeline) -> str:
+    """Of the parameters: the mean and size of each leaf, which another training does not repeat."""
+    total = jax.jit(lambda tree: [jax.numpy.stack([leaf.mean(), abs(leaf).mean()]) for leaf in jax.tree.leaves(tree)])
+    numbers = total((pipe.params, pipe.frozen)) if jax.tree.leaves((pipe.params, pipe.frozen)) else []
+    return kept.digest(np.asarray(numbers, np.float32).tobytes())
+
+
+def _stacked(examples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+
+
+@dataclass(frozen=True)
+class Report:
+    """metrics: {name: number}; settings: what was compared and how; pictures: {name: uint8 [H,W,3]}."""
+
+    name: str
+    metrics: dict[str, float]
+    settings: dict[str, Any]
+    pictures: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+class Judge:
+    """Compares sets of pictures with a reference, by the features of `networks`; its own features are computed once.
+
+    reference: a set of pictures, or the path of an .npz of published statistics (a Frechet distance alone). None: only
+    pairs are compared. weights_folder: of the networks and of LPIPS (VGG16 and AlexNet where their weights are there).
+    cache: folder of features, so that what was interrupted goes on.
+    """
+
+    def __init__(
+        self, networks: Sequence[str], reference: PictureSet | str | Path | None,
+        weights_folder: str | Path = weights.FOLDER, cache: str | Path = kept.FOLDER, batch: int = 64,
+        say: Say = print,
+    ):  # fmt: skip
+        self.extractors = [features.load(name, weights_folder, batch=batch) for name in networks]
+        self.weights_folder, self.cache, self.say = Path(weights_folder), cache, say
+        self.statistics = None
+        if isinstance(reference, str | Path):
+            self.statistics = statistics_file.read_statistics(reference)
+            reference = None
+        self.reference = reference
+        self._reference_features: dict[str, metrics.Features] = {}
+
+    def _features(self, pictures: PictureSet, extractor: features.Extractor) -> metrics.Features:
+        taps = metrics.taps_of(extractor.network)
+        return kept.features_of(pictures, extractor, taps, self.cache, self.say)
+
+    def report(self, pictures: PictureSet) -> Report:
+        """All numbers of a set, and its pictures."""
+        if isinstance(pictures, Samples | Reconstructions):
+            pictures = kept.KeptPictures(pictures, self.cache, self.say)
+        numbers, shown = dict(getattr(pictures, "facts", {})), {}
+        for extractor in self.extractors:
+            network, ours = extractor.network, self._features(pictures, extractor)
+            if self.statistics is not None:
+                numbers |= metrics.of_statistics(network, ours, self.statistics.mu, self.statistics.sigma)
+                if network.name == "inception" and self.statistics.mu_s is not None:
+                    numbers |= metrics.of_spatial_statistics(ours, self.statistics.mu_s, self.statistics.sigma_s)
+            elif self.reference is not None:
+                if network.name not in self._reference_features:
+                    self._reference_features[network.name] = self._features(self.reference, extractor)
+                theirs = self._reference_features[network.name]
+                found = metrics.of_sets(network, ours, theirs)
+                reconstructs = getattr(pictures, "reconstructs", False)
+                numbers |= {("r" + name if reconstructs and _is_distance(name) else name): value
+                            for name, value in found.items()}  # fmt: skip
+                shown |= self._neighbours(pictures, ours[network.tap], theirs[network.tap])
+        if getattr(pictures, "has_truth", False):
+            found, pairs = self._pairs(pictures)
+            numbers, shown = numbers | found, shown | pairs
+        shown["random"] = grid(_same_size(pictures.part(0, min(SHOWN, len(pictures)))))
+        settings = dict(pictures=pictures.settings, networks={e.network.name: e.resize.name for e in self.extractors})
+        if self.reference is not None:
+            settings["reference"] = self.reference.settings
+        elif self.statistics is not None:
+            settings["reference"] = dict(statistics=str(self.statistics.path))
+        return Report(pictures.name, numbers, settings, shown)
+
+    def _neighbours(self, pictures: PictureSet, ours: np.ndarray, theirs: np.ndarray) -> dict[str, np.ndarray]:
+        """Rows of a picture and the most similar ones of the reference: for the first pictures, for those that are
+        nearest to a picture of the reference (copies would be here), and for those that are farthest from all."""
+        numbers, distances = metrics.nearest(ours, theirs, NEIGHBOURS)
+        order, rows = np.argsort(distances[:, 0]), min(8, len(ours))
+        chosen = {"nearest": np.arange(rows), "most_similar": order[:rows], "least_similar": order[::-1][:rows]}
+        return {name: self._strips(pictures, picked, numbers[picked]) for name, picked in chosen.items()}
+
+    def _strips(self, pictures: PictureSet, picked: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
+        rows = []
+        for i, row in zip(picked, neighbours):
+            rows += pictures.part(int(i), int(i) + 1)
+            rows += [self.reference.part(int(j), int(j) + 1)[0] for j in row]
+        return grid(_same_size(rows), columns=1 + neighbours.shape[1])
+
+    def _pairs(self, pictures: kept.KeptPictures) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """PSNR, SSIM and LPIPS against the true pictures; pairs to look at: true, made."""
+        nets = {
+            net: self._lpips(net) for net in LPIPS_NETS if (self.weights_folder / f"lpips_{net}.safetensors").exists()
+        }
+        values: dict[str, list[np.ndarray]] = {}
+        for first in range(0, len(pictures), kept.PART):
+            last = min(first + kept.PART, len(pictures))
+            made, truth = pictures.part(first, last), pictures.truth(first, last)
+            found = metrics.of_pairs(made, truth)
+            found |= {f"LPIPS-{net}": compare(made, truth) for net, compare in nets.items()}
+            for name, array in found.items():
+                values.setdefault(name, []).append(array)
+            self.say(f"{pictures.name}: {last} of {len(pictures)} pairs compared")
+        joined = {name: np.concatenate(parts) for name, parts in values.items()}
+        order = np.argsort(joined["PSNR"])
+        some = {"pairs": np.arange(min(16, len(pictures))), "worst_pairs": order[:8], "best_pairs": order[::-1][:8]}
+        shown = {name: self._pair_strips(pictures, picked) for name, picked in some.items()}
+        return {name: mean_of_finite(array) for name, array in joined.items()}, shown
+
+    def _pair_strips(self, pictures, picked: np.ndarray) -> np.ndarray:
+        rows = []
+        for i in map(int, picked):
+            rows += pictures.truth(i, i + 1) + pictures.part(i, i + 1)
+        return grid(_same_size(rows), columns=8 if len(picked) > 8 else 4)
+
+    def _lpips(self, net: str) -> Callable[[list[np.ndarray], list[np.ndarray]], np.ndarray]:
+        params = rundir.lpips_params(net, self.weights_folder, "")
+        distance = jax.jit(lambda a, b: LPIPS(net).apply({"params": params}, a, b))
+
+        def compare(made: list[np.ndarray], truth: list[np.ndarray]) -> np.ndarray:
+            return np.concatenate(
+                [np.asarray(distance(to_float(a)[None], to_float(b)[None])) for a, b in zip(made, truth)]
+            )
+
+        return compare
+
+
+def _is_distance(name: str) -> bool:
+    return name in ("FID", "sFID") or name.startswith("FD-")
+
+
+def _same_size(pictures: list[np.ndarray]) -> np.ndarray:
+    """[N,H,W,3]; those of other sizes than the first are resized, for a grid."""
+    size = pictures[0].shape[:2]
+    return np.stack([image if image.shape[:2] == size else resize(image, size) for image in pictures])

@@ -1,0 +1,68 @@
+"""Sets of pictures: nothing is dropped, and what cannot be read is named."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm_jax.data.sources import ShapesSource
+from ldm_jax.data.transforms import ImageTransform
+from ldm_jax.errors import Missing, UsageError
+from ldm_jax.evaluation.picture_sets import DataPictures, FolderPictures, NpzPictures
+from ldm_jax.images import to_uint8
+
+RANDOM = np.random.default_rng(0)
+
+
+def test_a_folder_in_the_order_of_paths_in_any_sizes(tmp_path):
+    grey = RANDOM.integers(0, 256, (5, 6), np.uint8)
+    colour = RANDOM.integers(0, 256, (7, 4, 3), np.uint8)
+    deep = RANDOM.integers(0, 65536, (3, 3)).astype(np.uint16)
+    (tmp_path / "b").mkdir()
+    Image.fromarray(colour).save(tmp_path / "b" / "1.png")
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    Image.fromarray(deep).save(tmp_path / "c.png")
+    (tmp_path / "notes.txt").write_text("not a picture")
+    found = FolderPictures(tmp_path)
+    images = found.part(0, len(found))
+    assert [image.shape for image in images] == [(5, 6, 3), (7, 4, 3), (3, 3, 3)]
+    np.testing.assert_array_equal(images[0], np.repeat(grey[..., None], 3, -1))
+    np.testing.assert_array_equal(images[1], colour)
+    np.testing.assert_array_equal(images[2][..., 0], (deep.astype(int) + 128) // 257)
+    assert len(FolderPictures(tmp_path, 2)) == 2
+    assert FolderPictures(tmp_path, 2).identity != found.identity
+    with pytest.raises(UsageError, match="4 pictures were asked for"):
+        FolderPictures(tmp_path, 4)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
+    with pytest.raises(UsageError, match=r"b\.png is not a picture"):
+        FolderPictures(tmp_path).part(0, 2)
+
+
+def test_an_empty_folder(tmp_path):
+    with pytest.raises(Missing, match="holds no pictures"):
+        FolderPictures(tmp_path)
+
+
+def test_an_npz(tmp_path):
+    images = RANDOM.integers(0, 256, (4, 5, 6, 3), np.uint8)
+    np.savez(tmp_path / "some.npz", images)
+    found = NpzPictures(tmp_path / "some.npz", 3)
+    assert len(found) == 3 and found.settings["size"] == "5x6"
+    np.testing.assert_array_equal(found.part(1, 3), images[1:3])
+    np.savez(tmp_path / "statistics.npz", mu=np.zeros(2), sigma=np.eye(2))
+    with pytest.raises(Missing, match="holds no images"):
+        NpzPictures(tmp_path / "statistics.npz")
+
+
+def test_data_as_training_sees_them_spread_evenly():
+    source, transform = ShapesSource(24, 10), ImageTransform(16)
+    found = DataPictures(source, transform, "shapes", 4)
+    assert len(found) == 4
+    for image, i in zip(found.part(0, 4), (0, 2, 5, 7)):
+        expected = transform(source[i], np.random.default_rng(0))["image"]
+        np.testing.assert_array_equal(image, to_uint8(expected))
+    again = found.examples(3, 6)  # from the first one again
+    np.testing.assert_array_equal(again[1]["image"], found.examples(0, 1)[0]["image"])

@@ -1,0 +1,149 @@
+"""Models and pictures are judged, and the command writes what it found. The feature network is a tiny one."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ldm_jax
+from ldm_jax import recipes, report
+from ldm_jax.cli import evaluate
+from ldm_jax.errors import Missing, UsageError
+from ldm_jax.evaluation import features, networks
+from tests.evaluation.test_features import NETWORK, PARAMS
+from tests.test_pipeline import classes, keep
+
+RANDOM = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def tiny_network(monkeypatch):
+    def load(name, folder, batch=64):
+        if name != "tiny":
+            return features_load(name, folder, batch=batch)
+        return features.Extractor(NETWORK, PARAMS, batch=batch)
+
+    features_load = features.load
+    monkeypatch.setattr(features, "load", load)
+    monkeypatch.setitem(networks.NETWORKS, "tiny", NETWORK)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return keep(tmp_path_factory.mktemp("class"), classes())
+
+
+@pytest.fixture(scope="module")
+def pipe(run):
+    return ldm_jax.load(run)
+
+
+@pytest.fixture(scope="module")
+def first_stage(tmp_path_factory):
+    config = recipes.load("quickstart_first_stage:tiny").unlock()
+    return keep(tmp_path_factory.mktemp("first_stage"), config)
+
+
+def test_samples_are_the_same_in_any_parts(pipe):
+    samples = report.Samples(pipe, 5, steps=2, batch=2)
+    whole = samples.part(0, 5)
+    np.testing.assert_array_equal(np.stack(samples.part(0, 2) + samples.part(2, 5)), np.stack(whole))
+    asked = pipe.sample(label=list(range(5)), steps=2, batch=2)
+    np.testing.assert_array_equal(np.stack(whole), asked.array)
+    other = report.Samples(pipe, 5, labels=[3, 3, 3, 3, 3], steps=2, batch=2)
+    assert other.identity != samples.identity != report.Samples(pipe, 5, steps=3, batch=2).identity
+    with pytest.raises(UsageError, match=r"5 numbers in 0\.\.63"):
+        report.Samples(pipe, 5, labels=[64] * 5)
+
+
+def test_a_class_model_by_command(run, tmp_path, capsys):
+    command = [str(run), "--num=6", "--steps=2", "--reference-num=12", "--features=tiny", "--floor", "--keep",
+               f"--out={tmp_path / 'out'}", f"--cache={tmp_path / 'cache'}"]  # fmt: skip
+    evaluate.main(command)
+    printed = capsys.readouterr().out
+    assert "FD-tiny" in printed and "left" in printed
+    record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    ours, floor = record["reports"]
+    assert ours["metrics"]["FD-tiny"] > floor["metrics"]["FD-tiny"] > 0
+    assert ours["pictures"]["steps"] == 2 and ours["reference"]["pictures"] == 12
+    assert len(list((tmp_path / "out" / "samples").glob("*.png"))) == 6
+    assert Image.open(tmp_path / "out" / "0_nearest.png").width > 6 * 16
+    evaluate.main(command)  # from the cache
+    assert " made, " not in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["reports"][0]["metrics"] == ours["metrics"]
+
+
+def test_first_stages_side_by_side(first_stage, tmp_path, capsys):
+    evaluate.main([str(first_stage), str(first_stage), "--num=5", "--features=tiny", f"--out={tmp_path / 'out'}",
+                   f"--cache={tmp_path / 'cache'}", f"--weights={tmp_path}"])  # fmt: skip
+    first, second = json.loads((tmp_path / "out" / "evaluation.json").read_text())["reports"]
+    assert first["metrics"] == second["metrics"]
+    assert {"rFD-tiny", "PSNR", "SSIM", "latents/pixel"} <= set(first["metrics"])
+    pipe = ldm_jax.load(first_stage)
+    data = report.data_of(pipe.config, first_stage, train=False, count=5)
+    images = np.stack([example["image"] for example in data.examples(0, 5)])
+    made = pipe.reconstruct(images).array.astype(float)
+    truth = np.stack(data.part(0, 5)).astype(float)
+    expected = (10 * np.log10(255**2 / np.square(made - truth).mean((1, 2, 3)))).mean()
+    assert first["metrics"]["PSNR"] == pytest.approx(expected)
+    assert "rFD-tiny" in capsys.readouterr().out
+
+
+def test_the_use_of_a_codebook(tmp_path):
+    config = recipes.load("first_stage_vq_f4:tiny").unlock()
+    config.data.update(source="shapes", scenes=32, simple_scenes=False)
+    run = keep(tmp_path / "vq", config)
+    pipe = ldm_jax.load(run)
+    facts = report.Reconstructions(pipe, report.data_of(pipe.config, run, train=False, count=3)).facts
+    size, n = config.data.image_size, config.first_stage.n_embed
+    assert facts["bits/pixel"] == pytest.approx(np.log2(n) / 4**2)
+    assert 0 < facts["codes used"] <= 1 and 1 <= facts["perplexity"] <= n * facts["codes used"] + 1e-6
+    assert facts["latents/pixel"] == 3 / 4**2 and size
+
+
+def test_folders(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(6):
+            Image.fromarray(RANDOM.integers(0, 256, (20 + i, 18, 3), np.uint8)).save(tmp_path / name / f"{i}.png")
+    common = ["--features=tiny", f"--cache={tmp_path / 'cache'}", f"--out={tmp_path / 'out'}"]
+    evaluate.main([str(tmp_path / "a"), str(tmp_path / "b"), f"--reference={tmp_path / 'a'}", *common])
+    same, other = json.loads((tmp_path / "out" / "evaluation.json").read_text())["reports"]
+    assert abs(same["metrics"]["FD-tiny"]) < 1e-6 < other["metrics"]["FD-tiny"]
+    assert same["pictures"]["files"] == "png"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["nowhere"], "--reference is missing"),
+        (["nowhere", "--reference=pictures"], "nowhere does not exist"),
+        (["pictures", "--reference=nowhere"], "--reference=nowhere does not exist"),
+        (["pictures", "--reference=pictures", "--features=tinny"], "no feature network 'tinny'"),
+        (["pictures", "--reference=pictures", "--num=9"], "9 pictures were asked for"),
+        (["empty", "--reference=pictures"], "holds no pictures"),
+    ],
+)
+def test_errors_are_one_paragraph(tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    for name in ("pictures", "empty"):
+        (tmp_path / name).mkdir()
+    for i in range(3):
+        Image.fromarray(RANDOM.integers(0, 256, (9, 9, 3), np.uint8)).save(tmp_path / "pictures" / f"{i}.png")
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main([*options, *([] if "--features=tinny" in options else ["--features=tiny"]), "--cache=cache"])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_weights_that_are_not_there_are_said_how_to_get(tmp_path):
+    with pytest.raises(Missing, match=r"(?s)get_weights\.py inception.*--features=efficientnet_lite0"):
+        evaluate.run(evaluate.parser().parse_args(
+            [str(tmp_path), f"--reference={_picture(tmp_path)}", f"--weights={tmp_path}"]
+        ))  # fmt: skip
+
+
+def _picture(folder):
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(folder / "a.png")
+    return folder
