@@ -31,7 +31,9 @@ def tiny_network(monkeypatch):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return keep(tmp_path_factory.mktemp("class"), classes())
+    config = classes()
+    config.data.image_size = 32
+    return keep(tmp_path_factory.mktemp("class"), config)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,7 @@ def test_a_class_model_by_command(run, tmp_path, capsys):
     assert ours["metrics"]["FD-tiny"] > floor["metrics"]["FD-tiny"] > 0
     assert ours["pictures"]["steps"] == 2 and ours["reference"]["pictures"] == 12
     assert len(list((tmp_path / "out" / "samples").glob("*.png"))) == 6
-    assert Image.open(tmp_path / "out" / "0_nearest.png").width > 6 * 16
+    assert Image.open(tmp_path / "out" / "0_nearest.png").width > 6 * 32
     evaluate.main(command)  # from the cache
     assert " made, " not in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["reports"][0]["metrics"] == ours["metrics"]

@@ -58,7 +58,7 @@ def test_an_npz(tmp_path):
 
 
 def test_data_as_training_sees_them_spread_evenly():
-    source, transform = ShapesSource(24, 10), ImageTransform(16)
+    source, transform = ShapesSource(32, 10), ImageTransform(16)
     found = DataPictures(source, transform, "shapes", 4)
     assert len(found) == 4
     for image, i in zip(found.part(0, 4), (0, 2, 5, 7)):
