@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 import ldm_jax
 from ldm_jax import recipes
-from ldm_jax.cli import sample
+from ldm_jax.cli import evaluate, sample
 from tests.test_imports import PLAN
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,13 +86,22 @@ def test_recipes_of_the_tables_exist(page):
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "editing.md"], ids=lambda page: page.name)
 def test_options_of_sample_exist(page):
     known = {option for action in sample.parser()._actions for option in action.option_strings}
-    others = re.compile(r"\b(train\.py|convert\.py|ldm-train|ldm-convert|pip|make|scripts/|benchmarks/)")
+    others = re.compile(r"\b(train\.py|convert\.py|evaluate\.py|ldm-train|ldm-convert|pip|make|scripts/|benchmarks/)")
     found = {
         option
         for command in commands(page.read_text()) if not others.search(command)
         for option in re.findall(r"(?<![\w-])--[a-z][\w-]*(?!\.)\b", command)
     }  # fmt: skip
     assert len(found) > 10 and not found - known
+
+
+def test_options_of_evaluate_exist():
+    known = {option for action in evaluate.parser()._actions for option in action.option_strings}
+    text = "".join(page.read_text() for page in PAGES if page.name != "evaluation.md")
+    pages = [command for command in commands(text) if "evaluate.py" in command]
+    pages += [c for c in commands((ROOT / "docs" / "evaluation.md").read_text()) if not re.search("scripts/|sample", c)]
+    found = {option for command in pages for option in re.findall(r"(?<![\w-])--[a-z][\w-]*\b", command)}
+    assert len(found) > 8 and not found - known, found - known
 
 
 def options(section: ConfigDict, prefix: str = "config") -> set[str]:
