@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import inspect
 import re
+import shlex
 import textwrap
 import typing
 from pathlib import Path
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 
 import ldm_jax
 from ldm_jax import recipes
-from ldm_jax.cli import sample
+from ldm_jax.cli import evaluate, sample
 from tests.test_imports import PLAN
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,6 +94,14 @@ def test_options_of_sample_exist(page):
         for option in re.findall(r"(?<![\w-])--[a-z][\w-]*(?!\.)\b", command)
     }  # fmt: skip
     assert len(found) > 10 and not found - known
+
+
+def test_options_of_evaluate_exist():
+    texts = [page.read_text() for page in PAGES] + [recipes.find(name).read_text() for name in recipes.names()]
+    lines = "\n".join(texts).replace("\\\\\n", " ").replace("\\\n", " ").splitlines()
+    asked = [line.partition(" #")[0] for line in lines if line.strip().startswith("python evaluate.py ")]
+    parsed = [evaluate.parser().parse_args(shlex.split(line)[2:]) for line in asked]
+    assert len(parsed) > 40
 
 
 def options(section: ConfigDict, prefix: str = "config") -> set[str]:
