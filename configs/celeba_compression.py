@@ -7,6 +7,7 @@ First stages: f1 none, f2 and f32 first_stage_table8.py:vq_f2 and :vq_f32_c32, t
     python train.py --config=configs/celeba_compression.py:f8 --workdir=runs/celeba_compression_f8 \\
         --config.first_stage.checkpoint=runs/vq_f8 --config.data.path=TFDS_DIR
     python sample.py --workdir=runs/celeba_compression_f8 --num=16 --steps=100
+    python evaluate.py runs/celeba_compression_f8 --num=5000 --steps=100 --spacing=original      # as in figure 7
 """
 
 from ldm_jax.recipes import sections

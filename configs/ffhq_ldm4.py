@@ -6,6 +6,7 @@ Source of the numbers: table 12 and the released models/ldm/ffhq256/config.yaml.
     python train.py --config=configs/ffhq_ldm4.py --workdir=runs/ffhq_ldm4 \\
         --config.first_stage.checkpoint=runs/vq_f4 --config.data.path=FFHQ_DIR
     python sample.py --workdir=runs/ffhq_ldm4 --num=16 --steps=200 --eta=1
+    python evaluate.py runs/ffhq_ldm4 --num=50000 --steps=200 --eta=1 --spacing=original      # FID 4.98
 
 The images: a folder; FFHQ comes as PNG or WebP files (thumbnails128x128 is the wrong one) and is in no
 TFDS catalogue. The original trains on 60,000 images and validates on 10,000, without flips.

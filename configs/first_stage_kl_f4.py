@@ -7,6 +7,7 @@ in configs/autoencoder (two batches of 12 per step; learning rate 24 x 4.5e-6).
     python scripts/make_lpips_weights.py            # once: LPIPS weights
     python train.py --config=configs/first_stage_kl_f4.py --workdir=runs/kl_f4 \\
         --config.data.source=folder --config.data.path=YOUR_IMAGES
+    python evaluate.py runs/kl_f4 --num=50000      # the paper: ImageNet's validation pictures, see docs/paper.md
 
 Any folder of images of 256 px or more will do: the original used OpenImages (shorter side to 384, random crops of 256).
 The discriminator enters at step 50,001; until then the loss is L1 + LPIPS + 1e-6 KL.

@@ -11,6 +11,7 @@ neighbours, and f = 2 has levels (1, 2).
     python scripts/make_lpips_weights.py            # once: LPIPS weights
     python train.py --config=configs/first_stage_table8.py:vq_f2 --workdir=runs/vq_f2 \\
         --config.data.source=folder --config.data.path=YOUR_IMAGES
+    python evaluate.py runs/vq_f2 --num=50000      # the paper: ImageNet's validation pictures, see docs/paper.md
 """
 
 from ldm_jax.recipes import sections

@@ -6,6 +6,7 @@ models/first_stage_models/vq-f16/config.yaml and the original's ImageNet recipe 
     python scripts/make_lpips_weights.py            # once: LPIPS weights
     python train.py --config=configs/first_stage_vq_f16.py --workdir=runs/vq_f16 \\
         --config.data.source=folder --config.data.path=YOUR_IMAGES
+    python evaluate.py runs/vq_f16 --num=50000      # the paper: ImageNet's validation pictures, see docs/paper.md
 
 Any folder of images of 256 px or more will do: the original used OpenImages (shorter side to 384, random crops of 256).
 """

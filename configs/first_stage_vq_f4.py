@@ -7,6 +7,7 @@ in configs/autoencoder (two batches of 12 per step; learning rate 24 x 4.5e-6).
     python scripts/make_lpips_weights.py            # once: LPIPS weights
     python train.py --config=configs/first_stage_vq_f4.py --workdir=runs/vq_f4 \\
         --config.data.source=folder --config.data.path=YOUR_IMAGES
+    python evaluate.py runs/vq_f4 --num=50000      # the paper: ImageNet's validation pictures, see docs/paper.md
 
 Any folder of images of 256 px or more will do: the original used OpenImages (random crops of 256, not resized).
 The released file says disc_start 0, which fits a resumed run; this starts like the other VQ models.

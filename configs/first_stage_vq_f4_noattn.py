@@ -7,6 +7,7 @@ No attention in the middle blocks either, so its memory grows with the area alon
     python scripts/make_lpips_weights.py            # once: LPIPS weights
     python train.py --config=configs/first_stage_vq_f4_noattn.py --workdir=runs/vq_f4_noattn \\
         --config.data.source=folder --config.data.path=YOUR_IMAGES
+    python evaluate.py runs/vq_f4_noattn --num=50000      # the paper: ImageNet's validation pictures, see docs/paper.md
 
 Any folder of images of 256 px or more will do: the original used OpenImages (random crops
 of 256 of the images as they are).

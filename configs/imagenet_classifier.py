@@ -12,6 +12,10 @@ decay 0.01. Rate, batch and steps were never published: those of guided-diffusio
     python sample.py --workdir=runs/imagenet_ldm8 --classifier=runs/imagenet_classifier_f8 --classifier-scale=10 \\
         --label=207 --num=16 --steps=200 --eta=1
 
+    python sample.py --workdir=runs/imagenet_ldm8 --classifier=runs/imagenet_classifier_f8 --classifier-scale=10 \\
+        --num=50 $(seq -f "--label=%g" 0 999) --steps=200 --eta=1 --spacing=original --npz --out=guided
+    python evaluate.py guided/samples.npz --reference=VIRTUAL_imagenet256_labeled.npz      # FID 7.76: LDM of 4.8M steps
+
 Before there is an LDM: --config.first_stage.checkpoint=runs/vq_f8 in place of --config.guides.
 """
 

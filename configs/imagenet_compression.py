@@ -7,6 +7,8 @@ First stages: f1 none, f2 and f32 first_stage_table8.py:vq_f2 and :vq_f32_c32, t
     python train.py --config=configs/imagenet_compression.py:f8 --workdir=runs/imagenet_compression_f8 \\
         --config.first_stage.checkpoint=runs/vq_f8 --config.data.path=TFDS_DIR
     python sample.py --workdir=runs/imagenet_compression_f8 --num=16 --steps=100
+    python evaluate.py runs/imagenet_compression_f8 --num=5000 --steps=100 --spacing=original \\
+        --reference=VIRTUAL_imagenet256_labeled.npz      # as in figure 6; the file is ADM's
 """
 
 from ldm_jax.conditions import class_label

@@ -8,6 +8,10 @@ base rate, then a cosine that ends at step 50,000. Input: z, the latent of the m
         --config.first_stage.checkpoint=runs/vq_f4_noattn --config.data.path=TFDS_DIR
     python sample.py --workdir=runs/places_inpainting_big_ldm4 --image=picture.png --mask=hole.png
 
+    python sample.py --workdir=runs/places_inpainting_big_ldm4 --image=CROPS --mask=HOLES --steps=50 \\
+        --spacing=original --npz --out=filled
+    python evaluate.py filled/samples.npz --reference=CROPS      # FID 2.40: docs/paper.md
+
 The images: TFDS places365_small, or any folder (--config.data.source=folder --config.data.path=IMAGES).
 """
 

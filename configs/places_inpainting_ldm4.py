@@ -7,6 +7,10 @@ rate 1e-6 is taken as the base rate of one sample: 128 x 1e-6. Attention stands 
         --config.first_stage.checkpoint=runs/vq_f4_noattn --config.data.path=TFDS_DIR
     python sample.py --workdir=runs/places_inpainting_ldm4 --image=picture.png --mask=hole.png
 
+    python sample.py --workdir=runs/places_inpainting_ldm4 --image=CROPS --mask=HOLES --steps=50 \\
+        --spacing=original --npz --out=filled
+    python evaluate.py filled/samples.npz --reference=CROPS      # FID 2.37: docs/paper.md
+
 The images: TFDS places365_small, or any folder (--config.data.source=folder --config.data.path=IMAGES).
 """
 

