@@ -325,7 +325,7 @@ def _training_loss(case: Case, prediction: str, loss_type: str) -> dict[str, Our
     """The outputs for one prediction ("eps" or "x0") and loss type ("l2" or "l1")."""
     inputs = case.inputs
     schedule = schedule_of(case, parameterization=prediction)
-    ldm = LDM(IdentityFirstStage(), None, schedule, loss_type=loss_type, elbo_weight=1.0,
+    ldm = LDM(IdentityFirstStage(), IdentityFirstStage(), schedule, loss_type=loss_type, elbo_weight=1.0,
               learn_logvar="logvar" in inputs)  # fmt: skip
     z, noise = (jnp.asarray(nhwc(inputs[k])) for k in ("x0", "noise"))
     t = jnp.asarray(inputs["t"], jnp.int32)
