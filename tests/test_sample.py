@@ -183,7 +183,9 @@ def test_pictures_to_start_from_join_every_condition(runs, monkeypatch):
 def run(tmp_path_factory):
     """A run directory on pixels with a UNet of zeros, which as v is exact for standard normal pixels."""
     config = recipes.load("quickstart_ldm:tiny")
-    config.first_stage.kind, config.unet.out_channels = "identity", 3
+    config = config.unlock()
+    config.first_stage.kind = "identity"
+    config.unet.update(out_channels=3, channel_mult=(1,), attention_downsamples=())
     return without_weights(tmp_path_factory.mktemp("run"), config)
 
 
