@@ -65,7 +65,7 @@ class _Kind:
 
 
 class _Known(Placeholder):
-    """A name that means something to `_made`."""
+    """A name that means something to `Unpickler.made`."""
 
 
 _TENSOR, _PARAMETER, _DICT = _Known(), _Known(), _Known()
