@@ -425,7 +425,7 @@ def test_shapes_source():
 
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory):
-    from fake_tfds.colours import Colours
+    from tests.data.fake_tfds.colours import Colours
 
     data_dir = tmp_path_factory.mktemp("tfds")
     Colours(data_dir=str(data_dir), file_format="array_record").download_and_prepare()
@@ -464,7 +464,7 @@ def test_a_set_prepared_again_is_another(colours, tmp_path):
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
     """Sets with the features of coco_captions and open_images_v4, as TFDS has them."""
-    from fake_tfds.conditional import CocoCaptions, OpenImagesV4
+    from tests.data.fake_tfds.conditional import CocoCaptions, OpenImagesV4
 
     data_dir = tmp_path_factory.mktemp("tfds")
     for builder in (CocoCaptions, OpenImagesV4):
