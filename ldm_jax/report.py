@@ -1,6 +1,6 @@
 """How good a model is, or a set of pictures: numbers, their record, and pictures to look at.
 
-    judge = Judge(["efficientnet_lite0"], reference=data_of("runs/ldm"))
+    judge = Judge(["efficientnet_lite0"], reference=data_of(pipe.config, "runs/ldm"))
     report = judge.report(Samples(pipe, num=5000, steps=50))
     report.metrics["FD-efficientnet_lite0"]
 
@@ -229,10 +229,15 @@ class Judge:
         taps = metrics.taps_of(extractor.network)
         return kept.features_of(pictures, extractor, taps, self.cache, self.say)
 
+    def made_once(self, pictures: PictureSet) -> PictureSet:
+        """The set; one that is made is made only once, whoever asks for its pictures."""
+        if isinstance(pictures, Samples | Reconstructions):
+            return kept.KeptPictures(pictures, self.cache, self.say)
+        return pictures
+
     def report(self, pictures: PictureSet) -> Report:
         """All numbers of a set, and its pictures."""
-        if isinstance(pictures, Samples | Reconstructions):
-            pictures = kept.KeptPictures(pictures, self.cache, self.say)
+        pictures = self.made_once(pictures)
         numbers, shown = dict(getattr(pictures, "facts", {})), {}
         for extractor in self.extractors:
             network, ours = extractor.network, self._features(pictures, extractor)
@@ -243,9 +248,7 @@ class Judge:
                 numbers |= metrics.of_sets(network, ours, theirs)
                 shown |= self._neighbours(pictures, ours[network.tap], theirs[network.tap])
             if self.statistics is not None:
-                numbers |= metrics.of_statistics(network, ours, self.statistics.mu, self.statistics.sigma)
-                if network.name == "inception" and self.statistics.mu_s is not None:
-                    numbers |= metrics.of_spatial_statistics(ours, self.statistics.mu_s, self.statistics.sigma_s)
+                numbers |= metrics.of_statistics(network, ours, self.statistics)
         if getattr(pictures, "reconstructs", False):
             numbers = {"r" + name if _is_distance(name) else name: value for name, value in numbers.items()}
         if getattr(pictures, "has_truth", False):

@@ -67,6 +67,7 @@ def test_a_class_model_by_command(run, tmp_path, capsys):
     evaluate.main(command)
     printed = capsys.readouterr().out
     assert "FD-tiny" in printed and "left" in printed
+    assert printed.count(" made, ") == 1  # --keep writes the samples that were measured
     record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     ours, floor = record["reports"]
     assert ours["metrics"]["FD-tiny"] > floor["metrics"]["FD-tiny"] > 0

@@ -59,10 +59,7 @@ def parser() -> options.Parser:
     add("--checkpoint", type=int, help="step of the checkpoint (default: the newest)")
     add("--no-ema", action="store_true", help="the raw instead of the averaged parameters")
     add("--keep", action="store_true", help="also write the samples: OUT/samples/*.png")
-    add(
-        "--out",
-        help="folder of evaluation.json and pictures (default: WHAT/evaluation, or evaluation)",
-    )
+    add("--out", help="folder of evaluation.json and pictures (default: WHAT/evaluation, or evaluation)")
     add("--cache", help="folder of features (default ~/.cache/ldm_jax/features)")
     return p
 
@@ -87,9 +84,10 @@ def run(args: argparse.Namespace) -> list["Report"]:
     reports = []
     for what in args.what:
         pictures = _pictures(args, what)
-        reports.append(judge.report(pictures))
+        made = judge.made_once(pictures)
+        reports.append(judge.report(made))
         if args.keep and isinstance(pictures, report.Samples):
-            _keep(pictures, out / "samples")
+            _keep(made, out / "samples")
         if args.floor and _is_run(what):
             reports.append(judge.report(_floor(args, what)))
     _write(out, args, reports, time.perf_counter() - began)

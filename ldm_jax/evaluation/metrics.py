@@ -11,7 +11,8 @@ from ldm_jax.evaluation.frechet import Gaussian, frechet_distance
 from ldm_jax.evaluation.inception_score import inception_score
 from ldm_jax.evaluation.kernel_distance import kernel_distance
 from ldm_jax.evaluation.networks import FeatureNetwork
-from ldm_jax.evaluation.precision_recall import precision_recall
+from ldm_jax.evaluation.precision_recall import precision_recall, squared_distances
+from ldm_jax.evaluation.statistics_file import StatisticsFile
 
 SUBSET = 1000  # of the kernel distance; smaller sets are compared whole
 SPLITS = 10
@@ -34,10 +35,9 @@ def of_sets(network: FeatureNetwork, generated: Features, reference: Features) -
     ours, theirs = generated[network.tap], reference[network.tap]
     inception = network.name == "inception"
     other = "" if inception else f"-{network.name}"
-    values = {network.distance_name(): frechet_distance(*map(Gaussian.of_features, (ours, theirs))).distance}
+    values = {network.distance_name(): _distance(*map(Gaussian.of_features, (ours, theirs)))}
     if inception:
-        flat = [features["spatial"].reshape(len(features["spatial"]), -1) for features in (generated, reference)]
-        values["sFID"] = frechet_distance(*map(Gaussian.of_features, flat)).distance
+        values["sFID"] = _distance(_spatial(generated), _spatial(reference))
         logits = generated["logits_unbiased"]
         if len(logits) >= SPLITS:
             score = inception_score(logits, SPLITS)
@@ -54,23 +54,26 @@ def of_sets(network: FeatureNetwork, generated: Features, reference: Features) -
     return {name: float(value) for name, value in values.items()}
 
 
-def of_statistics(
-    network: FeatureNetwork, generated: Features, mean: np.ndarray, covariance: np.ndarray
-) -> dict[str, float]:
-    """{metric: value} against published statistics, which allow a Frechet distance alone."""
-    if network.width != len(mean):
+def of_statistics(network: FeatureNetwork, generated: Features, statistics: StatisticsFile) -> dict[str, float]:
+    """{metric: value} against published statistics, which allow Frechet distances alone."""
+    reference = statistics.gaussian()
+    if network.width != len(reference.mean):
         raise UsageError(
-            f"the statistics have {len(mean)} numbers, {network.name} gives {network.width}: another network made them"
+            f"the statistics have {len(reference.mean)} numbers, {network.name} gives {network.width}: another network "
+            "made them"
         )
-    reference = Gaussian.of_moments(mean, covariance)
-    return {network.distance_name(): frechet_distance(Gaussian.of_features(generated[network.tap]), reference).distance}
+    values = {network.distance_name(): _distance(Gaussian.of_features(generated[network.tap]), reference)}
+    if network.name == "inception" and statistics.mu_s is not None:
+        values["sFID"] = _distance(_spatial(generated), statistics.gaussian(spatial=True))
+    return values
 
 
-def of_spatial_statistics(generated: Features, mean: np.ndarray, covariance: np.ndarray) -> dict[str, float]:
-    """sFID against published statistics."""
-    flat = generated["spatial"].reshape(len(generated["spatial"]), -1)
-    reference = Gaussian.of_moments(mean, covariance)
-    return {"sFID": frechet_distance(Gaussian.of_features(flat), reference).distance}
+def _distance(first: Gaussian, second: Gaussian) -> float:
+    return frechet_distance(first, second).distance
+
+
+def _spatial(features: Features) -> Gaussian:
+    return Gaussian.of_features(features["spatial"].reshape(len(features["spatial"]), -1))
 
 
 def of_pairs(made: list[np.ndarray], truth: list[np.ndarray]) -> dict[str, np.ndarray]:
@@ -85,10 +88,7 @@ def of_pairs(made: list[np.ndarray], truth: list[np.ndarray]) -> dict[str, np.nd
 def nearest(features: np.ndarray, reference: np.ndarray, k: int, block: int = 512) -> tuple[np.ndarray, np.ndarray]:
     """(numbers [N,k], distances [N,k]) of the k nearest rows of `reference` [M,D] to those of `features` [N,D]."""
     k, found = min(k, len(reference)), []
-    squares = np.square(reference.astype(np.float64)).sum(1)
-    for first in range(0, len(features), block):
-        rows = features[first : first + block].astype(np.float64)
-        distances = np.square(rows).sum(1)[:, None] + squares - 2 * rows @ reference.T.astype(np.float64)
+    for _, distances in squared_distances(features.astype(np.float64), reference.astype(np.float64), block):
         order = np.argsort(distances, axis=1)[:, :k]
         found.append((order, np.sqrt(np.maximum(np.take_along_axis(distances, order, 1), 0))))
     numbers, distances = zip(*found)

@@ -57,7 +57,7 @@ def precision_recall(
     inside_generated = np.zeros(len(real), bool)  # in some generated ball
     covered = np.zeros(len(real), bool)
     balls_around = []
-    for start, distances in _distances(generated, real, block):
+    for start, distances in squared_distances(generated, real, block):
         in_real = distances <= edge_real
         balls_around.append(in_real.sum(1))
         covered |= in_real.any(0)
@@ -76,14 +76,14 @@ def precision_recall(
 def _radii(points: np.ndarray, k: int, block: int) -> np.ndarray:
     """Squared distance of every point [N,D] to its k-th neighbour, [N]."""
     radii = []
-    for start, distances in _distances(points, points, block):
+    for start, distances in squared_distances(points, points, block):
         own = np.arange(len(distances))
         distances[own, start + own] = np.inf
         radii.append(np.partition(distances, k - 1, axis=1)[:, k - 1])
     return np.concatenate(radii)
 
 
-def _distances(first: np.ndarray, second: np.ndarray, block: int) -> Iterator[tuple[int, np.ndarray]]:
+def squared_distances(first: np.ndarray, second: np.ndarray, block: int) -> Iterator[tuple[int, np.ndarray]]:
     """(number of the first row, squared distances [block,M]) for each block of rows of `first`."""
     square = np.square(second).sum(1)
     for start in range(0, len(first), block):

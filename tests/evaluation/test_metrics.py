@@ -1,12 +1,14 @@
 """Which metrics two sets have, and what they are called."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ldm_jax.errors import UsageError
 from ldm_jax.evaluation import metrics, networks
+from ldm_jax.evaluation.statistics_file import StatisticsFile
 from tests.evaluation.test_features import NETWORK
 
 RANDOM = np.random.default_rng(0)
@@ -51,10 +53,11 @@ def test_published_statistics():
     ours, theirs = normal(100), normal(100)
     expected = metrics.of_sets(NETWORK, ours, theirs)["FD-tiny"]
     mean, covariance = theirs["mean"].astype(float).mean(0), np.cov(theirs["mean"].T.astype(float))
-    found = metrics.of_statistics(NETWORK, ours, mean, covariance)
+    statistics = StatisticsFile(Path("some.npz"), mean, covariance)
+    found = metrics.of_statistics(NETWORK, ours, statistics)
     assert found == {"FD-tiny": pytest.approx(expected, rel=1e-9)}
     with pytest.raises(UsageError, match="another network"):
-        metrics.of_statistics(replace(NETWORK, taps={"mean": (6,)}), ours, mean, covariance)
+        metrics.of_statistics(replace(NETWORK, taps={"mean": (6,)}), ours, statistics)
 
 
 def test_pairs():
