@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ldm_jax import build, rundir
+from ldm_jax import build, rundir, tree
 from ldm_jax.data.transforms import resize
 from ldm_jax.errors import UsageError
 from ldm_jax.evaluation import features, kept, metrics, statistics_file, weights
@@ -85,7 +85,7 @@ class Samples:
         if self.labels is not None:
             self.settings["labels"] = labels if isinstance(labels, str) else "given"
         of_labels = kept.digest(self.labels.tobytes()) if self.labels is not None else ""
-        self.identity = f"{self.settings} {_fingerprint(pipe)} {of_labels}"
+        self.identity = f"{self.settings} {tree.digest((pipe.params, pipe.frozen))} {of_labels}"
 
     def _labels(self, labels: str | Sequence[int]) -> np.ndarray | None:
         """The class of each, [num] int32, of a class model and of one that a classifier guides."""
@@ -145,7 +145,7 @@ class Reconstructions:
         self.pipe, self.data, self.batch = pipe, data, batch
         self.name = str(pipe.path)
         self.settings = dict(checkpoint=f"{pipe.path} step {pipe.step}", reconstructions_of=data.settings)
-        self.identity = f"{data.identity} {_fingerprint(pipe)}"
+        self.identity = f"{data.identity} {tree.digest((pipe.params, pipe.frozen))}"
 
     def __len__(self) -> int:
         return len(self.data)
@@ -182,13 +182,6 @@ class Reconstructions:
             "codes used": float((counts > 0).mean()),
             "perplexity": float(np.exp(entropy)),
         }
-
-
-def _fingerprint(pipe: Pipeline) -> str:
-    """Of the parameters: the mean and size of each leaf, which another training does not repeat."""
-    total = jax.jit(lambda tree: [jax.numpy.stack([leaf.mean(), abs(leaf).mean()]) for leaf in jax.tree.leaves(tree)])
-    numbers = total((pipe.params, pipe.frozen)) if jax.tree.leaves((pipe.params, pipe.frozen)) else []
-    return kept.digest(np.asarray(numbers, np.float32).tobytes())
 
 
 def _stacked(examples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from ldm_jax import tree
@@ -39,3 +40,9 @@ def test_compare_names_both_sides():
     assert difference.shapes == ["a/kernel: (3, 2), expected (2, 3)"]
     assert difference and "missing (1):" in str(difference)
     assert not tree.compare(PARAMS, PARAMS)
+
+
+def test_a_digest_knows_every_number():
+    values = {"a": np.arange(6.0).reshape(2, 3), "b": jnp.ones(2)}
+    assert tree.digest(values) == tree.digest(jax.tree.map(np.array, values))
+    assert tree.digest(values) != tree.digest(values | {"b": jnp.array([1, 1.5])})

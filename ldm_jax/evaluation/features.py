@@ -7,7 +7,6 @@ The batch is split over the devices and its last one is filled up, so that there
 depend on the size of a batch.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, UInt8
 
+from ldm_jax import tree
 from ldm_jax.arrays import Array
 from ldm_jax.errors import UsageError
 from ldm_jax.evaluation import networks, weights
@@ -54,7 +54,7 @@ class Extractor:
         self._params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
         size = (network.size, network.size)
         self._resized = jax.jit(lambda images: self.resize(images, size))
-        self.digest = _digest(params)
+        self.digest = tree.digest(params)
         self._run = jax.jit(self._features, static_argnames="taps")
 
     def _features(self, params: Tree, x: Float[Array, "N H W 3"], taps: tuple[str, ...]) -> dict[str, Array]:
@@ -96,14 +96,6 @@ class Extractor:
         if len({image.shape for image in images}) == 1:
             return self._resized(jax.device_put(np.stack(images), self._split))
         return jax.device_put(np.concatenate([self._resized(image[None]) for image in images]), self._split)
-
-
-def _digest(params: Tree) -> str:
-    """A hash of the parameters."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        digest.update(np.ascontiguousarray(leaf))
-    return digest.hexdigest()[:16]
 
 
 def _fetch(result: dict[str, Array], count: int) -> dict[str, np.ndarray]:
