@@ -93,6 +93,10 @@ class Pipeline:
         self._classifiers: dict[str, tuple] = {}
         self._lpips: dict[tuple[str, str], tuple[LPIPS, Tree]] = {}
 
+    def update(self, params: Tree, frozen: Tree, step: int | None = None, weights: str = "raw") -> None:
+        """Other parameters of the same shapes, such as those of a later step: nothing is compiled again."""
+        self.params, self.frozen, self.step, self.weights = self._place(params), self._place(frozen), step, weights
+
     def __repr__(self) -> str:
         return f"<ldm_jax pipeline of {self.path}: {self.what}>"
 
@@ -379,6 +383,8 @@ class Pipeline:
     def _place(self, values: Tree) -> Tree:
         """A copy on every device."""
         everywhere = NamedSharding(self.mesh, PartitionSpec())
+        if any(isinstance(x, jax.Array) and not x.is_fully_addressable for x in jax.tree.leaves(values)):
+            return jax.jit(lambda x: x, out_shardings=everywhere)(values)  # of several hosts
         return jax.tree.map(
             lambda x: jax.make_array_from_callback(np.shape(x), everywhere, lambda index: np.asarray(x)[index]), values
         )

@@ -8,22 +8,26 @@ A diffusion model is judged by its `Samples`, a first stage by its `Reconstructi
 its pictures (evaluation/picture_sets.py).
 """
 
+import json
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ldm_jax import build, rundir, tree
 from ldm_jax.data.transforms import resize
-from ldm_jax.errors import UsageError
+from ldm_jax.errors import ConfigError, UsageError
 from ldm_jax.evaluation import features, kept, metrics, statistics_file, weights
 from ldm_jax.evaluation.picture_sets import DataPictures, FolderPictures, NpzPictures, PictureSet, three_channels
-from ldm_jax.evaluation.pixels import mean_of_finite
+from ldm_jax.evaluation.pixels import mean_of_finite, std_of_finite
 from ldm_jax.images import grid, to_float
 from ldm_jax.models.lpips import LPIPS
 from ldm_jax.pipeline import Pipeline
@@ -32,15 +36,22 @@ from ldm_jax.training import setup
 LPIPS_NETS = ("vgg16", "alex")
 SHOWN = 64  # pictures in a grid
 NEIGHBOURS = 5
+Tree = Any
+BINS = 10  # of hole sizes
+BEST = "best.json"  # in WORKDIR/best: of which step it is, and its number
+LARGER_IS_BETTER = ("IS", "precision", "recall", "density", "coverage", "PSNR", "SSIM", "codes used", "perplexity")
+PAIRED = ("superres", "inpaint")  # conditions of which a sample is meant to be one picture
 Say = Callable[[str], None]
 
 
 def data_of(
-    config: ConfigDict, run: str | Path, train: bool = True, count: int | None = None, examples: bool = False
-) -> DataPictures:
+    config: ConfigDict, run: str | Path, train: bool = True, count: int | None = None, examples: bool = False,
+    choose: str = "even",
+) -> DataPictures:  # fmt: skip
     """The training or validation pictures of a run, as its training saw them, but cropped at the centre.
 
-    examples: with the fields of its condition. Raises Missing where the data are not there.
+    examples: with the fields of its condition. choose: which ones, as of DataPictures. Raises Missing where the data
+    are not there.
     """
     if examples:
         transform = setup.transform(config, False, rundir.tokenizer_of(run))
@@ -48,7 +59,7 @@ def data_of(
     else:
         transform, source = setup.image_transform(config, False), setup.source(config, train)
     name = f"{'training' if train else 'validation'} pictures of {run}"
-    return DataPictures(source, transform, name, min(count or len(source), len(source)))
+    return DataPictures(source, transform, name, min(count or len(source), len(source)), choose)
 
 
 def pictures_of(path: str | Path, count: int | None = None) -> PictureSet:
@@ -112,10 +123,20 @@ class Samples:
     @property
     def has_truth(self) -> bool:
         """Whether a sample is meant to be one picture: super-resolution and inpainting."""
-        return self.kind in ("superres", "inpaint")
+        return self.kind in PAIRED
 
     def truth(self, first: int, last: int) -> list[np.ndarray]:
         return self.data.part(first, last)
+
+    @cached_property
+    def groups(self) -> dict[str, np.ndarray]:
+        """{name: numbers} of parts that are also measured alone. Of inpainting: by the share of the picture that its
+        hole covers, in bins of 10 % (LaMa's)."""
+        if self.kind != "inpaint":
+            return {}
+        holes = [float((example["mask"] > 0.5).mean()) for example in self.data.examples(0, self.num)]
+        bins = np.minimum((np.asarray(holes) * BINS).astype(int), BINS - 1)
+        return {f"hole {100 * b // BINS}-{100 * (b + 1) // BINS} %": np.flatnonzero(bins == b) for b in np.unique(bins)}
 
     def _request(self, first: int, last: int):
         condition: dict[str, Any] = {"num": last - first}
@@ -184,6 +205,26 @@ class Reconstructions:
         }
 
 
+class InMemory:
+    """A set of pictures that is made at once and held in memory: `images`. Otherwise it is the set itself."""
+
+    def __init__(self, pictures: PictureSet, check: Callable[[], None] = lambda: None):
+        """check: called before each part is made; what it raises stops the work."""
+        self._pictures, self.images = pictures, []
+        for first in range(0, len(pictures), kept.PART):
+            check()
+            self.images += pictures.part(first, min(first + kept.PART, len(pictures)))
+
+    def __getattr__(self, name: str):
+        return getattr(self._pictures, name)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def part(self, first: int, last: int) -> list[np.ndarray]:
+        return self.images[first:last]
+
+
 def _stacked(examples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
@@ -204,19 +245,26 @@ class Judge:
     reference: a set of pictures, or None: only pairs are compared. statistics: the path of an .npz of published
     statistics, whose Frechet distances then count in place of those to the reference. weights_folder: of the networks
     and of LPIPS (VGG16 and AlexNet where their weights are there). cache: folder of features, so that what was
-    interrupted goes on.
+    interrupted goes on. most_neighbours: pictures a set for precision and recall.
     """
 
     def __init__(
         self, networks: Sequence[str], reference: PictureSet | None, statistics: str | Path | None = None,
         weights_folder: str | Path = weights.FOLDER, cache: str | Path = kept.FOLDER, batch: int = 64,
-        say: Say = print,
+        say: Say = print, most_neighbours: int = metrics.MOST_NEIGHBOURS,
     ):  # fmt: skip
+        self.most_neighbours = most_neighbours
         self.extractors = [features.load(name, weights_folder, batch=batch) for name in networks]
         self.weights_folder, self.cache, self.say = Path(weights_folder), cache, say
         self.statistics = statistics and statistics_file.read_statistics(statistics)
         self.reference = reference
         self._reference_features: dict[str, metrics.Features] = {}
+
+    def against(self, reference: PictureSet) -> "Judge":
+        """A judge with the same networks and settings, and another reference."""
+        other = copy(self)
+        other.reference, other.statistics, other._reference_features = reference, None, {}
+        return other
 
     def _features(self, pictures: PictureSet, extractor: features.Extractor) -> metrics.Features:
         taps = metrics.taps_of(extractor.network)
@@ -231,26 +279,36 @@ class Judge:
     def report(self, pictures: PictureSet) -> Report:
         """All numbers of a set, and its pictures."""
         pictures = self.made_once(pictures)
+        in_memory = isinstance(pictures, InMemory)  # features of pictures that come only once are not kept in files
         numbers, shown = dict(getattr(pictures, "facts", {})), {}
         for extractor in self.extractors:
-            network, ours = extractor.network, self._features(pictures, extractor)
+            network, taps = extractor.network, metrics.taps_of(extractor.network)
+            ours = extractor(pictures.images, taps) if in_memory else self._features(pictures, extractor)
             if self.reference is not None:
                 if network.name not in self._reference_features:
                     self._reference_features[network.name] = self._features(self.reference, extractor)
                 theirs = self._reference_features[network.name]
-                numbers |= metrics.of_sets(network, ours, theirs)
+                numbers |= metrics.of_sets(network, ours, theirs, self.most_neighbours)
                 shown |= self._neighbours(pictures, ours[network.tap], theirs[network.tap])
             if self.statistics is not None:
                 numbers |= metrics.of_statistics(network, ours, self.statistics)
+            if groups := getattr(pictures, "groups", {}):
+                truth = self._features(pictures.data, extractor)
+                for name, picked in groups.items():
+                    if len(picked) > 1:
+                        part = ({tap: rows[picked] for tap, rows in taps.items()} for taps in (ours, truth))
+                        numbers |= {f"{k}, {name}": v for k, v in metrics.distance(network, *part).items()}
         if getattr(pictures, "reconstructs", False):
             numbers = {"r" + name if _is_distance(name) else name: value for name, value in numbers.items()}
         if getattr(pictures, "has_truth", False):
             found, pairs = self._pairs(pictures)
             numbers, shown = numbers | found, shown | pairs
         shown["random"] = grid(_same_size(pictures.part(0, min(SHOWN, len(pictures)))))
+        if groups := getattr(pictures, "groups", {}):
+            numbers |= {f"pictures, {name}": float(len(picked)) for name, picked in groups.items()}
         settings = dict(pictures=pictures.settings, networks={e.network.name: e.resize.name for e in self.extractors})
         if self.reference is not None:
-            settings["reference"] = self.reference.settings
+            settings |= dict(reference=self.reference.settings, most_neighbours=self.most_neighbours)
         if self.statistics is not None:
             settings["statistics"] = str(self.statistics.path)
         return Report(pictures.name, numbers, settings, shown)
@@ -288,7 +346,11 @@ class Judge:
         order = np.argsort(joined["PSNR"])
         some = {"pairs": np.arange(min(16, len(pictures))), "worst_pairs": order[:8], "best_pairs": order[::-1][:8]}
         shown = {name: self._pair_strips(pictures, picked) for name, picked in some.items()}
-        return {name: mean_of_finite(array) for name, array in joined.items()}, shown
+        numbers = {name: mean_of_finite(array) for name, array in joined.items()}
+        numbers |= {f"{name}_std": std_of_finite(array) for name, array in joined.items()}
+        for group, picked in pictures.groups.items() if hasattr(pictures, "groups") else ():
+            numbers |= {f"{name}, {group}": mean_of_finite(array[picked]) for name, array in joined.items()}
+        return numbers, shown
 
     def _pair_strips(self, pictures, picked: np.ndarray) -> np.ndarray:
         rows = []
@@ -306,6 +368,86 @@ class Judge:
             )
 
         return compare
+
+
+class TrainingMetrics:
+    """Numbers of a model while it is trained, by config.metrics; the best model is kept in WORKDIR/best.
+
+    Samples of a diffusion model are compared with training pictures, whose features are computed once; a first stage's
+    reconstructions with the validation pictures that they are of. Raises Missing for weights that are not there,
+    UsageError for options that do not fit.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: str | Path, mesh: Mesh | None = None, say: Say = print):
+        m = config.metrics
+        if config.task not in ("ldm", "first_stage"):
+            raise ConfigError(f"config.every.metrics={config.every.metrics}: a {config.task} makes no pictures; set 0")
+        if m.samples < 2:
+            raise ConfigError(f"config.metrics.samples={m.samples} must be 2 at least")
+        self.config, self.workdir, self.mesh, self.say = config, Path(workdir), mesh, say
+        self._pipe: Pipeline | None = None
+        data = None
+        if config.task == "first_stage" or config.conditioner.kind not in ("none", "class"):
+            data = data_of(config, workdir, train=False, count=m.samples, examples=True)
+        self._data = data
+        reference = data_of(config, workdir, train=True, count=m.reference or None)
+        networks = [name for name in m.networks.split(",") if name]
+        self._judge = Judge(
+            networks, data if config.task == "first_stage" else reference, weights_folder=m.weights, batch=m.batch,
+            say=say,
+        )  # fmt: skip
+
+    def __call__(
+        self, step: int, weights: dict[str, tuple[Tree, Tree]], check: Callable[[], None] = lambda: None
+    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """(numbers, pictures) of each {name: (params, frozen)}, as a Pipeline takes them, the one that counts first.
+
+        The others' numbers have their name in front, and are there with config.metrics.raw only. check: called between
+        parts of the work; what it raises stops it.
+        """
+        numbers, shown = {}, {}
+        for i, (name, (params, frozen)) in enumerate(weights.items()):
+            if i and not self.config.metrics.raw:
+                break
+            report = self._judge.report(InMemory(self._pictures(params, frozen, step, name), check))
+            before = f"{name}_" if i else ""
+            numbers |= {before + key: value for key, value in report.metrics.items()}
+            if not i:
+                shown = report.pictures
+                self._keep_best(step, numbers)
+        return numbers, shown
+
+    def _pictures(self, params: Tree, frozen: Tree, step: int, name: str) -> PictureSet:
+        m = self.config.metrics
+        if self._pipe is None:
+            self._pipe = Pipeline(self.config, params, frozen, self.workdir, step, name, self.mesh)
+        self._pipe.update(params, frozen, step, name)
+        if self.config.task == "first_stage":
+            return Reconstructions(self._pipe, self._data, m.batch)
+        options = dict(steps=m.steps or self.config.sample.steps, batch=m.batch, seed=self.config.sample.seed)
+        if m.guidance != 1.0:
+            options["guidance"] = m.guidance
+        return Samples(self._pipe, m.samples, self._data, **options)
+
+    def _keep_best(self, step: int, numbers: dict[str, float]) -> None:
+        """Writes the model into WORKDIR/best where its number is better than that of the one there."""
+        name = self.config.metrics.best
+        if not name:
+            return
+        if name not in numbers:
+            raise ConfigError(f"config.metrics.best={name!r} is not one of the metrics: {', '.join(numbers)}")
+        folder, record = self.workdir / "best", {"metric": name, "value": numbers[name], "step": step}
+        sign = 1 if name.startswith(LARGER_IS_BETTER) else -1
+        if (folder / BEST).exists() and sign * json.loads((folder / BEST).read_text())["value"] >= sign * numbers[name]:
+            return
+        if jax.process_index() == 0:
+            new = self.workdir / "best.new"
+            rmtree(new, ignore_errors=True)
+            self._pipe.save(new)
+            (new / BEST).write_text(json.dumps(record) + "\n")
+            rmtree(folder, ignore_errors=True)
+            new.rename(folder)
+        self.say(f"step {step}: {name} {numbers[name]:.4g} is the best so far; this model is in {folder}")
 
 
 def _is_distance(name: str) -> bool:

@@ -100,7 +100,7 @@ def test_options_of_evaluate_exist():
     texts = [page.read_text() for page in PAGES] + [recipes.find(name).read_text() for name in recipes.names()]
     lines = "\n".join(texts).replace("\\\\\n", " ").replace("\\\n", " ").splitlines()
     asked = [line.partition(" #")[0] for line in lines if line.strip().startswith("python evaluate.py ")]
-    parsed = [evaluate.parser().parse_args(shlex.split(line)[2:]) for line in asked]
+    parsed = [evaluate.parse(shlex.split(line)[2:]) for line in asked]
     assert len(parsed) > 40
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,7 +10,7 @@ from PIL import Image
 import ldm_jax
 from ldm_jax import recipes, report
 from ldm_jax.cli import evaluate
-from ldm_jax.errors import Missing, UsageError
+from ldm_jax.errors import ConfigError, Missing, UsageError
 from ldm_jax.evaluation import features, networks
 from tests.evaluation.test_features import NETWORK, PARAMS
 from tests.test_pipeline import classes, keep
@@ -19,7 +20,7 @@ RANDOM = np.random.default_rng(0)
 
 @pytest.fixture(autouse=True)
 def tiny_network(monkeypatch):
-    def load(name, folder, batch=64):
+    def load(name, folder="", batch=64):
         if name != "tiny":
             return features_load(name, folder, batch=batch)
         return features.Extractor(NETWORK, PARAMS, batch=batch)
@@ -81,6 +82,39 @@ def test_a_class_model_by_command(run, tmp_path, capsys, monkeypatch):
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["reports"][0]["metrics"] == ours["metrics"]
 
 
+def test_metrics_during_training_are_those_of_the_report(run, pipe, tmp_path):
+    """Also of the raw parameters; the best model is kept whole, and a worse one does not replace it."""
+    config = pipe.config.copy_and_resolve_references().unlock()
+    sections = recipes.load("quickstart_ldm:tiny")
+    config.update(every=sections.every, metrics=sections.metrics)
+    config.metrics.update(networks="tiny", samples=6, steps=2, reference=12, batch=6, raw=True, best="FD-tiny")
+    said = []
+    measure = report.TrainingMetrics(config, tmp_path, say=said.append)
+    other = jax.tree.map(lambda x: x + 0.05, pipe.params)
+    first, shown = measure(10, {"averaged": (pipe.params, pipe.frozen), "raw": (other, pipe.frozen)})
+    judge = report.Judge(["tiny"], report.data_of(config, run, count=12), cache=tmp_path / "cache", batch=6, say=len)
+    expected = judge.report(report.Samples(pipe, 6, steps=2, batch=6))
+    assert {name: value for name, value in first.items() if not name.startswith("raw_")} == expected.metrics
+    assert first["raw_FD-tiny"] != first["FD-tiny"] and {"random", "nearest"} <= set(shown)
+    assert json.loads((tmp_path / "best" / "best.json").read_text())["step"] == 10 and "best so far" in said[-1]
+    second, _ = measure(20, {"raw": (other, pipe.frozen)})
+    assert second["FD-tiny"] == first["raw_FD-tiny"] and measure._pipe.compiled == 2
+    kept = ldm_jax.load(tmp_path / "best")
+    better = pipe if first["FD-tiny"] <= second["FD-tiny"] else measure._pipe
+    assert all(np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (kept.params, better.params))))
+
+
+def test_metrics_of_a_first_stage_during_training(first_stage, tmp_path):
+    pipe = ldm_jax.load(first_stage)
+    config = pipe.config.copy_and_resolve_references().unlock()
+    config.metrics.update(networks="tiny", samples=5, batch=5, weights=str(tmp_path))
+    found, _ = report.TrainingMetrics(config, tmp_path)(1, {"raw": ({}, pipe.frozen)})
+    assert {"rFD-tiny", "PSNR", "SSIM"} <= set(found) and not (tmp_path / "best").exists()
+    config.metrics.best = "FID"
+    with pytest.raises(ConfigError, match=r"config\.metrics\.best='FID' .*rFD-tiny"):
+        report.TrainingMetrics(config, tmp_path)(1, {"raw": ({}, pipe.frozen)})
+
+
 def test_first_stages_side_by_side(first_stage, tmp_path, capsys):
     evaluate.main([str(first_stage), str(first_stage), "--num=5", "--features=tiny", f"--out={tmp_path / 'out'}",
                    f"--cache={tmp_path / 'cache'}", f"--weights={tmp_path}"])  # fmt: skip
@@ -107,11 +141,35 @@ def test_inpainting_keeps_what_is_known(tmp_path):
     data = report.data_of(pipe.config, run, train=False, count=3, examples=True)
     samples = report.Samples(pipe, 3, data, steps=2, batch=3)
     assert samples.has_truth
+    shares = []
     for made, truth, example in zip(samples.part(0, 3), samples.truth(0, 3), data.examples(0, 3)):
         hole = example["mask"][..., 0] > 0.5
+        shares.append(hole.mean())
         assert 0 < hole.mean() < 1
         np.testing.assert_array_equal(made[~hole], truth[~hole])
         assert np.abs(made[hole].astype(int) - truth[hole]).mean() > 5
+    evaluate.main([str(run), "--num=3", "--steps=2", "--batch=3", "--features=tiny", f"--out={tmp_path / 'out'}",
+                   f"--cache={tmp_path / 'cache'}", f"--weights={tmp_path}"])  # fmt: skip
+    (found,) = json.loads((tmp_path / "out" / "evaluation.json").read_text())["reports"]
+    assert found["reference"] == found["pictures"]["conditions"]  # the pictures whose holes were filled
+    bins = {f"hole {10 * int(10 * share)}-{10 * int(10 * share) + 10} %" for share in shares}
+    assert {name for name in found["metrics"] if name.startswith("pictures, ")} == {f"pictures, {b}" for b in bins}
+    assert sum(found["metrics"][f"pictures, {name}"] for name in bins) == 3
+    means = [found["metrics"][f"PSNR, {b}"] * found["metrics"][f"pictures, {b}"] for b in bins]
+    assert sum(means) / 3 == pytest.approx(found["metrics"]["PSNR"]) and found["metrics"]["PSNR_std"] >= 0
+
+
+def test_against_both_splits_and_other_data(run, tmp_path, capsys):
+    """A row each, which are those of --reference-split; options of the run's data can be others."""
+    common = [str(run), "--num=6", "--steps=2", "--reference-num=12", "--features=tiny", "--most-neighbours=5",
+              f"--out={tmp_path / 'out'}", f"--cache={tmp_path / 'cache'}", "--config.data.scenes=40"]  # fmt: skip
+    both = evaluate.run(evaluate.parse([*common, "--reference-split=both"]))
+    each = [evaluate.run(evaluate.parse([*common, f"--reference-split={s}"]))[0] for s in ("train", "validation")]
+    assert [r.metrics for r in both] == [r.metrics for r in each] and both[0].metrics != both[1].metrics
+    assert "against validation pictures" in both[1].name and "40" in both[0].settings["reference"]["data"]
+    with pytest.raises(SystemExit):
+        evaluate.parse([str(run), "--config.unet.model_channels=3"])
+    assert "only its data can be others" in capsys.readouterr().err
 
 
 def test_a_file_of_statistics_and_pictures(pipe, tmp_path):
@@ -121,9 +179,7 @@ def test_a_file_of_statistics_and_pictures(pipe, tmp_path):
     np.savez(tmp_path / "some.npz", arr_0=images[:7])
     common = [str(tmp_path / "some.npz"), f"--reference={tmp_path / 'both.npz'}", "--features=tiny",
               f"--out={tmp_path / 'out'}", f"--cache={tmp_path / 'cache'}"]  # fmt: skip
-    (shipped,), (recomputed,) = (
-        evaluate.run(evaluate.parser().parse_args([*common, *more])) for more in ([], ["--recompute"])
-    )
+    (shipped,), (recomputed,) = (evaluate.run(evaluate.parse([*common, *more])) for more in ([], ["--recompute"]))
     assert shipped.metrics["FD-tiny"] != recomputed.metrics["FD-tiny"]
     assert shipped.metrics["precision-tiny"] == recomputed.metrics["precision-tiny"] > 0
 
@@ -177,7 +233,7 @@ def test_errors_are_one_paragraph(tmp_path, monkeypatch, capsys, options, messag
 
 def test_weights_that_are_not_there_are_said_how_to_get(tmp_path):
     with pytest.raises(Missing, match=r"(?s)get_weights\.py inception.*--features=efficientnet_lite0"):
-        evaluate.run(evaluate.parser().parse_args(
+        evaluate.run(evaluate.parse(
             [str(tmp_path), f"--reference={_picture(tmp_path)}", f"--weights={tmp_path}"]
         ))  # fmt: skip
 

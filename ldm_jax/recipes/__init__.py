@@ -50,7 +50,14 @@ def load(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises ConfigError for a recipe, a variant or an option that does not exist, and for a value of the wrong type.
     """
     _, colon, variant = name.partition(":")
-    config = _module(name).get_config(*[variant] if colon else [])
+    return override(_module(name).get_config(*[variant] if colon else []), overrides, name)
+
+
+def override(config: ConfigDict, overrides: Sequence[str], name: str) -> ConfigDict:
+    """The configuration changed by options "--config.X=Y". name: of the configuration, for messages.
+
+    Raises ConfigError for an option that does not exist, and for a value of the wrong type.
+    """
     _check_options(config, overrides)
     values, argv = flags.FlagValues(), ["", *overrides]
     try:

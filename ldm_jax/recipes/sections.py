@@ -48,7 +48,19 @@ def _base(task: str, image_size: int) -> ConfigDict:
                 cache_latents="",  # LDM: a folder for the latents of all training images, made once, then read
             ),
             mesh=dict(data=-1, fsdp=1),
-            every=dict(log=50, evaluate=5000, picture=5000, checkpoint=5000),  # steps; 0 = never; the end is saved
+            # Steps; 0 = never; the end is saved.
+            every=dict(log=50, evaluate=5000, picture=5000, metrics=0, checkpoint=5000),
+            metrics=dict(  # FID and the like, every.metrics
+                networks="efficientnet_lite0",  # of features, separated by commas: scripts/get_weights.py
+                weights="weights",  # folder of their weights
+                samples=1000,  # or reconstructed validation pictures
+                reference=10_000,  # training pictures to compare with, spread evenly; 0 = all
+                steps=0,  # of sampling; 0 = sample.steps
+                guidance=1.0,  # 1 = without
+                batch=64,
+                raw=False,  # also of the raw parameters, beside the averaged ones
+                best="",  # e.g. FD-efficientnet_lite0: the model with the best number is kept in WORKDIR/best
+            ),
             keep=3,  # checkpoints
             optim=dict(
                 name="adamw",

@@ -55,6 +55,10 @@ class Task(Protocol):
     def pictures(self, state: TrainState, frozen: Tree, batch: Batch, mesh: Mesh) -> dict[str, np.ndarray]:
         """{name: images [N,H,W,C] in [-1,1]}, on every host."""
 
+    def weights(self, state: TrainState, frozen: Tree) -> dict[str, tuple[Tree, Tree]]:
+        """{"averaged" | "raw": (params, frozen)} as a Pipeline takes them, the better ones first; {}: it makes no
+        pictures."""
+
 
 def accumulate(fn: Callable, batch: Batch, keys: jax.Array, carry: Tree, steps: int) -> tuple[Tree, Tree]:
     """Mean of `fn(batch, keys, carry) -> (values, carry)` over `steps` equal parts of the batch [B].
@@ -182,6 +186,10 @@ class LDMTask:
         method = Method(s.latent_shape, s.timetable, eta=s.eta)
         z = programs.sample(self.averaging.best(state), frozen, batch, s.seed, indices, method)
         return {"samples": programs.decode(frozen, z)[: s.number]}
+
+    def weights(self, state: TrainState, frozen: Tree) -> dict[str, tuple[Tree, Tree]]:
+        averaged = {"averaged": (state.ema, frozen)} if self.averaging.decay else {}
+        return averaged | {"raw": (state.params, frozen)}
 
 
 @dataclass(frozen=True)
@@ -348,3 +356,7 @@ class FirstStageTask:
         reconstruct = self.programs.setdefault("reconstruct", jax.jit(self._reconstruct))
         pairs = np.stack([image, on_host(reconstruct(state, image))], axis=1)
         return {"reconstructions": pairs.reshape(-1, *image.shape[1:])}
+
+    def weights(self, state: TrainState, frozen: Tree) -> dict[str, tuple[Tree, Tree]]:
+        first_stage = {"params": state.params["autoencoder"]}
+        return {"raw": ({}, {"first_stage": first_stage, "latent_scale": jnp.float32(1.0)})}

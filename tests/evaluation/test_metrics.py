@@ -76,3 +76,14 @@ def test_nearest_neighbours():
     gaps = np.linalg.norm(ours[:, None].astype(float) - theirs, axis=-1)
     np.testing.assert_array_equal(numbers, np.argsort(gaps, 1)[:, :3])
     np.testing.assert_allclose(distances, np.sort(gaps, 1)[:, :3], atol=1e-6)
+
+
+def test_precision_of_some_is_that_of_sets_spread_evenly():
+    first, second = normal(90), normal(120, shift=0.5)
+    some = metrics.of_sets(NETWORK, first, second, most_neighbours=30)
+    parts = ({"mean": features["mean"][:: len(features["mean"]) // 30]} for features in (first, second))
+    expected = metrics.of_sets(NETWORK, *parts)
+    assert [some[f"{n}-tiny"] for n in ("precision", "recall")] == [
+        expected[f"{n}-tiny"] for n in ("precision", "recall")
+    ]
+    assert some["FD-tiny"] == metrics.of_sets(NETWORK, first, second)["FD-tiny"]

@@ -1,5 +1,7 @@
 """Sets of pictures: nothing is dropped, and what cannot be read is named."""
 
+import hashlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -66,3 +68,15 @@ def test_data_as_training_sees_them_spread_evenly():
         np.testing.assert_array_equal(image, to_uint8(expected))
     again = found.examples(3, 6)  # from the first one again
     np.testing.assert_array_equal(again[1]["image"], found.examples(0, 1)[0]["image"])
+
+
+def test_pictures_chosen_by_hash_are_parts_of_larger_choices():
+    source, transform = ShapesSource(16, 40, "train"), ImageTransform(16)
+    few, many = (DataPictures(source, transform, "shapes", count, "hash") for count in (5, 20))
+    assert few.numbers.tolist() == many.numbers[:5].tolist() and len(set(many.numbers.tolist())) == 20
+    assert few.numbers[0] == min(range(40), key=lambda i: hashlib.sha256(str(i).encode()).hexdigest())
+    np.testing.assert_array_equal(few.part(4, 5), many.part(4, 5))
+    assert few.identity != DataPictures(source, transform, "shapes", 5).identity
+    assert few.settings["chosen"] == "hash"
+    with pytest.raises(UsageError, match="choose='first'"):
+        DataPictures(source, transform, "shapes", 5, "first")
