@@ -27,7 +27,7 @@ demo: setup      ## train a small first stage and a small LDM on built-in shapes
 	$(PY) scripts/demo.py --out=$(RUNS)/demo
 
 test: setup      ## the tests that run everywhere
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: setup  ## the same and the slow ones: full-size parity, several processes
 	$(PY) -m pytest -m ''

@@ -3,6 +3,8 @@
 `config` is the ConfigDict of a recipe, or the same read back from a run's config.json.
 """
 
+from collections.abc import Callable
+from functools import lru_cache, wraps
 from typing import Any
 
 import flax.linen as nn
@@ -24,6 +26,20 @@ Tree = Any
 # Fields of config.first_stage that are not the network's shape.
 NOT_ARCHITECTURE = ("kind", "checkpoint", "recipe")
 VQ_ONLY = ("n_embed", "beta", "legacy_beta")
+
+
+def once_a_config(function: Callable[[ConfigDict], Any]) -> Callable[[ConfigDict], Any]:
+    """Keeps what the function gave for each configuration: to trace a network at full size takes seconds."""
+    found: dict[str, Any] = {}
+
+    @wraps(function)
+    def call(config: ConfigDict) -> Any:
+        key = config.to_json()
+        if key not in found:
+            found[key] = function(config)
+        return found[key]
+
+    return call
 
 
 def choose(what: str, value: str, options: dict):
@@ -119,6 +135,7 @@ def keywords(section: ConfigDict, skip: tuple[str, ...] = ()) -> dict:
     return {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in section.items() if k not in skip}
 
 
+@lru_cache(maxsize=16)
 def first_stage_variables(model: nn.Module, image_size: int, channels: int) -> Tree:
     """Shapes of the first stage's variables (for the identity: none)."""
     image = jax.ShapeDtypeStruct((1, image_size, image_size, channels), jnp.float32)

@@ -61,6 +61,7 @@ def conditioner_learns(config: ConfigDict) -> bool:
     return config.task != "ldm" or config.conditioner.get("trainable", True)
 
 
+@build.once_a_config
 def params_shapes(config: ConfigDict) -> Tree:
     """Shapes of the parameters that make images: of a diffusion model, a classifier, or {"autoencoder"}."""
     if config.task == "first_stage":

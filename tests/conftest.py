@@ -29,6 +29,15 @@ CHECKED = (
 jaxtyping.install_import_hook(CHECKED, f"{typecheck.__name__}.check")
 
 
+# The files that take longest come first, so that no process is left alone with one of them at the end.
+LONGEST = ("test_loop.py", "test_configs.py", "test_unet.py", "test_convert.py", "test_pipeline.py", "test_lpips.py")
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _drop_programs():
     """Compiled programs of all files together would take gigabytes."""

@@ -2,4 +2,9 @@
 
 from beartype import BeartypeConf, beartype
 
-check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+_check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+
+
+def check(function):
+    """Functions inside functions are left alone: each call would make them, and their check, anew."""
+    return function if "<locals>" in getattr(function, "__qualname__", "") else _check(function)

@@ -258,6 +258,7 @@ def _conditioner_of_run(config: ConfigDict) -> Tree:
     return rundir.restore(run, {part: {"conditioner": shapes}}, step)[part]["conditioner"]
 
 
+@build.once_a_config
 def abstract_run(config: ConfigDict) -> tuple[TrainState, Tree]:
     """(TrainState, frozen) of shapes, without the LPIPS weights."""
     frozen = {} if config.task == "first_stage" else rundir.frozen_shapes(config)

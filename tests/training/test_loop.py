@@ -16,15 +16,21 @@ from PIL import Image
 from tests.fast import flags
 
 ROOT = Path(__file__).resolve().parents[2]
+# A UNet of one level and its middle: compiling takes most of a short run.
 SMALL = ["--config.data.validation_images=8", "--config.every.evaluate=0", "--config.every.picture=0",
-         "--config.optim.schedule=constant"]  # fmt: skip
+         "--config.optim.schedule=constant", "--config.unet.channel_mult=(1,)",
+         "--config.unet.attention_downsamples=()"]  # fmt: skip
+STEPS = 10  # a checkpoint every 2
+
+
+def environment(devices=1):
+    """Of a process; the same one for all of them: what one has compiled, the next finds in the cache."""
+    number = f"--xla_force_host_platform_device_count={devices}"
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags(number)}
 
 
 def python(*command, devices=1, check=True):
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": flags(f"--xla_force_host_platform_device_count={devices}"),
-    }
+    env = environment(devices)
     result = subprocess.run([sys.executable, *command], cwd=ROOT, env=env, capture_output=True, text=True)
     if check:
         assert result.returncode == 0, result.stdout + result.stderr
@@ -55,9 +61,9 @@ def parameters(workdir):
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    """An uninterrupted run of 20 steps with a checkpoint every 2."""
+    """An uninterrupted run with a checkpoint every 2 steps."""
     workdir = tmp_path_factory.mktemp("straight")
-    result = train(workdir, "--config.steps=20", *SMALL)
+    result = train(workdir, f"--config.steps={STEPS}", *SMALL)
     return workdir, result
 
 
@@ -65,18 +71,18 @@ def test_a_run_directory_is_complete(straight):
     workdir, result = straight
     assert "learning rate" in result.stdout and "global batch 8" in result.stdout
     assert "parameters" in result.stdout and "left" in result.stdout
-    assert sorted(p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()) == ["16", "18", "20"]
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()) == ["10", "6", "8"]
     config = json.loads((workdir / "config.json").read_text())
-    assert config["steps"] == 20
-    assert list(metrics(workdir)) == list(range(1, 21))
+    assert config["steps"] == STEPS
+    assert list(metrics(workdir)) == list(range(1, STEPS + 1))
     assert any((workdir / "tensorboard").iterdir())
 
 
 def test_killed_run_ends_like_an_uninterrupted_one(straight, tmp_path):
     """SIGKILL after step 3 was logged, between two checkpoints; the same command finishes, bit for bit."""
     command = [sys.executable, "train.py", "--config=configs/quickstart_ldm.py:tiny", f"--workdir={tmp_path}",
-               "--config.steps=20", *SMALL]  # fmt: skip
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags("--xla_force_host_platform_device_count=1")}
+               f"--config.steps={STEPS}", *SMALL]  # fmt: skip
+    env = environment()
     process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith("step 3/"):
@@ -99,9 +105,9 @@ def test_eight_devices_and_then_four_give_the_losses_of_one(straight, tmp_path):
 
     The run changes its number of devices halfway: checkpoints fit any.
     """
-    train(tmp_path, "--config.steps=10", *SMALL, devices=8)
-    result = train(tmp_path, "--config.steps=20", *SMALL, devices=4)
-    assert "at step 10" in result.stdout
+    train(tmp_path, "--config.steps=6", *SMALL, devices=8)
+    result = train(tmp_path, f"--config.steps={STEPS}", *SMALL, devices=4)
+    assert "at step 6" in result.stdout
     one, many = metrics(straight[0]), metrics(tmp_path)
     assert one.keys() == many.keys()
     for step in one:
@@ -110,7 +116,8 @@ def test_eight_devices_and_then_four_give_the_losses_of_one(straight, tmp_path):
 
 def test_first_stage_resumes_bit_for_bit(tmp_path):
     """Autoencoder, discriminator with its running statistics, and both optimisers; the GAN enters at step 2."""
-    options = ["--config.data.validation_images=8", "--config.every.picture=0", "--config.optim.schedule=constant"]
+    options = ["--config.data.validation_images=8", "--config.every.picture=0", "--config.optim.schedule=constant",
+               "--config.first_stage.ch_mult=(1,1)", "--config.loss.disc_layers=1"]  # fmt: skip
     straight, parts = tmp_path / "straight", tmp_path / "parts"
     train(straight, "--config.steps=6", *options, recipe="quickstart_first_stage")
     for steps in (3, 6):
@@ -124,7 +131,7 @@ def test_first_stage_resumes_bit_for_bit(tmp_path):
 
 def test_bfloat16_trains_like_float32(straight, tmp_path):
     """Compute in bfloat16, parameters in float32: 8 bits of mantissa, so losses agree to a few per cent."""
-    train(tmp_path, "--config.steps=20", "--config.dtype=bfloat16", *SMALL)
+    train(tmp_path, f"--config.steps={STEPS}", "--config.dtype=bfloat16", *SMALL)
     full, half = (np.array(list(metrics(w).values())) for w in (straight[0], tmp_path))
     assert np.isfinite(half).all() and not np.array_equal(full, half)
     assert np.abs(half / full - 1).max() < 0.05
@@ -139,14 +146,14 @@ def test_non_finite_loss_stops_and_names_the_step(tmp_path):
 
 
 def test_another_model_does_not_resume_into_a_run(straight):
-    result = train(straight[0], "--config.unet.model_channels=64", check=False)
+    result = train(straight[0], *SMALL, "--config.unet.model_channels=64", check=False)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert "unet.model_channels: 32 there, 64 here" in result.stderr
     assert json.loads((straight[0] / "config.json").read_text())["unet"]["model_channels"] == 32
 
 
 def test_a_finished_run_says_so(straight):
-    result = train(straight[0], "--config.steps=20", *SMALL)
+    result = train(straight[0], f"--config.steps={STEPS}", *SMALL)
     assert "nothing to do" in result.stdout
 
 
@@ -155,7 +162,7 @@ def test_sigterm_saves_and_the_run_goes_on(tmp_path):
     command = [sys.executable, "train.py", "--config=configs/quickstart_ldm.py:tiny", f"--workdir={tmp_path}",
                "--config.steps=100000", "--config.every.checkpoint=50000", *SMALL]  # fmt: skip
     process = subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE, text=True
+        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True
     )
     for line in process.stdout:
         if line.startswith("step 3/"):
