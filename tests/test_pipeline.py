@@ -232,7 +232,7 @@ def test_a_new_sampler_is_one_function(pipe):
     """Euler's method on z / sqrt(a): DDIM in other words."""
 
     @samplers.sampler()
-    def euler(denoise, z_T, timetable, keys=None):
+    def first_order(denoise, z_T, timetable, keys=None):
         import jax.numpy as jnp
 
         steps = samplers.steps_of(timetable)
@@ -246,11 +246,11 @@ def test_a_new_sampler_is_one_function(pipe):
         return samplers.Loop(z_T, step, (steps, steps.k))
 
     try:
-        made, ddim = (pipe.sample(label=3, steps=5, sampler=name) for name in ("euler", "ddim"))
+        made, ddim = (pipe.sample(label=3, steps=5, sampler=name) for name in ("first_order", "ddim"))
         assert np.abs(made.array.astype(int) - ddim.array).max() <= 1
-        assert "euler" in sample.parser().format_help()
+        assert "first_order" in sample.parser().format_help()
     finally:
-        del samplers.SAMPLERS["euler"]
+        del samplers.SAMPLERS["first_order"]
 
 
 @pytest.mark.parametrize(

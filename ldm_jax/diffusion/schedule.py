@@ -31,6 +31,7 @@ PerSample = Float[Array, " B"]
 PREDICTIONS = ("eps", "x0", "v")
 KINDS = ("scaled_linear", "linear", "sqrt", "cosine")
 WEIGHTINGS = ("none", "min_snr")
+PURE_NOISE = 2.0**-24  # alpha_bar that stands for 0: its signal, 1/4096, does not matter, and it can be divided by
 
 
 def _at(table: Table, t: Steps, like: Shaped[Array, " B *rest"]) -> Factor:
@@ -160,6 +161,7 @@ def make_schedule(
     prediction: str = "eps",
     v_posterior: float = 0.0,
     cosine_s: float = 8e-3,
+    zero_terminal_snr: bool = False,
 ) -> NoiseSchedule:
     """A schedule of T = `timesteps` steps. Equal arguments give the same object.
 
@@ -170,6 +172,9 @@ def make_schedule(
           "cosine"         Nichol and Dhariwal 2021, eq. 17, with offset cosine_s and beta at most 0.999;
                            start and end are not used.
     prediction: "eps", "x0" or "v".  v_posterior: 0 = the true posterior variance, 1 = beta.
+    zero_terminal_snr: the last step is pure noise: sqrt(alpha_bar) is shifted and scaled so that the first stays and
+    the last becomes 0 (Lin et al. 2023, arXiv 2305.08891, algorithm 1), here sqrt(PURE_NOISE). Not for "eps", which
+    says nothing of the latent there.
     """
     if kind not in KINDS:
         hint = " (the original's 'sqrt_linear' is 'linear' here)" if kind == "sqrt_linear" else ""
@@ -180,8 +185,13 @@ def make_schedule(
         raise ConfigError(f"timesteps must be at least 2, got {timesteps}")
     if kind != "cosine" and not 0 < start <= end < 1:
         raise ConfigError(f"beta must rise within (0, 1), got start {start} and end {end}")
+    if zero_terminal_snr and prediction == "eps":
+        raise ConfigError("zero_terminal_snr=True with prediction='eps': of pure noise, eps is known; predict v or x0")
     betas = _betas(kind, timesteps, start, end, cosine_s)
     alpha_bar = np.cumprod(1 - betas)
+    if zero_terminal_snr:
+        alpha_bar = _zero_terminal_snr(alpha_bar)
+        betas = 1 - alpha_bar / np.append(1.0, alpha_bar[:-1])
     alpha_bar_prev = np.append(1.0, alpha_bar[:-1])
     posterior = betas * (1 - alpha_bar_prev) / (1 - alpha_bar)
     variance = (1 - v_posterior) * posterior + v_posterior * betas
@@ -202,6 +212,14 @@ def _betas(kind: str, timesteps: int, start: float, end: float, cosine_s: float)
     phase = (np.arange(timesteps + 1) / timesteps + cosine_s) / (1 + cosine_s)
     alpha_bar = np.cos(phase * np.pi / 2) ** 2
     return np.clip(1 - alpha_bar[1:] / alpha_bar[:-1], 0, 0.999)
+
+
+def _zero_terminal_snr(alpha_bar: Table) -> Table:
+    signal = np.sqrt(alpha_bar)
+    signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+    if signal[-2] ** 2 <= PURE_NOISE:
+        raise ConfigError("zero_terminal_snr=True: this noise schedule reaches pure noise long before its last step")
+    return np.append(signal[:-1] ** 2, PURE_NOISE)
 
 
 def _lvlb_weights(prediction: str, betas: Table, alpha_bar: Table, variance: Table) -> Table:

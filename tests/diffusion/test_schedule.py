@@ -88,6 +88,32 @@ def test_loss_weights_of_the_three_predictions_agree():
     np.testing.assert_array_equal(schedule.loss_weight(t), np.ones(4))
 
 
+@pytest.mark.parametrize("kind", ["scaled_linear", "linear", "cosine"])
+def test_zero_terminal_snr_is_that_of_lin_et_al(kind):
+    """Algorithm 1 of the paper, but for the last step: 1/4096 stands for a signal of 0."""
+    before = np.sqrt(make_schedule(kind, prediction="v").alpha_bar)
+    schedule = make_schedule(kind, prediction="v", zero_terminal_snr=True)
+    expected = (before - before[-1]) * before[0] / (before[0] - before[-1])
+    found = np.sqrt(schedule.alpha_bar)
+    np.testing.assert_allclose(found[:-1], expected[:-1], rtol=1e-12)
+    assert expected[-1] == 0 and found[-1] == 1 / 4096 and (np.diff(found) < 0).all()
+    np.testing.assert_allclose(np.cumprod(1 - schedule.betas), schedule.alpha_bar, rtol=1e-9)
+    for table in (schedule.betas, schedule.posterior_variance, schedule.lvlb_weights):
+        assert np.isfinite(table).all() and (table >= 0).all()
+
+
+@pytest.mark.parametrize("prediction", ["v", "x0"])
+def test_of_pure_noise_the_clean_latent_is_what_the_network_says(prediction):
+    schedule = make_schedule(prediction=prediction, zero_terminal_snr=True)
+    z_t, x0 = jax.random.normal(jax.random.key(0), (2, 5, 8))
+    t = jnp.full(5, 999)
+    output = x0 if prediction == "x0" else -x0
+    np.testing.assert_allclose(schedule.to_x0(output, z_t, t), x0, atol=2e-3)
+    eps = schedule.to_eps(output, z_t, t)
+    a = schedule.alpha_bar[-1]
+    np.testing.assert_allclose((z_t - np.sqrt(1 - a) * eps) / np.sqrt(a), x0, atol=3e-3)  # as samplers do
+
+
 def test_equal_arguments_give_one_object_with_read_only_tables():
     assert make_schedule(end=0.02) is make_schedule(end=0.02)
     with pytest.raises(ValueError, match="read-only"):
@@ -103,6 +129,10 @@ def test_bad_arguments_are_named():
         make_schedule("sqrt_linear")
     with pytest.raises(ValueError, match=r"prediction 'noise' is not one of eps, x0, v"):
         make_schedule(prediction="noise")
+    with pytest.raises(ValueError, match=r"zero_terminal_snr=True with prediction='eps'"):
+        make_schedule(zero_terminal_snr=True)
+    with pytest.raises(ValueError, match="reaches pure noise long before"):
+        make_schedule("sqrt", prediction="v", zero_terminal_snr=True)
     with pytest.raises(ValueError, match=r"start 0.02 and end 0.01"):
         make_schedule(start=0.02, end=0.01)
     with pytest.raises(ValueError, match=r"'snr' is not one of none, min_snr"):
