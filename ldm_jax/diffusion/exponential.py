@@ -79,7 +79,7 @@ def dpm_solver_pp_2m_sde(
     noise_fn: NoiseFn | None = None,
     known_noise_fn: NoiseFn | None = None,
 ) -> Loop:
-    """SDE-DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, section 5 and appendix), S evaluations.
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, on diffusion SDEs), S evaluations.
 
     Solves dz = [f z - (1 + eta) / 2 g^2 score] dt + sqrt(eta) g dw, whose marginals are those of the probability flow
     for every eta: 1 is the paper's, 0 is `dpm_solver_pp_2m`. One step, with the same extrapolated x0:
@@ -99,7 +99,7 @@ def dpm_solver_pp_2m_sde(
         h = -jnp.log(jnp.where(ratio == 0, 1, ratio))
         x0_ahead = x0 + jnp.where(first_order, 0, h / (2 * h_before)) * (x0 - x0_before)
         scale = jnp.sqrt((1 - s.a_prev) / (1 - s.a)) * jnp.exp(-eta * h)
-        z = scale * z + jnp.sqrt(s.a_prev) * (1 - ratio * jnp.where(ratio == 0, 0, jnp.exp(-eta * h))) * x0_ahead
+        z = scale * z + jnp.sqrt(s.a_prev) * (1 - ratio * jnp.exp(-eta * h)) * x0_ahead
         if noise is not None:
             z = z + jnp.sqrt((1 - s.a_prev) * -jnp.expm1(-2 * eta * h)) * temperature * noise(s.k)
         return (z, x0, h), x0
@@ -139,7 +139,7 @@ def unipc_3(
 
 
 def _unipc(order: int, denoise: Denoise, z_T: jax.Array, timetable: Timetable, known: Known) -> Loop:
-    """UniPC-p, multistep, of the clean latent, with B(h) = e^h - 1 (the paper's algorithms 5-8, section 3).
+    """UniPC-p, multistep, of the clean latent, with B(h) = e^h - 1 (the paper's section 3).
 
     Step k evaluates the network at the predicted latent. With that x0 the corrector UniC-p takes the last step once
     more; from there the predictor UniP-p goes on. Both replace x0 in the integral by a polynomial: the predictor's goes

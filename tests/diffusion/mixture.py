@@ -6,7 +6,7 @@ import numpy as np
 
 from ldm_jax.diffusion.timetable import Timetable
 
-WEIGHTS, MEANS, STDS = np.array([0.3, 0.7]), np.array([-1.0, 0.8]), np.array([0.4, 0.25])
+WEIGHTS, MEANS, STDS = np.array([0.3, 0.7]), np.array([-1.0, 0.8]), np.array([0.25, 0.2])
 MEAN = float(WEIGHTS @ MEANS)
 VARIANCE = float(WEIGHTS @ (STDS**2 + MEANS**2) - MEAN**2)
 
