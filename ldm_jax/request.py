@@ -217,7 +217,7 @@ class SampleRequest:
         """The timetable's spacing: as asked for, or what suits the model and the sampler."""
         if self.spacing is not None:
             return self.spacing
-        return "trailing" if build.schedule(config).pure_noise else self.record.spacing
+        return build.schedule(config).spacing or self.record.spacing
 
     def asked(self) -> dict[str, Any]:
         """{option: value} of the conditions that are asked for."""

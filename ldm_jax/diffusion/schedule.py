@@ -18,6 +18,7 @@ What a network may predict, and the way back (abar = alpha_bar_t):
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -61,6 +62,7 @@ class NoiseSchedule:
     lvlb_weights: Table
     prediction: str
     v_posterior: float
+    spacing: ClassVar[str | None] = None  # of the timetable that suits it; None = the sampler's
 
     @property
     def timesteps(self) -> int:
@@ -204,6 +206,8 @@ class FlowSchedule(NoiseSchedule):
     Samplers know a step by alpha_bar = signal^2 / (signal^2 + noise^2): their z_t is divided by
     sqrt(signal^2 + noise^2), so that its variance is preserved; noise and clean latents are the same.
     """
+
+    spacing: ClassVar[str | None] = "trailing"  # equal steps from noise to data
 
     @property
     def signals(self) -> Table:

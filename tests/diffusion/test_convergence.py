@@ -106,7 +106,7 @@ def exact_denoiser(schedule):
 
 FLOW, ZERO = make_flow_schedule(960), make_schedule(prediction="v", zero_terminal_snr=True)
 FROM_NOISE = [(name, FLOW, "trailing") for name, record in SAMPLERS.items() if record.from_pure_noise]
-FROM_NOISE += [(name, ZERO, "karras") for name in ("euler", "heun", "dpm_solver_pp_2m_sde", "unipc_3")]
+FROM_NOISE += [(name, ZERO, "quadratic") for name in ("euler", "heun", "dpm_solver_pp_2m_sde", "unipc_3")]
 
 
 @pytest.mark.parametrize("name, schedule, spacing", FROM_NOISE, ids=[f"{name}-{s}" for name, _, s in FROM_NOISE])
