@@ -66,7 +66,7 @@ def trajectory(name, scheduler, z, noise, t, levels):
     if name == "heun":  # all but the first level twice: at the end of a step and at the beginning of the next
         visited = np.append(0, np.repeat(visited[1:], 2))
         sigmas = np.append(sigmas[visited], sigmas[-1])
-    scheduler.timesteps, scheduler.sigmas = torch.tensor(t[visited]), torch.tensor(sigmas)
+    scheduler.timesteps, scheduler.sigmas = torch.tensor(t[visited] * 1.0), torch.tensor(sigmas)
     scheduler._step_index = 0
     root = np.sqrt(levels) if name in OF_SIGMA else np.ones(len(levels))
     x, after = torch.tensor(z / root[0]), []
