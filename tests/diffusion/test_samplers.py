@@ -114,9 +114,9 @@ def gaussian_flow(schedule, z):
         ("dpm_solver_pp_2m", 20, "log_snr", 0.025),
         ("dpm_solver_pp_2m", 40, "log_snr", 0.004),
         ("euler", 250, "karras", 0.035),
-        ("heun", 50, "karras", 0.006),
-        ("unipc_2", 20, "log_snr", 0.004),
-        ("unipc_3", 20, "log_snr", 0.004),
+        ("heun", 50, "karras", 0.007),
+        ("unipc_2", 20, "log_snr", 0.01),
+        ("unipc_3", 20, "log_snr", 0.005),
     ],
 )
 def test_deterministic_samplers_solve_the_probability_flow(name, steps, spacing, bound):
