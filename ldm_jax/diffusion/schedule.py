@@ -33,6 +33,8 @@ Latents = Float[Array, "B *rest"]
 Factor = Float[Array, "B *ones"]  # [B,1,...], to be multiplied by latents
 PerSample = Float[Array, " B"]
 
+Tables = tuple[Table, Table, Table, Table, Table]
+
 PREDICTIONS = ("eps", "x0", "v")
 KINDS = ("scaled_linear", "linear", "sqrt", "cosine")
 WEIGHTINGS = ("none", "min_snr")
@@ -182,7 +184,8 @@ class NoiseSchedule:
 
     def _error_of_x0(self, snr: Table) -> Table | float:
         """[T]: the squared error of the network's output where the squared error of x0 is 1."""
-        return {"eps": snr, "x0": 1.0, "v": snr + 1}[self.prediction]
+        errors: dict[str, Table | float] = {"eps": snr, "x0": 1.0, "v": snr + 1}
+        return errors[self.prediction]
 
     def prior_bpd(self, z: Latents) -> PerSample:
         """KL(q(z_T | z) || N(0, I)) in bits per dimension [B]: how far the last step is from pure noise."""
@@ -252,7 +255,7 @@ def make_flow_schedule(timesteps: int = 1000) -> FlowSchedule:
     betas = 1 - alpha_bar / np.append(1.0, alpha_bar[:-1])
     tables = _tables(betas, alpha_bar, "eps", 0.0)
     signals = np.sqrt(alpha_bar / (1 - alpha_bar)) * noise
-    tables = (*tables[:-1], tables[-1] * signals**2)  # an error of eps is `signal` times one of the velocity
+    tables = (*tables[:4], tables[4] * signals**2)  # an error of eps is `signal` times one of the velocity
     return FlowSchedule(*_read_only(tables), prediction="v", v_posterior=0.0)
 
 
@@ -300,7 +303,7 @@ def make_schedule(
     return NoiseSchedule(*_read_only(tables), prediction=prediction, v_posterior=v_posterior)
 
 
-def _tables(betas: Table, alpha_bar: Table, prediction: str, v_posterior: float) -> tuple[Table, ...]:
+def _tables(betas: Table, alpha_bar: Table, prediction: str, v_posterior: float) -> Tables:
     """The tables of a NoiseSchedule."""
     alpha_bar_prev = np.append(1.0, alpha_bar[:-1])
     posterior = betas * (1 - alpha_bar_prev) / (1 - alpha_bar)
@@ -309,7 +312,7 @@ def _tables(betas: Table, alpha_bar: Table, prediction: str, v_posterior: float)
     return betas, alpha_bar, alpha_bar_prev, variance, lvlb_weights
 
 
-def _read_only(tables: tuple[Table, ...]) -> tuple[Table, ...]:
+def _read_only(tables: Tables) -> Tables:
     for table in tables:
         table.flags.writeable = False  # the cache hands the same arrays to everyone
     return tables
