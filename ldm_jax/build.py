@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from ldm_jax import conditions
 from ldm_jax.conditions.base import ConditionNetwork, Frame
-from ldm_jax.diffusion.schedule import NoiseSchedule, make_schedule
+from ldm_jax.diffusion.schedule import NoiseSchedule, make_flow_schedule, make_schedule
 from ldm_jax.errors import ConfigError
 from ldm_jax.latent_classifier import LatentClassifier
 from ldm_jax.ldm import LDM, LatentSpace
@@ -26,6 +26,8 @@ Tree = Any
 # Fields of config.first_stage that are not the network's shape.
 NOT_ARCHITECTURE = ("kind", "checkpoint", "recipe")
 VQ_ONLY = ("n_embed", "beta", "legacy_beta")
+# Fields of config.diffusion that are the LDM's of the same name.
+TRAINING = ("min_snr_gamma", "offset_noise", "t_distribution", "t_mean", "t_std")
 
 
 def once_a_config(function: Callable[[ConfigDict], Any]) -> Callable[[ConfigDict], Any]:
@@ -95,8 +97,16 @@ def batch_shapes(config: ConfigDict, batch_size: int) -> dict[str, jax.ShapeDtyp
 
 
 def schedule(config: ConfigDict) -> NoiseSchedule:
-    d = config.diffusion
-    return make_schedule(d.schedule, d.timesteps, d.start, d.end, prediction=d.get("prediction", "eps"))
+    d, prediction = config.diffusion, config.diffusion.get("prediction", "eps")
+    zero = d.get("zero_terminal_snr", False)
+    if choose("config.diffusion.kind", d.get("kind", "diffusion"), {"diffusion": False, "flow": True}):
+        if prediction != "v" or zero:
+            raise ConfigError(
+                "config.diffusion.kind='flow' predicts a velocity and begins in pure noise: it needs "
+                f"config.diffusion.prediction='v' (not {prediction!r}) and config.diffusion.zero_terminal_snr=False"
+            )
+        return make_flow_schedule(d.timesteps)
+    return make_schedule(d.schedule, d.timesteps, d.start, d.end, prediction=prediction, zero_terminal_snr=zero)
 
 
 def ldm(config: ConfigDict) -> LDM:
@@ -111,6 +121,7 @@ def ldm(config: ConfigDict) -> LDM:
         elbo_weight=d.elbo_weight,
         learn_logvar=d.learn_logvar,
         weighting=d.weighting,
+        **{name: d[name] for name in TRAINING if name in d},
     )
 
 

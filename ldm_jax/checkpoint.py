@@ -225,6 +225,9 @@ YOUNGER = {
     "conditioner": {"trainable": True, "checkpoint": ""},
     "data": {"cache_latents": "", "classes": ""},
 }
+# The same of config.diffusion of diffusion models, of this version's runs, too.
+YOUNGER_DIFFUSION = {"kind": "diffusion", "zero_terminal_snr": False, "min_snr_gamma": 5.0, "offset_noise": 0.0,
+                     "t_distribution": "uniform", "t_mean": 0.0, "t_std": 1.0}  # fmt: skip
 
 
 def migrate(config: dict, path: Path) -> dict:
@@ -237,6 +240,8 @@ def migrate(config: dict, path: Path) -> dict:
     if version < 2:
         config = {"matmul_precision": "default"} | config
         config |= {name: options | config[name] for name, options in YOUNGER.items() if name in config}
+    if config.get("task") == "ldm" and "diffusion" in config:
+        config |= {"diffusion": YOUNGER_DIFFUSION | config["diffusion"]}
     return config
 
 

@@ -9,7 +9,14 @@ from jaxtyping import Float, Int
 
 from ldm_jax.arrays import Array
 from ldm_jax.conditions.base import Batch, Cond, ConditionNetwork
-from ldm_jax.diffusion.guidance import Denoise, classifier_free_guidance, classifier_guidance, reconstruction_guidance
+from ldm_jax.diffusion.guidance import (
+    Denoise,
+    autoguidance,
+    classifier_free_guidance,
+    classifier_guidance,
+    reconstruction_guidance,
+    within,
+)
 from ldm_jax.diffusion.samplers import Loop, get_sampler
 from ldm_jax.diffusion.schedule import NoiseSchedule
 from ldm_jax.diffusion.timetable import Timetable
@@ -60,19 +67,28 @@ def denoiser(
     log_p: Callable[[jax.Array], jax.Array] | None = None,
     classifier: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     rescale: float | Float[Array, ""] | None = None,
+    interval: Float[Array, "2"] | None = None,
+    weaker: Denoise | None = None,
+    weaker_scale: float | Float[Array, ""] = 1.0,
 ) -> Denoise:
     """(z_t [B,h,w,c], t [B]) -> eps [B,h,w,c] for samplers, with every guidance that is asked for.
 
     guidance: scale of classifier-free guidance, away from the condition `null`; None = without. rescale: of it, against
-    over-saturation (guidance.py). log_p: reconstruction
-    guidance by this function of the clean latent, [B,h,w,c] -> [B]. classifier: guidance by this function of the noised
-    latent, (z_t, t) -> [B], its scale included.
+    over-saturation (guidance.py). weaker: autoguidance away from this one, with the scale weaker_scale. interval: these
+    two are applied at low < sigma <= high alone. log_p: reconstruction guidance by this function of the clean latent,
+    [B,h,w,c] -> [B]. classifier: guidance by this function of the noised latent, (z_t, t) -> [B], its scale included.
     """
 
     def denoise_with(z_t: Latent, t: Int[Array, " B"], cond: Cond) -> Latent:
+        z_t = model.schedule.network_input(z_t, t)
         return model.schedule.to_eps(model.predict(params, z_t, t, cond), z_t, t)
 
+    if interval is not None:
+        guidance = guidance if guidance is None else within(guidance, interval, model.schedule)
+        weaker_scale = within(weaker_scale, interval, model.schedule)
     denoise = classifier_free_guidance(denoise_with, cond, null, guidance, rescale)
+    if weaker is not None:
+        denoise = autoguidance(denoise, weaker, weaker_scale)
     if log_p is not None:
         denoise = reconstruction_guidance(denoise, log_p, model.schedule, GUIDE_LIMIT)
     if classifier is not None:

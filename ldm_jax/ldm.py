@@ -1,6 +1,6 @@
 """The latent diffusion model: the join of first stage, conditioner, UNet and noise schedule (paper, section 3).
 
-    z = scale * E(image),   z_t = sqrt(alpha_bar_t) z + sqrt(1 - alpha_bar_t) noise
+    z = scale * E(image),   z_t = signal_t z + noise_t noise     (sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t))
     loss = E || target - UNet(z_t, t, cond) ||^p          (paper, equation 2; p = 1 or 2)
 
 `LDM` holds modules and numbers, no parameters. Parameters come as two trees:
@@ -32,7 +32,8 @@ Image = Float[Array, "B H W C"]  # in [-1,1]
 Latent = Float[Array, "B h w c"]
 Keys = Key[Array, " B"]  # one a sample
 # Streams drawn from one sample's key; never the same key twice.
-T_STREAM, NOISE_STREAM, POSTERIOR_STREAM, DROPOUT_STREAM, CONDITION_STREAM = range(5)
+T_STREAM, NOISE_STREAM, POSTERIOR_STREAM, DROPOUT_STREAM, CONDITION_STREAM, OFFSET_STREAM = range(6)
+T_DISTRIBUTIONS = ("uniform", "logit_normal")
 
 
 def batch_size(batch: Batch) -> int:
@@ -73,7 +74,10 @@ class LatentSpace:
 class LDM:
     """See the module's docstring. `loss_type` is "l1" or "l2"; `elbo_weight` weighs the variational bound term
     (the original's original_elbo_weight); `learn_logvar` learns one log variance per timestep;
-    `weighting` is "none" or "min_snr"; `cond_drop_prob`: share of the training samples without their condition."""
+    `weighting` is "none" or "min_snr" with `min_snr_gamma` (schedule.loss_weight); `cond_drop_prob`: share of the
+    training samples without their condition. `offset_noise`: standard deviation of a further noise that is the same in
+    all pixels of a channel, 0 = none. `t_distribution`: "uniform", or "logit_normal": logit(t / T) ~ N(t_mean, t_std^2)
+    (Esser et al. 2024, arXiv 2403.03206, eq. 19)."""
 
     first_stage: nn.Module
     unet: nn.Module
@@ -85,8 +89,18 @@ class LDM:
     logvar_init: float = 0.0
     weighting: str = "none"
     cond_drop_prob: float = 0.0
+    min_snr_gamma: float = 5.0
+    offset_noise: float = 0.0
+    t_distribution: str = "uniform"
+    t_mean: float = 0.0
+    t_std: float = 1.0
 
     def __post_init__(self):
+        if self.t_distribution not in T_DISTRIBUTIONS:
+            raise ValueError(f"t_distribution={self.t_distribution!r} is not one of {', '.join(T_DISTRIBUTIONS)}")
+        for name, least in (("min_snr_gamma", 1e-6), ("t_std", 1e-6), ("offset_noise", 0)):
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name}={getattr(self, name)}; it must be {'above' if least else 'at least'} 0")
         if self.loss_type not in ("l1", "l2"):
             raise ValueError(f"loss_type={self.loss_type!r}; it must be 'l1' or 'l2'")
 
@@ -136,12 +150,21 @@ class LDM:
         return self.unet.apply({"params": params["unet"]}, _join(z_t, cond), t, cond.context, train=train, rngs=rngs)
 
     def draw(self, keys: Keys, shape: tuple[int, ...]) -> tuple[Int[Array, " B"], Float[Array, "B ..."]]:
-        """The loss's draws for keys [B]: t [B], uniform in 0..T-1, and standard normal noise [B,*shape].
+        """The loss's draws for keys [B]: t [B], uniform in 0..T-1, and standard normal noise [B,*shape]; or as
+        `t_distribution` and `offset_noise` say.
 
         A subclass may replace it, for instance to train with the draws of another code and compare trajectories.
         """
-        t = jax.vmap(lambda k: jax.random.randint(k, (), 0, self.schedule.timesteps))(stream(keys, T_STREAM))
-        return t, normal(stream(keys, NOISE_STREAM), shape)
+        timesteps, t_keys = self.schedule.timesteps, stream(keys, T_STREAM)
+        if self.t_distribution == "uniform":
+            t = jax.vmap(lambda k: jax.random.randint(k, (), 0, timesteps))(t_keys)
+        else:
+            share = jax.nn.sigmoid(self.t_mean + self.t_std * normal(t_keys, ()))
+            t = jnp.clip(jnp.int32(share * timesteps), 0, timesteps - 1)
+        noise = normal(stream(keys, NOISE_STREAM), shape)
+        if self.offset_noise:
+            noise += self.offset_noise * normal(stream(keys, OFFSET_STREAM), (*(1,) * (len(shape) - 1), shape[-1]))
+        return t, noise
 
     def loss_terms(
         self, params: Tree, frozen: Tree, batch: Batch, keys: Keys, train: bool
@@ -163,7 +186,7 @@ class LDM:
         error = jnp.abs(error) if self.loss_type == "l1" else jnp.square(error)
         simple = jnp.mean(error, axis=tuple(range(1, error.ndim)))
         logvar = params["logvar"][t] if self.learn_logvar else jnp.float32(self.logvar_init)
-        weighted = simple * self.schedule.loss_weight(t, self.weighting)
+        weighted = simple * self.schedule.loss_weight(t, self.weighting, self.min_snr_gamma)
         vlb = self.schedule.lvlb_weight(t) * simple
         loss = weighted / jnp.exp(logvar) + logvar + self.elbo_weight * vlb
         return {"loss": loss, "loss_simple": simple, "loss_vlb": vlb}

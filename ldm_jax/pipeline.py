@@ -35,6 +35,7 @@ from ldm_jax.programs import Method, Programs, default_mesh
 from ldm_jax.request import SampleRequest
 
 Tree = Any
+AUTOGUIDE_SCALE = 2.0  # about what Karras et al. (2024) found best for ImageNet
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class Pipeline:
         self.params, self.frozen = self._place(params), self._place(frozen)
         self._programs: dict[Any, Programs] = {}
         self._classifiers: dict[str, tuple] = {}
+        self._weaker: dict[Any, tuple] = {}
         self._lpips: dict[tuple[str, str], tuple[LPIPS, Tree]] = {}
 
     def update(self, params: Tree, frozen: Tree, step: int | None = None, weights: str = "raw") -> None:
@@ -125,12 +127,16 @@ class Pipeline:
         """The programs of the whole model, or of the model in patches: (patch, stride) in pixels."""
         if patch not in self._programs:
             model: DiffusionModel = self.model or LatentSpace(build.first_stage(self.config))
-            if patch:
-                f = build.frame(self.config).f
-                model = InPatches(model, (patch[0] // f,) * 2, (patch[1] // f,) * 2, f)
+            model = self._in_patches(model, patch)
             precision = self.config.get("matmul_precision", "default")
             self._programs[patch] = Programs(model, self.mesh, None if precision == "default" else precision)
         return self._programs[patch]
+
+    def _in_patches(self, model: DiffusionModel, patch: tuple[int, int] | None) -> DiffusionModel:
+        if not patch:
+            return model
+        f = build.frame(self.config).f
+        return InPatches(model, (patch[0] // f,) * 2, (patch[1] // f,) * 2, f)
 
     # --- sampling
 
@@ -182,7 +188,7 @@ class Pipeline:
         timetable = self._timetable(wanted)
         said = dict(
             seed=wanted.seed, sampler=wanted.sampler, steps=wanted.steps_of(self.config), eta=wanted.eta,
-            spacing=wanted.spacing or wanted.record.spacing, guidance=wanted.guidance,
+            spacing=wanted.spacing_of(self.config), guidance=wanted.guidance,
             guidance_rescale=wanted.guidance_rescale, checkpoint=source, weights=self.weights,
             init=_named(wanted.init), strength=None if wanted.init is None else wanted.share,
             invert=wanted.invert or None, guide=_named(wanted.guide),
@@ -191,6 +197,11 @@ class Pipeline:
         )  # fmt: skip
         if wanted.guide is not None:
             said |= dict(guide_distance=wanted.guide_distance or "l2", guide_scale=_or(wanted.guide_scale, 1.0))
+        if wanted.guidance_interval is not None:
+            said |= dict(guidance_interval=" to ".join(f"{end:g}" for end in wanted.guidance_interval))
+        if wanted.autoguide is not None:
+            said |= dict(autoguide=f"{wanted.autoguide} step {self._weaker_model(wanted)[2]}")
+            said |= dict(autoguide_scale=_or(wanted.autoguide_scale, AUTOGUIDE_SCALE))
         if wanted.classifier is not None:
             step = self._classifier(wanted)[2]
             said |= dict(classifier=f"{wanted.classifier} step {step}")
@@ -234,9 +245,8 @@ class Pipeline:
 
     def _timetable(self, wanted: SampleRequest) -> Timetable:
         try:
-            whole = make_timetable(
-                self.model.schedule, wanted.steps_of(self.config), wanted.spacing or wanted.record.spacing
-            )
+            spacing = wanted.spacing_of(self.config)
+            whole = make_timetable(self.model.schedule, wanted.steps_of(self.config), spacing)
         except ValueError as error:
             raise RequestError(f"steps={wanted.steps_of(self.config)}: {error}") from None
         return starts.shortened(whole, wanted.share)
@@ -245,10 +255,12 @@ class Pipeline:
         return (wanted.patch, wanted.stride or wanted.patch // 2) if wanted.patch else None
 
     def _method(self, wanted: SampleRequest, size: tuple[int, int], timetable: Timetable) -> Method:
+        weaker = self._weaker_model(wanted)
         return Method(
             build.latent_shape(self.config, size), timetable, wanted.sampler, self._distance(wanted),
             self._classifier(wanted), wanted.eta, wanted.guidance, wanted.guidance_rescale,
-            _or(wanted.guide_scale, 1.0), _or(wanted.classifier_scale, 1.0),
+            _or(wanted.guide_scale, 1.0), _or(wanted.classifier_scale, 1.0), weaker and weaker[:2],
+            _or(wanted.autoguide_scale, AUTOGUIDE_SCALE), wanted.guidance_interval,
         )  # fmt: skip
 
     def _distance(self, wanted: SampleRequest) -> tuple[LPIPS, Tree] | None:
@@ -269,6 +281,19 @@ class Pipeline:
             model, params, step = rundir.classifier(run, self.config, self.frozen, self.path)
             self._classifiers[run] = model, self._place(params), step
         return self._classifiers[run]
+
+    def _weaker_model(self, wanted: SampleRequest) -> tuple | None:
+        """(model, {"params", "frozen"}, step) of `autoguide`. The same object for the same model: programs know it."""
+        if wanted.autoguide is None:
+            return None
+        run, patch = (str(wanted.autoguide), wanted.autoguide_checkpoint), self._patch(wanted)
+        if run not in self._weaker:
+            model, trees, step = rundir.weaker_model(*run, self.config, self.frozen, self.path)
+            self._weaker[run] = model, self._place(trees), step
+        if (run, patch) not in self._weaker:
+            model, *rest = self._weaker[run]
+            self._weaker[run, patch] = self._in_patches(model, patch), *rest
+        return self._weaker[run, patch]
 
     def _with_starts(self, wanted, programs: Programs, timetable: Timetable, asked: list[Asked]) -> list[Asked]:
         """With a latent in place of "pictures": "z" [h,w,c], to which noise is added, or "z_T", to begin from."""

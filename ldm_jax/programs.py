@@ -44,10 +44,11 @@ def on_host(x: jax.Array) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Method:
-    """How to sample: what the program depends on (the first three), and numbers that it is given.
+    """How to sample: what the program depends on (shape, sampler, networks), and numbers that it is given.
 
     timetable: the steps to run, not padded. guidance: scale of classifier-free guidance, None = without;
-    guidance_rescale: None = off.
+    guidance_rescale: None = off. weaker: (a DiffusionModel of the same latents, {"params", and "frozen": what it has in
+    place of the model's}) for autoguidance, with weaker_scale. interval: (low, high) of sigma for both, None = all.
     guide_scale: weight of the batch's "guide" (reconstruction guidance); lpips: (LPIPS, its parameters) to compare by,
     None = pixels. classifier: (LatentClassifier, its parameters, their step), classifier_scale: its weight.
     """
@@ -62,11 +63,16 @@ class Method:
     guidance_rescale: float | None = None
     guide_scale: float = 1.0
     classifier_scale: float = 1.0
+    weaker: tuple[DiffusionModel, Tree] | None = None
+    weaker_scale: float = 1.0
+    interval: tuple[float, float] | None = None
 
     def numbers(self) -> dict[str, np.ndarray]:
         given = dict(eta=self.eta, guide_scale=self.guide_scale, classifier_scale=self.classifier_scale)
         given |= {} if self.guidance is None else {"guidance": self.guidance}
         given |= {} if self.guidance_rescale is None else {"guidance_rescale": self.guidance_rescale}
+        given |= {} if self.weaker is None else {"weaker_scale": self.weaker_scale}
+        given |= {} if self.interval is None else {"interval": self.interval}
         return {name: np.float32(value) for name, value in given.items()}
 
 
@@ -107,16 +113,18 @@ class Programs:
         tables = self._tables(method.timetable)
         classifier, classifier_params, _ = method.classifier or (None, {}, None)
         lpips, lpips_params = method.lpips or (None, {})
-        key = method.sampler, method.latent_shape, lpips, classifier and id(classifier)
-        begin = partial(_begin, self.model, method.sampler, method.latent_shape)
+        weaker, weaker_trees = method.weaker or (None, {})
+        key = method.sampler, method.latent_shape, lpips, classifier and id(classifier), weaker and id(weaker)
+        begin = partial(_begin, self.model, method.sampler, method.latent_shape, weaker)
         numbers, batch = method.numbers(), self.put(batch)
         indices = self.put(np.asarray(indices, np.int32))
         start, carry, x0, counts = self.run(
-            ("begin", *key), begin, params, frozen, batch, np.int32(seed), indices, tables, numbers
+            ("begin", *key), begin, params, frozen, weaker_trees, batch, np.int32(seed), indices, tables, numbers
         )
         entries, done = int(on_host(counts["entries"])), on_host(counts["done"])
-        step = partial(_steps, self.model, method.sampler, lpips, classifier)
-        fixed = params, frozen, {"classifier": classifier_params, "lpips": lpips_params}, batch, start, tables, numbers
+        step = partial(_steps, self.model, method.sampler, lpips, classifier, weaker)
+        judges = {"classifier": classifier_params, "lpips": lpips_params, "weaker": weaker_trees.get("params", {})}
+        fixed = params, frozen, judges, batch, start, tables, numbers
 
         def steps(state: Tree, first: int, last: int) -> Tree:
             stays = jax.tree.map(lambda x: x.sharding, state)
@@ -187,7 +195,8 @@ def sampling(model: DiffusionModel, method: Method) -> Callable[[Tree, Tree, Tre
     """
     lpips, lpips_params = method.lpips or (None, {})
     classifier, classifier_params, _ = method.classifier or (None, {}, None)
-    judges = {"classifier": classifier_params, "lpips": lpips_params}
+    weaker, weaker_trees = method.weaker or (None, {})
+    judges = {"classifier": classifier_params, "lpips": lpips_params, "weaker": weaker_trees.get("params", {})}
     numbers = jax.tree.map(jnp.asarray, method.numbers())
     key, z_T = generate.image_keys(0, np.zeros(1, np.int32)), np.zeros((1, *method.latent_shape), np.float32)
     # A number here, not an array, so that the loop's length is known.
@@ -195,16 +204,20 @@ def sampling(model: DiffusionModel, method: Method) -> Callable[[Tree, Tree, Tre
 
     def run(params, frozen, batch, seed, indices):
         start, carry, x0, _ = _begin(
-            model, method.sampler, method.latent_shape, params, frozen, batch, seed, indices, method.timetable, numbers
-        )
+            model, method.sampler, method.latent_shape, weaker,
+            params, frozen, weaker_trees, batch, seed, indices, method.timetable, numbers,
+        )  # fmt: skip
         given = params, frozen, judges, batch, start, method.timetable, numbers
-        state = _steps(model, method.sampler, lpips, classifier, *given, (carry, x0), 0, entries)
+        state = _steps(model, method.sampler, lpips, classifier, weaker, *given, (carry, x0), 0, entries)
         return latent(state[0])
 
     return run
 
 
-def _begin(model, sampler, latent_shape, params, frozen, batch, seed, indices, timetable, numbers):
+def _begin(
+    model, sampler, latent_shape, weaker,
+    params, frozen, weaker_trees, batch, seed, indices, timetable, numbers,
+):  # fmt: skip
     """(what stays the same in all steps, the loop's carry, its estimate of the clean latent, counts)."""
     keys = generate.image_keys(seed, indices)
     cond, null = generate.conditions(model, params, frozen, batch, numbers.get("guidance"))
@@ -215,6 +228,9 @@ def _begin(model, sampler, latent_shape, params, frozen, batch, seed, indices, t
     loop = generate.make_loop(sampler, _no_network, z_T, timetable, keys, numbers["eta"])
     counts = {"entries": generate.valid_entries(loop), "done": loop.entries[0].k + 1}
     start = {"keys": keys, "z_T": z_T, "cond": cond, "null": null}
+    if weaker is not None:
+        kept = {name: frozen[name] for name in ("first_stage", "latent_scale")} | weaker_trees["frozen"]
+        start["weaker"] = weaker.condition(weaker_trees["params"], kept, batch)
     return start, loop.carry, jnp.zeros_like(z_T), counts
 
 
@@ -223,7 +239,7 @@ def _no_network(z, t):
 
 
 def _steps(
-    model, sampler, lpips, classifier,
+    model, sampler, lpips, classifier, weaker,
     params, frozen, judges, batch, start, timetable, numbers, state, first, last,
 ):  # fmt: skip
     """(carry, estimate) after the loop's entries first .. last - 1."""
@@ -238,6 +254,10 @@ def _steps(
 
     guidance = numbers.get("guidance")
     rescale = numbers.get("guidance_rescale")
-    denoise = generate.denoiser(model, params, start["cond"], start["null"], guidance, log_p, judge, rescale)
+    worse = generate.denoiser(weaker, judges["weaker"], start["weaker"]) if weaker is not None else None
+    denoise = generate.denoiser(
+        model, params, start["cond"], start["null"], guidance, log_p, judge, rescale,
+        numbers.get("interval"), worse, numbers.get("weaker_scale", 1.0),
+    )  # fmt: skip
     loop = generate.make_loop(sampler, denoise, start["z_T"], timetable, start["keys"], numbers["eta"])
     return advance(loop, state, first, last)

@@ -21,7 +21,7 @@ from ldm_jax.conditions.base import Asked
 from ldm_jax.data.layout import LayoutCoder
 from ldm_jax.data.transforms import covering, crop, resize
 from ldm_jax.diffusion import patches
-from ldm_jax.diffusion.samplers import Sampler, get_sampler
+from ldm_jax.diffusion.samplers import SAMPLERS, Sampler, get_sampler
 from ldm_jax.diffusion.timetable import SPACINGS
 from ldm_jax.errors import RequestError
 
@@ -38,7 +38,8 @@ class SampleRequest:
       seed: 0..2147483647; image i depends on (seed, i) and its condition alone
       first: the number i of the first image (default 0), to make a long series in parts
       steps: sampling steps (default 50; ddpm: all training steps)
-      sampler: ddim, ddpm, plms, heun, dpm_solver_pp_2m, or any registered one
+      sampler: ddim (default), ddpm, plms, euler, euler_ancestral, heun, dpm_solver_pp_2m, dpm_solver_pp_2m_sde,
+        unipc_2, unipc_3, or any registered one
       eta: of ddim, 0 (deterministic) .. 1 (as noisy as ddpm)
       spacing: which training steps are visited (default: what suits the sampler; diffusion/timetable.py)
       batch: images at a time; changes memory and speed, not the images
@@ -53,6 +54,10 @@ class SampleRequest:
     Guidance:
       guidance: scale of classifier-free guidance (default: without; 1 gives the same)
       guidance_rescale: 0 (off) .. 1, against over-saturated images at large scales (Lin et al. 2023, section 3.4)
+      guidance_interval: (low, high): guidance or autoguide at low < sigma <= high alone, sigma = noise / signal, about
+        0.04 .. 84 of the paper's schedule; inf is allowed (default: at all)
+      autoguide: run directory of a weaker model of the same latents and conditions: guides away from it (Karras et al.
+        2024); autoguide_scale (2; 1 = off); autoguide_checkpoint: its step (default: the newest)
       classifier: run directory of a classifier of this model's latents, guides to `label`; classifier_scale (1)
       guide: a picture that the image, made as small, is to match; guide_scale (1): inverse variance of its pixels in
         -1..1; guide_distance: l2 (default), lpips, lpips_alex, with their weights in the folder lpips_weights
@@ -87,6 +92,10 @@ class SampleRequest:
     fields: Mapping[str, np.ndarray] | None = None
     guidance: float | None = None
     guidance_rescale: float | None = None
+    guidance_interval: tuple[float, float] | None = None
+    autoguide: str | Path | None = None
+    autoguide_scale: float | None = None
+    autoguide_checkpoint: int | None = None
     classifier: str | Path | None = None
     classifier_scale: float | None = None
     guide: Any = None
@@ -116,7 +125,9 @@ class SampleRequest:
         record = get_sampler_of(self)
         if self.spacing is not None and self.spacing not in SPACINGS:
             raise RequestError(f"spacing={self.spacing!r} is not one of {', '.join(SPACINGS)}")
-        for name in ("eta", "guidance", "guidance_rescale", "classifier_scale", "guide_scale", "strength", "feather"):
+        names = ("eta", "guidance", "guidance_rescale", "autoguide_scale", "classifier_scale", "guide_scale",
+                 "strength", "feather")  # fmt: skip
+        for name in names:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float | np.number) and np.isfinite(value)):
                 raise RequestError(f"{name}={value!r} must be a finite number")
@@ -126,6 +137,8 @@ class SampleRequest:
             raise RequestError(f"eta={self.eta:g} must lie between 0 and 1")
         if self.guidance_rescale is not None and not 0 <= self.guidance_rescale <= 1:
             raise RequestError(f"guidance_rescale={self.guidance_rescale:g} must lie between 0 and 1")
+        if self.guidance_interval is not None:
+            self._check_interval()
         if self.strength is not None and not 0 < self.strength <= 1:
             raise RequestError(f"strength={self.strength:g} must lie above 0 and at most at 1")
         size = self.size
@@ -134,14 +147,30 @@ class SampleRequest:
         if self.guide_distance is not None and self.guide_distance not in DISTANCES:
             raise RequestError(f"guide_distance={self.guide_distance!r} is not one of {', '.join(DISTANCES)}")
 
+    def _check_interval(self) -> None:
+        try:
+            low, high = (float(end) for end in self.guidance_interval)
+        except (TypeError, ValueError):
+            low = high = 0.0
+        if not 0 <= low < high:
+            raise RequestError(
+                f"guidance_interval={self.guidance_interval!r} is not (low, high) with 0 <= low < high, two values of "
+                "sigma = noise / signal"
+            )
+
     def _check_belongs_together(self) -> None:
         needs = {
             "strength": "init", "invert": "init", "guide_scale": "guide", "guide_distance": "guide",
             "classifier_scale": "classifier", "stride": "patch", "guidance_rescale": "guidance",
+            "autoguide_scale": "autoguide", "autoguide_checkpoint": "autoguide",
         }  # fmt: skip
         for name, other in needs.items():
             if getattr(self, name) and getattr(self, other) is None:
                 raise RequestError(f"{name} belongs to {other}, which is not given")
+        if self.guidance_interval is not None and self.guidance is None and self.autoguide is None:
+            raise RequestError("guidance_interval belongs to guidance or autoguide, none of which is given")
+        if self.guidance is not None and self.autoguide is not None:
+            raise RequestError("guidance and autoguide are two models to guide away from; give one")
         starts = [name for name in ("init", "interpolate", "noise") if getattr(self, name) is not None]
         if len(starts) > 1:
             raise RequestError(f"{starts[0]} and {starts[1]} are two ways to start; give one")
@@ -184,6 +213,12 @@ class SampleRequest:
             raise RequestError(f"steps={self.steps}: the model knows {timesteps} noise levels; ask for 1..{timesteps}")
         return self.steps or (timesteps if self.sampler == "ddpm" else min(50, timesteps))
 
+    def spacing_of(self, config: ConfigDict) -> str:
+        """The timetable's spacing: as asked for, or what suits the model and the sampler."""
+        if self.spacing is not None:
+            return self.spacing
+        return build.schedule(config).spacing or self.record.spacing
+
     def asked(self) -> dict[str, Any]:
         """{option: value} of the conditions that are asked for."""
         known = [name for name in conditions.all_options() if hasattr(self, name)]
@@ -219,6 +254,7 @@ def resolve(request: SampleRequest, config: ConfigDict, run: str | Path, tokeniz
     RequestError for conditions that this model does not take, or lacks, and for sizes that do not fit.
     """
     condition = conditions.condition_of(config)
+    _check_sampler(request, config, run)
     _check_conditions(request, condition, config, run)
     frame = _frame(request, config)
     multiple = frame.f * frame.divisor
@@ -249,6 +285,17 @@ def resolve(request: SampleRequest, config: ConfigDict, run: str | Path, tokeniz
     default = 8 if request.interpolate else 16 if _free(request, condition) else 1
     repeated = [r for r in made for _ in range(request.num or default)]
     return _with_noise(request, config, repeated) if request.noise is not None else repeated
+
+
+def _check_sampler(request: SampleRequest, config: ConfigDict, run: str | Path) -> None:
+    if build.schedule(config).pure_noise and not request.record.from_pure_noise:
+        others = ", ".join(name for name, record in SAMPLERS.items() if record.from_pure_noise)
+        raise RequestError(
+            f"sampler={request.sampler} cannot begin in pure noise, as the model in {run} does (flow matching, or zero "
+            f"terminal SNR); these can: {others}"
+        )
+    if request.autoguide is not None:
+        rundir.weaker_config(request.autoguide, config, run)
 
 
 def _free(request: SampleRequest, condition: conditions.Condition) -> bool:

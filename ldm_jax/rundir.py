@@ -16,16 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ldm_jax import build, checkpoint, tree
+from ldm_jax import build, checkpoint, conditions, tree
 from ldm_jax.convert.safetensors_file import read_safetensors
 from ldm_jax.errors import ConfigError, Missing
 from ldm_jax.latent_classifier import LatentClassifier
+from ldm_jax.ldm import LDM
 from ldm_jax.models.lpips import load_lpips
 
 Tree = Any
 WEIGHTS = "model.safetensors"
 # Options that the noised latents of a diffusion model and of its classifier have in common.
 SCHEDULE = ("schedule", "timesteps", "start", "end")
+SCHEDULE_DEFAULTS = {"kind": "diffusion", "zero_terminal_snr": False}  # not of classifiers
 _ONE = "A classifier of that model's latents is trained with --config.guides=RUN, the run directory of the model."
 
 
@@ -164,14 +166,59 @@ def first_stage_differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
 
 def check_same_latents(ours: ConfigDict, theirs: ConfigDict, run: str | Path) -> None:
     """ConfigError unless a classifier (ours) and the diffusion model in `run` (theirs) have the same noised latents."""
-    wrong = first_stage_differences(ours, theirs)
-    for name in SCHEDULE:
-        here, there = ours.diffusion[name], theirs.diffusion[name]
-        if here != there:
-            wrong.append(f"diffusion.{name}: {here!r} here, {there!r} there")
+    wrong = first_stage_differences(ours, theirs) + _schedule_differences(ours, theirs)
     if wrong:
         lines = "\n".join(f"    {line}" for line in wrong)
         raise ConfigError(f"the classifier does not see the noised latents of the model in {run}:\n{lines}\n{_ONE}")
+
+
+def _schedule_differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
+    one, other = ({**SCHEDULE_DEFAULTS, **config.diffusion.to_dict()} for config in (ours, theirs))
+    if one["kind"] == other["kind"] == "flow":
+        names = ["timesteps"]
+    else:
+        names = [*SCHEDULE, *SCHEDULE_DEFAULTS]
+    return [f"diffusion.{n}: {one[n]!r} here, {other[n]!r} there" for n in names if one[n] != other[n]]
+
+
+def weaker_config(run: str | Path, model: ConfigDict, model_run: str | Path) -> ConfigDict:
+    """The recipe of the diffusion model in `run`. ConfigError where it cannot guide the diffusion model `model`, which
+    is in `model_run`: it must have the same noised latents and conditions; its UNet and prediction may be others."""
+    config = config_of(run, "the weaker model")
+    if config.task != "ldm":
+        raise Missing(f"a weaker diffusion model: {run} holds a run of task {config.task!r}")
+    wrong = first_stage_differences(model, config) + _schedule_differences(model, config)
+    here, there = (conditions.condition_of(c).shapes(build.frame(c)) for c in (model, config))
+    one, other = (c.conditioner.to_dict() for c in (model, config))
+    wrong += [
+        f"conditioner.{name}: {one.get(name)!r} here, {other.get(name)!r} there"
+        for name in ("kind", "n_classes")
+        if one.get(name) != other.get(name)
+    ]
+    wrong += [f"the fields of its condition: {here} here, {there} there"] if here != there else []
+    if wrong:
+        lines = "\n".join(f"    {line}" for line in wrong)
+        raise ConfigError(f"the model in {run} cannot guide the model in {model_run}:\n{lines}")
+    return config
+
+
+def weaker_model(
+    run: str | Path, step: int | None, model: ConfigDict, model_frozen: Tree, model_run: str | Path
+) -> tuple[LDM, Tree, int | None]:
+    """(LDM, {"params", "frozen"}, step) for autoguidance, averaged parameters. "frozen" is what it has in place of the
+    model's: its conditioner, where that does not learn. ConfigError unless it has the same latents."""
+    config = weaker_config(run, model, model_run)
+    params, frozen, step = model_of(config, run, step)
+    theirs = jax.device_get({name: model_frozen[name] for name in ("first_stage", "latent_scale")})
+    same = jax.tree.map(np.array_equal, frozen["first_stage"], theirs["first_stage"])
+    close = np.isclose(float(frozen["latent_scale"]), float(theirs["latent_scale"]), rtol=1e-5, atol=0)
+    if not (close and all(jax.tree.leaves(same))):
+        raise ConfigError(
+            f"the model in {run} has another first stage or latent scale than that in {model_run}: train it with the "
+            "same config.first_stage.checkpoint and config.latent_scale"
+        )
+    own = {name: tree for name, tree in frozen.items() if name not in theirs}
+    return build.ldm(config), {"params": params, "frozen": own}, step
 
 
 def classifier_config(run: str | Path, model: ConfigDict, model_run: str | Path) -> ConfigDict:

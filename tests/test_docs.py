@@ -179,7 +179,7 @@ def test_the_examples_are_those_that_are_tested():
     depth = next(node.value.value for node in tree.body
                  if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "DEPTH")  # fmt: skip
     source = (ROOT / "tests" / "test_pipeline.py").read_text()
-    euler = next(node for node in ast.walk(ast.parse(source)) if getattr(node, "name", "") == "euler")
-    lines = source.splitlines()[euler.decorator_list[0].lineno - 1 : euler.end_lineno]
+    mine = next(node for node in ast.walk(ast.parse(source)) if getattr(node, "name", "") == "first_order")
+    lines = source.splitlines()[mine.decorator_list[0].lineno - 1 : mine.end_lineno]
     for example in (depth.strip(), textwrap.dedent("\n".join(lines))):
         assert any(block.strip().endswith(example) for block in blocks)

@@ -14,7 +14,7 @@ import ldm_jax
 from ldm_jax import checkpoint, recipes
 from ldm_jax.cli import sample
 from ldm_jax.diffusion import samplers
-from ldm_jax.errors import Missing, RequestError
+from ldm_jax.errors import ConfigError, Missing, RequestError
 from ldm_jax.images import to_float, to_uint8
 from ldm_jax.training import setup
 from tests import fast
@@ -117,7 +117,10 @@ def test_progress_and_previews_change_nothing(pipe):
     assert previews == [(k, (n, 16, 16, 3)) for n in (4, 1) for k in (2, 4)]
 
 
-@pytest.mark.parametrize("name", samplers.SAMPLERS)
+LIKE_OTHERS = ("euler", "euler_ancestral", "unipc_2")  # their loops are those of ddim and unipc_3
+
+
+@pytest.mark.parametrize("name", [name for name in samplers.SAMPLERS if name not in LIKE_OTHERS])
 def test_every_sampler_tells_every_step_and_its_estimate_ends_in_the_image(pipe, name):
     steps, previews = [], []
     images = pipe.sample(
@@ -141,7 +144,9 @@ def test_a_series_can_be_made_in_parts(pipe):
     np.testing.assert_array_equal(rest.array, whole.array[1:])
 
 
-def test_dpm_solver_has_its_own_spacing(pipe):
+def test_samplers_have_their_own_spacing(pipe):
+    assert pipe.settings(pipe.request(label=1, sampler="euler"))["spacing"] == "karras"
+    assert pipe.settings(pipe.request(label=1, sampler="unipc_2"))["spacing"] == "log_snr"
     assert pipe.settings(pipe.request(label=1, sampler="dpm_solver_pp_2m"))["spacing"] == "log_snr"
     assert pipe.settings(pipe.request(label=1, sampler="heun"))["spacing"] == "even"
     assert pipe.settings(pipe.request(label=1, sampler="dpm_solver_pp_2m", spacing="even"))["spacing"] == "even"
@@ -163,6 +168,74 @@ def test_guidance_can_be_rescaled(pipe):
         for options in ({}, {"guidance_rescale": 0}, {"guidance_rescale": 1})
     )
     assert np.abs(guided - off).max() <= 1 and np.abs(guided - full).mean() > 1
+
+
+def test_guidance_in_an_interval(pipe):
+    """Everywhere is the guidance, nowhere is without; another interval compiles nothing."""
+    options = dict(label=3, steps=5)
+    guided, plain = (pipe.sample(**options, guidance=s).array.astype(int) for s in (6, 1))
+    whole = pipe.sample(**options, guidance=6, guidance_interval=(0, np.inf))
+    before = pipe.compiled
+    nowhere, half = (pipe.sample(**options, guidance=6, guidance_interval=ends) for ends in ((1e3, 1e4), (0.5, 2.0)))
+    assert pipe.compiled == before
+    assert np.abs(whole.array - guided).max() <= 1 and np.abs(nowhere.array - plain).max() <= 1
+    assert min(np.abs(half.array - other).mean() for other in (guided, plain)) > 1
+    assert (
+        pipe.settings(pipe.request(label=1, guidance=2, guidance_interval=(0.5, 2)))["guidance_interval"] == "0.5 to 2"
+    )
+
+
+@pytest.fixture(scope="module")
+def weaker(run, tmp_path_factory):
+    """A run with another UNet, on the same latents."""
+    config = classes()
+    config.unet.num_res_blocks = 2
+    return keep(tmp_path_factory.mktemp("weaker"), config)
+
+
+def test_autoguidance(pipe, run, weaker):
+    options = dict(label=3, num=2, steps=4)
+    plain = pipe.sample(**options).array.astype(int)
+    once, more = (pipe.sample(**options, autoguide=weaker, autoguide_scale=s).array.astype(int) for s in (1, 3))
+    before = pipe.compiled
+    again = pipe.sample(**options, autoguide=weaker, autoguide_scale=2, seed=3)
+    assert pipe.compiled == before
+    assert np.abs(once - plain).max() <= 1 and np.abs(more - plain).mean() > 1
+    # guided away from itself nothing moves, whatever the scale
+    itself = pipe.sample(**options, autoguide=run, autoguide_scale=3, autoguide_checkpoint=3).array
+    assert np.abs(itself - plain).max() <= 1
+    assert pipe.settings(pipe.request(label=1, autoguide=weaker))["autoguide_scale"] == 2
+    np.testing.assert_array_equal(again.array, pipe.sample(**options, autoguide=weaker, seed=3).array)
+
+
+def test_a_weaker_model_must_have_the_same_latents(pipe, first_stage, weaker, tmp_path):
+    with pytest.raises(Missing, match="the weaker model: nowhere is not a run directory"):
+        pipe.sample(label=1, autoguide="nowhere")
+    with pytest.raises(Missing, match="holds a run of task 'first_stage'"):
+        pipe.sample(label=1, autoguide=first_stage)
+    config = classes()
+    config.diffusion.end = 0.02
+    other = keep(tmp_path, config)
+    with pytest.raises(ConfigError, match=r"cannot guide the model in .*\n.*diffusion.end: 0.0195 here, 0.02 there"):
+        pipe.sample(label=1, autoguide=other)
+    with pytest.raises(Missing, match="no checkpoint of step 9"):
+        pipe.sample(label=1, autoguide=weaker, autoguide_checkpoint=9)
+
+
+@pytest.mark.parametrize("name", ["flow", "zero"])
+def test_models_that_begin_in_pure_noise(name, tmp_path):
+    config = classes()
+    config.diffusion.update(**({"kind": "flow"} if name == "flow" else {"zero_terminal_snr": True}))
+    pipe = ldm_jax.load(keep(tmp_path, config))
+    samplers = ("heun", "euler")[: 2 if name == "flow" else 1]
+    made = [pipe.sample(label=3, steps=20, sampler=s, guidance=2).array.astype(int) for s in samplers]
+    assert np.abs(made[0] - made[-1]).mean() < 20 and made[0].std() > 5
+    assert pipe.settings(pipe.request(label=3, sampler="euler"))["spacing"] == {
+        "flow": "trailing", "zero": "karras",
+    }[name]  # fmt: skip
+    assert pipe.settings(pipe.request(label=3, spacing="even"))["spacing"] == "even"
+    with pytest.raises(RequestError, match=r"sampler=plms cannot begin in pure noise.*ddim, ddpm, euler"):
+        pipe.sample(label=3, sampler="plms")
 
 
 def test_fields_of_a_batch_are_a_condition(pipe):
@@ -233,7 +306,7 @@ def test_a_new_sampler_is_one_function(pipe):
     """Euler's method on z / sqrt(a): DDIM in other words."""
 
     @samplers.sampler()
-    def euler(denoise, z_T, timetable, keys=None):
+    def first_order(denoise, z_T, timetable, keys=None):
         import jax.numpy as jnp
 
         steps = samplers.steps_of(timetable)
@@ -247,11 +320,11 @@ def test_a_new_sampler_is_one_function(pipe):
         return samplers.Loop(z_T, step, (steps, steps.k))
 
     try:
-        made, ddim = (pipe.sample(label=3, steps=5, sampler=name) for name in ("euler", "ddim"))
+        made, ddim = (pipe.sample(label=3, steps=5, sampler=name) for name in ("first_order", "ddim"))
         assert np.abs(made.array.astype(int) - ddim.array).max() <= 1
-        assert "euler" in sample.parser().format_help()
+        assert "first_order" in sample.parser().format_help()
     finally:
-        del samplers.SAMPLERS["euler"]
+        del samplers.SAMPLERS["first_order"]
 
 
 @pytest.mark.parametrize(
@@ -268,6 +341,11 @@ def test_a_new_sampler_is_one_function(pipe):
         (dict(label=1, seed=True), "seed=True"),
         (dict(label=1, guidance_rescale=0.5), "guidance_rescale belongs to guidance"),
         (dict(label=1, guidance="much"), "guidance='much' must be a finite number"),
+        (dict(label=1, guidance=2, guidance_interval=(2, 1)), "guidance_interval=(2, 1) is not (low, high)"),
+        (dict(label=1, guidance=2, guidance_interval=3), "guidance_interval=3 is not (low, high)"),
+        (dict(label=1, guidance_interval=(1, 2)), "guidance_interval belongs to guidance or autoguide"),
+        (dict(label=1, autoguide_scale=2), "autoguide_scale belongs to autoguide"),
+        (dict(label=1, autoguide="x", guidance=2), "guidance and autoguide are two models"),
         (dict(label=1, sampler="euler9"), "'euler9' is not one of ddim"),
         (dict(label=1, spacing="odd"), "spacing='odd' is not one of even"),
         (dict(label=1, size=(16, 16, 3)), "size="),

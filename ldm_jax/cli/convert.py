@@ -65,6 +65,8 @@ def _betas(config):
     """[T] of a diffusion model's schedule, else None."""
     from ldm_jax import build
 
+    if config.task == "ldm" and config.diffusion.get("kind") == "flow":
+        raise UsageError("config.diffusion.kind='flow': the original's files hold diffusion models alone")
     return build.schedule(config).betas if config.task == "ldm" else None
 
 

@@ -8,6 +8,7 @@
     python sample.py --workdir=runs/ldm --interpolate a.png b.png --num=8
     python sample.py --workdir=runs/ldm --size=512x512 --guide=small.png
     python sample.py --workdir=runs/ldm --classifier=runs/classifier --classifier-scale=2 --label=9
+    python sample.py --workdir=runs/imagenet --label 207 --autoguide=runs/small
     python sample.py --workdir=runs/superres --image=picture.png --patch=512 --stride=256
 
 Writes PNGs, a grid and, with --npz, all images in one file. Image i depends on (--seed, i) and its condition alone:
@@ -62,6 +63,16 @@ def parser() -> options.Parser:
         add(f"--{option.name.replace('_', '-')}", type=option.type, help=option.help, **repeats)
     add("--guidance", type=float, help="scale of classifier-free guidance (default: without; 1 is the same as without)")
     add("--guidance-rescale", type=float, help="0 (off) .. 1: against over-saturation at large --guidance")
+    add(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="--guidance or --autoguide where LOW < sigma <= HIGH alone, sigma = noise / signal (default: everywhere)",
+    )
+    add("--autoguide", help="run directory of a weaker model of the same latents and conditions: guides away from it")
+    add("--autoguide-scale", type=float, help="scale of --autoguide (default 2; 1 is the same as without)")
+    add("--autoguide-checkpoint", type=int, help="step of its checkpoint (default: the newest)")
     add("--classifier", help="run directory of a classifier of this model's latents: guides to --label")
     add("--classifier-scale", type=float, help="scale of --classifier (default 1)")
     add("--size", type=_size, help="HxW in pixels, other than trained with (default: as trained; pictures: theirs)")

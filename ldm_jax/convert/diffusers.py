@@ -353,6 +353,8 @@ def _same(a: Any, b: Any) -> bool:
 
 def scheduler_config(diffusion: Section) -> dict:
     """scheduler_config.json of config.diffusion. Raises UsageError for a schedule that diffusers has not."""
+    if diffusion.get("kind") == "flow":
+        raise UsageError("config.diffusion.kind='flow': a folder of diffusers is written of diffusion models alone")
     if diffusion["schedule"] not in SCHEDULES:
         raise UsageError(f"diffusers has no noise schedule {diffusion['schedule']!r}")
     return dict(
@@ -366,6 +368,7 @@ def scheduler_config(diffusion: Section) -> dict:
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
+        **({"rescale_betas_zero_snr": True} if diffusion.get("zero_terminal_snr") else {}),
     )
 
 

@@ -1,13 +1,16 @@
-"""Guidance: three functions that make a `Denoise`, which any sampler takes.
+"""Guidance: functions that make a `Denoise`, which any sampler takes.
 
 `classifier_free_guidance` (Ho and Salimans 2022), by the condition that the network was trained with:
     eps = eps_null + s (eps_cond - eps_null), scale s:  0 = unconditional, 1 = off (conditional), above 1 = guided.
+`autoguidance`, by a weaker model under the same condition (Karras et al. 2024, arXiv 2406.02507), scale s:
+    eps = eps_weak + s (eps - eps_weak)
 `classifier_guidance`, by a classifier of noised latents (Dhariwal and Nichol 2021, algorithm 2), scale s:
     eps = eps(z_t) - s sqrt(1 - abar) grad_{z_t} log p(y | z_t, t)
 `reconstruction_guidance` (LDM paper, appendix C), by any differentiable log p(y | z) of the clean latent:
     eps = eps(z_t) - sqrt(1 - abar) grad_{z_t} log p(y | z(z_t)),  z(z_t) = (z_t - sqrt(1 - abar) eps(z_t)) / sqrt(abar)
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -18,6 +21,7 @@ from ldm_jax.arrays import Array
 from ldm_jax.diffusion.schedule import Latents, NoiseSchedule, PerSample, Steps
 
 Scale = float | Float[Array, ""] | PerSample
+ScaleAt = Callable[[Steps], PerSample]  # of the step
 
 
 @runtime_checkable
@@ -52,15 +56,16 @@ def classifier_free_guidance(
     denoise_with: DenoiseWith,
     cond: Any,
     null: Any = None,
-    scale: Scale | None = None,
+    scale: Scale | ScaleAt | None = None,
     rescale: Scale | None = None,
 ) -> Denoise:
     """(z_t [B,...], t [B]) -> eps [B,...] under a condition.
 
     denoise_with: (z_t, t, cond) -> eps.
     cond, null: pytrees of arrays [B,...] of the same structure and shapes, the condition and its absence.
-    scale: guidance scale, a number or [B], may be traced. None leaves guidance out: null is not used and the
-        network sees the batch once. Any number doubles the batch (null half first), even 1.
+    scale: guidance scale, a number or [B], may be traced, or a function of t such as `within` makes. None leaves
+        guidance out: null is not used and the network sees the batch once. Any number doubles the batch (null half
+        first), even 1.
     rescale: phi in [0, 1] of Lin et al. 2023 (arXiv 2305.08891, eq. 15-16): moves each sample's standard
         deviation back to that of eps_cond, against over-saturation at large scales. None leaves it out.
     """
@@ -78,7 +83,7 @@ def classifier_free_guidance(
     def denoise(z: Latents, t: Steps) -> Latents:
         eps = denoise_with(jnp.concatenate([z, z]), jnp.concatenate([t, t]), both)
         eps_null, eps_cond = jnp.split(eps, 2)
-        mixed = eps_null + _per_sample(scale, z) * (eps_cond - eps_null)
+        mixed = eps_null + _per_sample(_at(scale, t), z) * (eps_cond - eps_null)
         if rescale is None:
             return mixed
         axes = tuple(range(1, z.ndim))
@@ -89,6 +94,30 @@ def classifier_free_guidance(
     return denoise
 
 
+def autoguidance(denoise: Denoise, weaker: Denoise, scale: Scale | ScaleAt) -> Denoise:
+    """`denoise` moved away from what a weaker model of the same latents says: smaller, or trained less.
+
+    scale: as in `classifier_free_guidance`; 1 = off. Each of the two networks sees the batch once.
+    """
+
+    def moved(z: Latents, t: Steps) -> Latents:
+        eps_weak = weaker(z, t)
+        return eps_weak + _per_sample(_at(scale, t), z) * (denoise(z, t) - eps_weak)
+
+    return moved
+
+
+def within(scale: Scale, interval: Float[Array, "2"] | tuple[float, float], schedule: NoiseSchedule) -> ScaleAt:
+    """t [B] -> `scale` where low < sigma <= high, and 1 elsewhere, which is off (Kynkaanniemi et al. 2024, arXiv
+    2404.07724). interval: (low, high) of sigma = noise_t / signal_t; may be traced."""
+
+    def at(t: Steps) -> PerSample:
+        sigma = schedule.sigma(t)
+        return jnp.where((interval[0] < sigma) & (sigma <= interval[1]), scale, 1.0)
+
+    return at
+
+
 def classifier_guidance(denoise: Denoise, log_p: LogP, schedule: NoiseSchedule) -> Denoise:
     """Classifier guidance: `denoise` moved along the gradient of log_p, a classifier of noised latents.
 
@@ -97,7 +126,7 @@ def classifier_guidance(denoise: Denoise, log_p: LogP, schedule: NoiseSchedule) 
     """
 
     def moved(z: Latents, t: Steps) -> Latents:
-        a = _per_sample(jnp.asarray(schedule.alpha_bar, jnp.float32)[t], z)
+        a = _per_sample(schedule.level(t), z)
         gradient = jax.grad(lambda z: jnp.sum(log_p(z, t)))(z)
         return denoise(z, t) - jnp.sqrt(1 - a) * gradient
 
@@ -118,7 +147,7 @@ def reconstruction_guidance(
     """
 
     def moved(z: Latents, t: Steps) -> Latents:
-        a = _per_sample(jnp.asarray(schedule.alpha_bar, jnp.float32)[t], z)
+        a = _per_sample(schedule.level(t), z)
 
         def total(z: Latents) -> tuple[Float[Array, ""], Latents]:
             eps = denoise(z, t)
@@ -132,6 +161,10 @@ def reconstruction_guidance(
         return eps - move
 
     return moved
+
+
+def _at(scale: Scale | ScaleAt, t: Steps) -> Scale:
+    return scale(t) if callable(scale) else scale
 
 
 def _per_sample(value: Scale, like: Latents) -> Array:

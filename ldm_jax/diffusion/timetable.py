@@ -14,7 +14,8 @@ from ldm_jax.arrays import Array
 from ldm_jax.diffusion.schedule import NoiseSchedule
 from ldm_jax.errors import RequestError
 
-SPACINGS = ("even", "trailing", "log_snr", "original", "original_quad")
+SPACINGS = ("even", "trailing", "quadratic", "log_snr", "karras", "original", "original_quad")
+KARRAS_RHO = 7.0
 
 
 class Timetable(NamedTuple):
@@ -33,8 +34,12 @@ def make_timetable(schedule: NoiseSchedule, steps: int, spacing: str = "even") -
                 both ends included (a single step is T-1). The last step goes to alpha_bar 1, clean latents.
     "trailing"  the same, but the last of each group of T / steps training steps: from T-1 down to about
                 T / steps - 1 (Lin et al. 2023).
-    "log_snr"   as "even", but evenly spread in log(snr) up to rounding to whole training steps, so denser at
-                the clean end. For dpm_solver_pp_2m (Lu et al. 2022).
+    "quadratic" as "even", but evenly spread in the square root of the training step (Song et al. 2021, appendix D.2),
+                up to rounding to whole training steps; so are the next two.
+    "log_snr"   as "even", but evenly spread in log(snr), so denser at the clean end. For DPM-Solver++ and UniPC
+                (Lu et al. 2022).
+    "karras"    as "even", but evenly spread in sigma^(1/7), sigma = sqrt((1 - alpha_bar) / alpha_bar) (Karras et al.
+                2022, eq. 5).
     "original"  1, 1+c, 1+2c, ... with c = T // steps, as the original code does. The number of steps then
                 often differs from the one asked for (400 gives 500), the last step goes to alpha_bar[0], and
                 a count that would overrun the table is refused here where the original crashes.
@@ -74,9 +79,16 @@ def _spread(schedule: NoiseSchedule, steps: int, spacing: str) -> Int[np.ndarray
         return last - index * (last + 1) // steps
     if spacing == "even":
         return last - index * last // max(steps - 1, 1)
-    log_snr = np.log(schedule.alpha_bar / (1 - schedule.alpha_bar))
-    levels = np.linspace(log_snr[-1], log_snr[0], steps)
-    nearest = np.rint(np.interp(levels, log_snr[::-1], np.arange(last, -1, -1))).astype(int)
+    if spacing == "quadratic":
+        nearest = np.rint(np.linspace(np.sqrt(last), 0, steps) ** 2).astype(int)
+    else:
+        log_snr = np.log(schedule.alpha_bar / (1 - schedule.alpha_bar))
+        if spacing == "log_snr":
+            levels = np.linspace(log_snr[-1], log_snr[0], steps)
+        else:
+            noisy, clean = (np.exp(-level / 2) ** (1 / KARRAS_RHO) for level in (log_snr[-1], log_snr[0]))
+            levels = -2 * KARRAS_RHO * np.log(np.linspace(noisy, clean, steps))
+        nearest = np.rint(np.interp(levels, log_snr[::-1], np.arange(last, -1, -1))).astype(int)
     distinct = np.minimum.accumulate(nearest + index) - index
     return np.maximum(distinct, index[::-1])  # making them distinct must not run below 0
 

@@ -237,6 +237,7 @@ def ldm(first_stage: dict, unet: dict, conditioner: dict | None = None, image_si
     )
     config.diffusion = ConfigDict(
         dict(
+            kind="diffusion",  # diffusion | flow: the straight path, its velocity; needs prediction v, has no schedule
             schedule="scaled_linear",  # the original's "linear"
             timesteps=1000,
             start=0.0015,
@@ -244,8 +245,14 @@ def ldm(first_stage: dict, unet: dict, conditioner: dict | None = None, image_si
             prediction="eps",  # eps | x0 | v
             loss="l2",  # l1 | l2
             weighting="none",  # none | min_snr
+            min_snr_gamma=5.0,  # min_snr: the weight is at most this
             elbo_weight=0.0,
             learn_logvar=False,
+            zero_terminal_snr=False,  # the last step is pure noise; needs prediction v or x0
+            offset_noise=0.0,  # noise that all pixels of a channel share; 0 = off
+            t_distribution="uniform",  # uniform | logit_normal
+            t_mean=0.0,  # logit_normal: mean of logit(t / timesteps)
+            t_std=1.0,  # logit_normal: its standard deviation
         )
     )
     config.ema = ConfigDict(dict(decay=0.9999, warmup=True))

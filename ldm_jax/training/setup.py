@@ -284,7 +284,7 @@ def _ldm_task(config: ConfigDict) -> tasks.LDMTask:
     model, s = build.ldm(config), config.sample
     samples = tasks.SampleSettings(
         latent_shape=build.latent_shape(config),
-        timetable=make_timetable(model.schedule, s.steps),
+        timetable=make_timetable(model.schedule, s.steps, model.schedule.spacing or "even"),
         eta=s.eta,
         number=s.number,
         seed=s.seed,

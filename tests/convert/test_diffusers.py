@@ -9,6 +9,7 @@ from ldm_jax import build, tree
 from ldm_jax.convert import compvis, diffusers, names
 from ldm_jax.convert.safetensors_file import read_safetensors
 from ldm_jax.convert.tensors import components, fill, read
+from ldm_jax.errors import UsageError
 from tests.convert.conversion_tools import HERE, checkpoint, from_run, recipe, refused, shapes_of, template, to_run
 from tests.golden import weights as made_up
 from tests.golden_tools import nchw, nhwc, rel, run_once
@@ -179,3 +180,12 @@ def test_full_size_names_have_no_two_alike():
     ours = diffusers.autoencoder(recipe("first_stage_kl_f8").first_stage, shapes, "", 1.0)
     theirs = [name for group in ours.keys.values() for name in group]
     assert len(theirs) == len(set(theirs)) == 248
+
+
+def test_schedules_from_pure_noise():
+    flow, zero = (recipe(name).unlock().diffusion for name in ("quickstart_ldm:flow", "quickstart_ldm"))
+    with pytest.raises(UsageError, match="kind='flow'"):
+        diffusers.scheduler_config(flow)
+    assert "rescale_betas_zero_snr" not in diffusers.scheduler_config(zero)
+    zero.zero_terminal_snr = True
+    assert diffusers.scheduler_config(zero)["rescale_betas_zero_snr"] is True

@@ -3,7 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.diffusion.guidance import classifier_free_guidance, classifier_guidance, reconstruction_guidance
+from ldm_jax.diffusion.guidance import (
+    autoguidance,
+    classifier_free_guidance,
+    classifier_guidance,
+    reconstruction_guidance,
+    within,
+)
 from ldm_jax.diffusion.samplers import ddim
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.diffusion.timetable import make_timetable
@@ -55,6 +61,42 @@ def test_rescale_brings_back_the_spread_of_the_conditional():
         std(classifier_free_guidance(network, COND, NULL, 6.0, 1.0)(Z, T)), std(network(Z, T, COND)), rtol=1e-5
     )
     np.testing.assert_allclose(classifier_free_guidance(network, COND, NULL, 6.0, 0.0)(Z, T), plain, rtol=1e-6)
+
+
+def test_guidance_within_an_interval_of_sigma_alone():
+    """Inside the scale, outside what the condition says; the levels of sigma are those of the schedule."""
+    t = jnp.asarray([50, 400, 900])
+    sigma = np.sqrt(1 / SCHEDULE.alpha_bar - 1)[np.asarray(t)]
+    full, off = (classifier_free_guidance(network, COND, NULL, s)(Z, t) for s in (4.0, 1.0))
+    for low, high, inside in (
+        (0, np.inf, [0, 1, 2]), (sigma[0] * 1.01, sigma[1] * 1.01, [1]), (0, sigma[0] * 0.99, []), (1.0, 1e3, [1, 2]),
+    ):  # fmt: skip
+        run = jax.jit(lambda ends: classifier_free_guidance(network, COND, NULL, within(4.0, ends, SCHEDULE))(Z, t))
+        found = run(jnp.asarray([low, high]))
+        for i in range(3):
+            np.testing.assert_allclose(found[i], (full if i in inside else off)[i], rtol=1e-5, atol=1e-5)
+    assert (np.diff(sigma) > 0).all() and sigma[0] < 1 < sigma[1]
+
+
+def test_autoguidance_moves_away_from_the_weaker_model():
+    """Each network sees the batch once. The weaker one of data that are spread wider by a factor."""
+    seen = []
+
+    def good(z, t):
+        seen.append(("good", len(z)))
+        return network(z, t, COND)
+
+    def weak(z, t):
+        seen.append(("weak", len(z)))
+        return 0.8 * network(z, t, COND)
+
+    t = jnp.asarray([50, 400, 900])
+    found = autoguidance(good, weak, 3.0)(Z, t)
+    assert sorted(seen) == [("good", 3), ("weak", 3)]
+    np.testing.assert_allclose(found, (0.8 + 3 * 0.2) * network(Z, t, COND), rtol=1e-5)
+    np.testing.assert_allclose(autoguidance(good, weak, 1.0)(Z, t), network(Z, t, COND), rtol=1e-5, atol=1e-6)
+    off = autoguidance(good, weak, within(3.0, (0.0, 1e-6), SCHEDULE))(Z, t)
+    np.testing.assert_allclose(off, network(Z, t, COND), rtol=1e-5, atol=1e-6)
 
 
 def test_bad_arguments_are_named():

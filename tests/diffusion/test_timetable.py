@@ -1,16 +1,28 @@
 import numpy as np
 import pytest
 
-from ldm_jax.diffusion.schedule import make_schedule
+from ldm_jax.diffusion.schedule import KINDS, PURE_NOISE, make_schedule
 from ldm_jax.diffusion.timetable import Timetable, make_timetable, pad
 from tests.golden_kinds import judge
 from tests.golden_tools import load
 
+FREE = ["even", "trailing", "quadratic", "log_snr", "karras"]  # spacings that take any number of steps
 
-@pytest.mark.parametrize("kind", ["scaled_linear", "cosine"])
-@pytest.mark.parametrize("spacing", ["even", "trailing", "log_snr"])
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("spacing", FREE)
 def test_every_number_of_steps_gives_that_number(spacing, kind):
-    schedule = make_schedule(kind)
+    check_all_counts(make_schedule(kind), spacing)
+
+
+@pytest.mark.parametrize("spacing", FREE)
+def test_every_number_of_steps_from_pure_noise(spacing):
+    schedule = make_schedule(prediction="v", zero_terminal_snr=True)
+    check_all_counts(schedule, spacing)
+    assert make_timetable(schedule, 10, spacing).alpha_bar[0] == PURE_NOISE
+
+
+def check_all_counts(schedule, spacing):
     for steps in range(1, 1001):
         timetable = make_timetable(schedule, steps, spacing)
         assert len(timetable.t) == steps
@@ -34,6 +46,22 @@ def test_log_snr_spacing_is_even_in_log_snr():
     stride = np.diff(np.log(alpha_bar / (1 - alpha_bar)))
     # whole training steps are coarse at the clean end: log(snr) differs by 0.7 between t = 0 and 1
     np.testing.assert_allclose(stride, stride.mean(), rtol=0.25)
+
+
+def test_quadratic_spacing_is_even_in_the_root():
+    t = make_timetable(make_schedule(), 10, "quadratic").t
+    assert t[[0, -1]].tolist() == [999, 0]
+    np.testing.assert_allclose(np.diff(np.sqrt(t[:-2])), -np.sqrt(999) / 9, atol=0.05)  # whole steps
+
+
+def test_karras_spacing_is_that_of_karras_et_al():
+    """Equation 5 of the paper, up to whole training steps; the levels are those of the schedule."""
+    schedule = make_schedule()
+    sigma = np.sqrt(1 / schedule.alpha_bar - 1)
+    wanted = [(sigma[-1] ** (1 / 7) + i / 9 * (sigma[0] ** (1 / 7) - sigma[-1] ** (1 / 7))) ** 7 for i in range(10)]
+    t = make_timetable(schedule, 10, "karras").t
+    nearest = [int(np.abs(np.log(sigma) - np.log(w)).argmin()) for w in wanted]
+    assert np.abs(t - nearest).max() <= 1
 
 
 def test_original_spacings_match_the_original():
