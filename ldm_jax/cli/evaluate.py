@@ -221,7 +221,11 @@ def _write(out: Path, args: argparse.Namespace, reports: "list[Report]", seconds
 
 def main(argv: Sequence[str] | None = None) -> None:
     process.restart_with_hugepages()
-    args = parser().parse_args(argv)
+    found = parser()
+    args = found.parse_args(argv)
+    found.check_local("WHAT", *args.what)
+    for name in ("reference", "weights", "classifier", "out", "cache"):
+        found.check_local(f"--{name}", getattr(args, name))
     try:
         run(args)
     except UsageError as error:

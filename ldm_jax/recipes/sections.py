@@ -49,7 +49,8 @@ def _base(task: str, image_size: int) -> ConfigDict:
             ),
             mesh=dict(data=-1, fsdp=1),
             every=dict(log=50, evaluate=5000, picture=5000, checkpoint=5000),  # steps; 0 = never; the end is saved
-            keep=3,  # checkpoints
+            keep=3,  # the newest checkpoints
+            keep_every=0,  # steps; checkpoints at its multiples are never deleted; 0 = off
             optim=dict(
                 name="adamw",
                 learning_rate=1e-4,
