@@ -236,8 +236,9 @@ class Checkpoints:
         kept = steps(self.path.parent)
         return SaveFailed(
             f"the checkpoint of step {step} could not be written into {self.path}: {_in_short(error)}. "
-            f"{free:.2f} GiB are free there. What was written of it is removed; the newest checkpoint is "
-            f"{f'that of step {kept[-1]}' if kept else 'none'}. Make room, then the same command goes on from there"
+            f"{free:.2f} GiB are free there. What was written of it is removed. "
+            f"{f'The newest checkpoint is that of step {kept[-1]}' if kept else 'The run has no checkpoint yet'}. Make "
+            "room, then the same command goes on from there"
         )
 
     def restore(self, abstract: Tree, step: int) -> Tree:

@@ -259,7 +259,7 @@ def test_a_save_that_failed_is_told_at_once(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     text = str(error.value)
     assert f"step 4 could not be written into {tmp_path / 'checkpoints'}" in text and "GiB are free" in text
-    assert "File too large" in text and "newest checkpoint is that of step 2" in text
+    assert "File too large" in text and "The newest checkpoint is that of step 2" in text
     assert [path.name for path in checkpoints.path.iterdir()] == ["2"]
     checkpoints.check()  # once
     checkpoints.save(6, large)  # the disk has room again

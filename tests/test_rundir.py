@@ -1,5 +1,7 @@
 """Run directories: what is checked when a model is read, and `convert.py --check`."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -9,15 +11,22 @@ from ldm_jax.cli import convert
 from ldm_jax.errors import Damaged
 
 
-@pytest.fixture
-def run(tmp_path):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
     """A first stage with two checkpoints."""
+    folder = tmp_path_factory.mktemp("made")
     config = recipes.load("quickstart_first_stage:tiny")
-    checkpoint.keep_config(tmp_path, config.to_dict())
+    checkpoint.keep_config(folder, config.to_dict())
     params = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), rundir.params_shapes(config))
     for step in (1, 2):
-        checkpoint.save_from_numpy(tmp_path, step, {"params": params})
-    return tmp_path
+        checkpoint.save_from_numpy(folder, step, {"params": params})
+    return folder
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    """A copy of it, to be damaged."""
+    return shutil.copytree(made, tmp_path / "run")
 
 
 def flip(path):

@@ -34,7 +34,8 @@ def test_what_does_not_change_the_model_may_change(run, changes):
 
 
 def test_recomputing_activations_leaves_the_parameters_alone():
-    one, other = (rundir.params_shapes(recipe(**{"unet.remat": remat})) for remat in (False, True))
+    small = {"unet.channel_mult": (1,), "unet.attention_downsamples": (), "first_stage.kind": "identity"}
+    one, other = (rundir.params_shapes(recipe(**small, **{"unet.remat": remat})) for remat in (False, True))
     assert jax.tree.structure(one) == jax.tree.structure(other)
 
 

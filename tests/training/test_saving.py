@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax import checkpoint, recipes
+from ldm_jax import checkpoint, recipes, tree
 from ldm_jax.errors import Damaged, SaveFailed
 from ldm_jax.training import loop, sharding
 from ldm_jax.training.state import TrainState
@@ -37,6 +37,9 @@ class Batches:
     def __init__(self, start):
         self.k = start
 
+    def __iter__(self):
+        return self
+
     def __next__(self):
         self.k += 1
         return {"image": np.full((1,), self.k, np.float32)}
@@ -45,11 +48,12 @@ class Batches:
         pass
 
 
-def train(workdir, **changes):
+def train(workdir, task=None, frozen=None, **changes):
     config = recipes.load("quickstart_ldm:tiny").unlock()
     config.every.update(log=2, evaluate=0, picture=0, checkpoint=5)
     config.update(batch_size=1, **changes)
-    loop.run(Counting(), loop.Loaders(Batches, None, None), {}, config, sharding.make_mesh(), workdir)
+    loaders = loop.Loaders(Batches, None, None)
+    loop.run(task or Counting(), loaders, frozen or {}, config, sharding.make_mesh(), workdir)
 
 
 def result(workdir, step):
@@ -101,3 +105,22 @@ def test_a_damaged_checkpoint_costs_steps_alone(tmp_path, capsys):
     with pytest.raises(Damaged, match="no checkpoint of this run is whole"):
         train(tmp_path, steps=20)
     assert checkpoint.steps(tmp_path) == [5, 10, 15, 18]
+
+
+class Measuring(Counting):
+    """It measures something before it begins, and the run keeps it."""
+
+    keeps_frozen = True
+
+    def prepare(self, frozen, batches, say):
+        return frozen | {"latent_scale": jnp.float32(2)}
+
+
+def test_frozen_is_kept_with_what_it_was_made_from(tmp_path):
+    frozen = {"first_stage": {"a": np.arange(3.0, dtype=np.float32)}, "latent_scale": np.float32(1)}
+    train(tmp_path, Measuring(), frozen, steps=2)
+    made = checkpoint.made_from(tmp_path / "frozen")
+    assert made["digests"] == {"first_stage": tree.digest(frozen["first_stage"])}
+    assert made["options"]["first_stage.checkpoint"] == "random" and made["options"]["latent_scale"] == 0.0
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), frozen)
+    assert checkpoint.restore_tree(tmp_path / "frozen", shapes)["latent_scale"] == 2
