@@ -352,7 +352,8 @@ def save_tree(path: str | Path, tree: Tree, made_from: dict | None = None) -> No
     path = Path(path).absolute()
 
     def sign() -> None:
-        (temporary,) = path.parent.glob(f"{path.name}{_TEMPORARY}*")
+        left = path.parent.glob(f"{path.name}{_TEMPORARY}*")  # perhaps also an older one, of a start that was killed
+        temporary = max(left, key=lambda folder: folder.stat().st_mtime_ns)
         if made_from is not None:
             (temporary / MADE_FROM).write_text(json.dumps(made_from, indent=1) + "\n")
         manifest.write(temporary, skip=_AFTERWARDS)

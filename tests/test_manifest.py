@@ -29,8 +29,9 @@ def test_it_lists_names_sizes_and_checksums(folder):
 
 @pytest.mark.parametrize("name", ["d/numbers", "names", "manifest.json"])
 def test_every_single_bit_counts(folder, name):
+    """Of the manifest itself every seventh, so that it takes a second."""
     good = (folder / name).read_bytes()
-    for bit in range(8 * len(good)):
+    for bit in range(0, 8 * len(good), 7 if name == "manifest.json" else 1):
         bad = bytearray(good)
         bad[bit // 8] ^= 1 << bit % 8
         (folder / name).write_bytes(bad)
