@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ldm_jax import errors
 
 if TYPE_CHECKING:
-    from ldm_jax.errors import ConfigError, DataError, Missing, RequestError, UsageError  # noqa: F401
+    from ldm_jax.errors import ConfigError, Damaged, DataError, Missing, RequestError, UsageError  # noqa: F401
     from ldm_jax.images import Images  # noqa: F401
     from ldm_jax.pipeline import Pipeline, Progress, load  # noqa: F401
     from ldm_jax.request import SampleRequest  # noqa: F401
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "load": "pipeline", "Pipeline": "pipeline", "Progress": "pipeline", "SampleRequest": "request", "Images": "images",
     "UsageError": "errors", "ConfigError": "errors", "DataError": "errors", "RequestError": "errors",
-    "Missing": "errors",
+    "Missing": "errors", "Damaged": "errors",
 }  # fmt: skip
 __version__ = "0.2.0.dev0"
 __all__ = [*_WHERE, "__version__", "errors"]

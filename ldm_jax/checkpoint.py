@@ -3,12 +3,17 @@
 workdir/config.json          all options of the run
 workdir/frozen/              arrays that training does not change: first stage and latent scale (diffusion models)
 workdir/checkpoints/<step>/  the TrainState, written in the background
+
+Checkpoints and frozen/ have a manifest (manifest.py), which is compared whenever they are read. Those of version 0.1.0
+have none, and are read as they are.
 """
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +23,89 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 
-from ldm_jax.errors import ConfigError, Missing
-from ldm_jax.files import mistaken
+from ldm_jax import hosts, manifest
+from ldm_jax.errors import ConfigError, Damaged, Missing, SaveFailed
+from ldm_jax.files import local, mistaken
 
 Tree = Any
 FINISHED = "_CHECKPOINT_METADATA"  # a file that Orbax writes into each checkpoint
+_AFTERWARDS = (FINISHED, "commit_success.txt")  # what Orbax changes after the manifest: dates, no numbers of the model
+_TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a folder while Orbax fills it
+MADE_FROM = "made_from.json"  # in frozen/: what it was made from
+BAD = "bad-"  # begins the names of checkpoints that were set aside
 
 
 def steps(workdir: str | Path) -> list[int]:
-    """Steps of the finished checkpoints, ascending."""
-    return sorted(int(p.parent.name) for p in (Path(workdir) / "checkpoints").glob(f"*/{FINISHED}")
-                  if p.parent.name.isdigit())  # fmt: skip
+    """Steps of the finished checkpoints, ascending. They may be damaged: `problems` looks into them."""
+    folders = (Path(workdir) / "checkpoints").glob("[0-9]*")
+    return sorted(int(path.name) for path in folders if path.name.isdigit() and _is_finished(path))
 
 
 def has_checkpoint(workdir: str | Path) -> bool:
     """Whether the run directory holds a finished checkpoint."""
     return bool(steps(workdir))
+
+
+def _is_finished(folder: Any) -> bool:
+    return (folder / FINISHED).exists() or (folder / manifest.NAME).exists()
+
+
+def problems(workdir: str | Path, step: int) -> list[str] | None:
+    """What is wrong with a checkpoint, a line each. [] where all is well, None where no manifest tells."""
+    return _problems(Path(workdir) / "checkpoints" / str(step))
+
+
+def _problems(folder: Path) -> list[str] | None:
+    found = manifest.problems(folder)
+    if found is None:
+        return None
+    try:
+        json.loads((folder / FINISHED).read_text())
+    except FileNotFoundError:
+        found.append(f"{FINISHED}: it is missing")
+    except (OSError, ValueError):
+        found.append(f"{FINISHED}: it is damaged")
+    return found
+
+
+def _few(lines: list[str]) -> str:
+    more = f"; and {len(lines) - 3} more" if len(lines) > 3 else ""
+    return "; ".join(lines[:3]) + more
+
+
+def _in_short(error: Exception) -> str:
+    """An error of Orbax in a line. The cause stands at its end, after long paths."""
+    line = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {line if len(line) <= 250 else f'...{line[-200:]}'}"
+
+
+def _check_step(workdir: str | Path, step: int) -> bool:
+    """Whether a manifest says that the checkpoint is whole; False where there is none. Damaged if it is not whole."""
+    wrong = problems(workdir, step)
+    if not wrong:
+        return wrong is not None
+    others = [other for other in reversed(steps(workdir)) if other != step]
+    good = next((other for other in sorted(others, key=lambda s: s > step) if not problems(workdir, other)), None)
+    remedy = (
+        "No other checkpoint of the run is whole: bring the folder back from a copy"
+        if good is None
+        else f"The checkpoint of step {good} is whole: ask for it with --checkpoint={good} (Python: checkpoint={good})"
+    )
+    raise Damaged(f"{Path(workdir) / 'checkpoints' / str(step)} is damaged: {_few(wrong)}. {remedy}")
+
+
+@contextmanager
+def _reading(folder: Path, checked: bool) -> Iterator[None]:
+    """Errors of Orbax are Damaged where no manifest says that the files are whole."""
+    try:
+        yield
+    except Exception as error:
+        if checked:
+            raise
+        raise Damaged(
+            f"{folder} cannot be read: {_in_short(error)}. It has no {manifest.NAME}, so nothing tells which file is "
+            "damaged: bring the folder back from a copy, or remove it so that an older checkpoint is used"
+        ) from error
 
 
 class _FinishedSteps(ocp.path.step.NameFormat):
@@ -45,54 +117,165 @@ class _FinishedSteps(ocp.path.step.NameFormat):
         return self.standard.build_name(step)
 
     def find_all(self, base_path: Any) -> Iterator:
-        return (step for step in self.standard.find_all(base_path) if (step.path / FINISHED).exists())
+        return (step for step in self.standard.find_all(base_path) if _is_finished(step.path))
 
     def find_step(self, base_path: Any, step: int) -> Any:
         metadata = self.standard.find_step(base_path, step)
-        if not (metadata.path / FINISHED).exists():
+        if not _is_finished(metadata.path):
             raise ValueError(f"{metadata.path} is not a finished checkpoint")
         return metadata
 
 
 class Checkpoints:
-    """The checkpoints of a run, by step. The newest `keep` are kept, older ones are deleted."""
+    """The checkpoints of a run that trains, by step.
 
-    def __init__(self, workdir: str | Path, keep: int = 3):
+    The newest `keep` are kept, and with `keep_every` above 0 also those whose step it divides; others are deleted.
+    ConfigError for numbers that are too small. What killed saves have left is removed. On several hosts all make the
+    same calls.
+    """
+
+    def __init__(self, workdir: str | Path, keep: int = 3, keep_every: int = 0):
         if keep < 1:
             raise ConfigError(f"config.keep={keep} would delete every checkpoint: it must be at least 1")
+        if keep_every < 0:
+            raise ConfigError(f"config.keep_every={keep_every} must be a number of steps, or 0 (off)")
         self.path = Path(workdir).absolute() / "checkpoints"
+        self.saving: int | None = None  # the step that is being written, perhaps
+        self.whole: set[int] = set()  # steps whose files were compared with their manifest
+        hosts.decided(self._tidy)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=True, create=True, step_name_format=_FinishedSteps()
-        )
+            max_to_keep=keep, keep_period=keep_every or None, enable_async_checkpointing=True, create=True,
+            step_name_format=_FinishedSteps(),
+            # Orbax calls it on the first host when all hosts have written, before the folder gets its final name.
+            async_options=ocp.AsyncOptions(post_finalization_callback=lambda: _sign(self.path, self.saving)),
+        )  # fmt: skip
         self.manager = ocp.CheckpointManager(self.path, options=options)
 
+    def _tidy(self) -> None:
+        for folder in _temporaries(self.path, "[0-9]*"):
+            print(f"removed {folder}, which a save that was killed had left")
+            shutil.rmtree(folder)
+
     def latest(self) -> int | None:
-        """The step of the newest checkpoint."""
-        return self.manager.latest_step()
+        """The step of the newest checkpoint that is whole; None if the run has no checkpoints yet.
+
+        Newer ones that are not whole are named, and become checkpoints/bad-STEP. Damaged if none is whole; then they
+        stay where they are.
+        """
+        step = hosts.decided(self._newest_whole)
+        self.manager.reload()
+        if step is not None:
+            self.whole.add(step)
+        return step
+
+    def _newest_whole(self) -> int | None:
+        bad = {}
+        for step in reversed(steps(self.path.parent)):
+            wrong = problems(self.path.parent, step)
+            if not wrong:
+                break
+            bad[step] = wrong
+        else:
+            aside = sorted(path.name for path in self.path.glob(f"{BAD}*"))
+            if not bad and not aside:
+                return None
+            lines = [f"    {self.path / str(step)}: {_few(wrong)}" for step, wrong in bad.items()]
+            lines += [f"    {self.path / name}: set aside before" for name in aside]
+            raise Damaged(
+                "no checkpoint of this run is whole:\n" + "\n".join(lines) + "\nBring one back from a copy. To begin "
+                "anew, give another --workdir."
+            )
+        for other, others_wrong in bad.items():
+            aside = self._set_aside(other)
+            print(f"the checkpoint of step {other} is damaged: {_few(others_wrong)}. It is now {aside}")
+        if bad:
+            print(f"going on from step {step} instead: the {max(bad) - step} steps after it are done again")
+        if wrong is None:
+            print(f"the checkpoint of step {step} is of an older version, without a manifest: it is read unchecked")
+        return step
+
+    def _set_aside(self, step: int) -> Path:
+        names = (f"{BAD}{step}{end}" for end in ("", *(f"-{n}" for n in range(2, 10_000))))
+        aside = next(self.path / name for name in names if not (self.path / name).exists())
+        os.replace(self.path / str(step), aside)
+        return aside
 
     def save(self, step: int, state: Tree) -> None:
-        """Starts to write in the background. Afterwards the arrays of `state` may be donated."""
+        """Starts to write in the background. Afterwards the arrays of `state` may be donated. SaveFailed if the save
+        before it, or the beginning of this one, has failed."""
+        self.wait()
         folder = self.path / str(step)
         if jax.process_index() == 0 and folder.exists() and step not in self.manager.all_steps():
             shutil.rmtree(folder)  # it is not a finished checkpoint
-        self.manager.save(step, args=ocp.args.StandardSave(state))
+        self.saving = step
+        try:
+            self.manager.save(step, args=ocp.args.StandardSave(state))
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def check(self) -> None:
+        """Does not wait. SaveFailed, once, if the save that began last has ended with an error."""
+        if not self.manager.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when everything is written. SaveFailed, once, if it could not be written."""
+        try:
+            self.manager.wait_until_finished()
+        except Exception as error:
+            raise self._failed(error) from error
+        self.saving = None
+
+    def _failed(self, error: Exception) -> SaveFailed:
+        """The error to raise. Removes what the save has left."""
+        step, self.saving = self.saving, None
+        free = shutil.disk_usage(self.path).free / 2**30
+        if jax.process_index() == 0:
+            for folder in _temporaries(self.path, str(step)):
+                shutil.rmtree(folder, ignore_errors=True)
+        kept = steps(self.path.parent)
+        return SaveFailed(
+            f"the checkpoint of step {step} could not be written into {self.path}: {_in_short(error)}. "
+            f"{free:.2f} GiB are free there. What was written of it is removed. "
+            f"{f'The newest checkpoint is that of step {kept[-1]}' if kept else 'The run has no checkpoint yet'}. Make "
+            "room, then the same command goes on from there"
+        )
 
     def restore(self, abstract: Tree, step: int) -> Tree:
         """The state at `step`.
 
         abstract: tree of ShapeDtypeStruct with the shapes, types and shardings of the result; they need not be those of
-        the devices that wrote the checkpoint. FileNotFoundError if there is no such step; it lists the steps.
+        the devices that wrote the checkpoint. FileNotFoundError if there is no such step; it lists the steps. Damaged
+        if its files are not those that were written.
         """
         steps = sorted(self.manager.all_steps())
         if step not in steps:
             raise FileNotFoundError(f"no checkpoint of step {step} in {self.path}; there are: {steps or 'none'}")
-        state = self.manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        if step not in self.whole:
+            hosts.decided(lambda: _check_step(self.path.parent, step))
+        folder = self.path / str(step)
+        with _reading(folder, checked=(folder / manifest.NAME).exists()):
+            state = self.manager.restore(step, args=ocp.args.StandardRestore(abstract))
         return jax.tree.map(_own, state)
 
     def close(self) -> None:
-        """Returns when everything is written."""
-        self.manager.wait_until_finished()
-        self.manager.close()
+        """Returns when everything is written. SaveFailed if it could not be written."""
+        try:
+            self.wait()
+        finally:
+            self.manager.close()
+
+
+def _temporaries(folder: Path, step: str) -> list[Path]:
+    """Folders that Orbax fills, or has left, for a step, or for the steps that a pattern says."""
+    found = folder.glob(f"{step}{_TEMPORARY}*")
+    return [path for path in found if re.match(rf"\d+{re.escape(_TEMPORARY)}", path.name) and path.is_dir()]
+
+
+def _sign(folder: Path, step: int | None) -> None:
+    """Writes the manifest into the checkpoint that Orbax is about to finish."""
+    (temporary,) = _temporaries(folder, str(step))
+    manifest.write(temporary, skip=_AFTERWARDS)
 
 
 def _own(leaf: jax.Array) -> jax.Array:
@@ -142,12 +325,17 @@ def save_from_numpy(workdir: str | Path, step: int, state: Tree) -> None:
 
 
 def restore_numpy(workdir: str | Path, step: int, abstract: Tree) -> Tree:
-    """A part of the checkpoint at `step`, as numpy arrays. abstract: nested dict of the shapes to read."""
+    """A part of the checkpoint at `step`, as numpy arrays. abstract: nested dict of the shapes to read.
+
+    Damaged if a file of the checkpoint, of whatever part, is not the one that was written.
+    """
+    checked = _check_step(workdir, step)
     wanted = _without_empty(abstract)
     how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     args = ocp.args.PyTreeRestore(item=wanted, restore_args=how, partial_restore=True)
-    path = Path(workdir).absolute() / "checkpoints" / str(step) / "default"
-    leaves = jax.tree.leaves(ocp.PyTreeCheckpointer().restore(path, args=args))
+    folder = Path(workdir).absolute() / "checkpoints" / str(step)
+    with _reading(folder, checked):
+        leaves = jax.tree.leaves(ocp.PyTreeCheckpointer().restore(folder / "default", args=args))
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
 
@@ -159,22 +347,51 @@ def _without_empty(part: Tree) -> Tree:
     return {name: value for name, value in kept.items() if not isinstance(value, dict) or value}
 
 
-def save_tree(path: str | Path, tree: Tree) -> None:
-    """Writes a tree of arrays. The folder `path` appears when it is complete."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(Path(path).absolute(), tree, force=True)
+def save_tree(path: str | Path, tree: Tree, made_from: dict | None = None) -> None:
+    """Writes a tree of arrays, what it was made from, and a manifest. The folder `path` appears when it is complete."""
+    path = Path(path).absolute()
+
+    def sign() -> None:
+        left = path.parent.glob(f"{path.name}{_TEMPORARY}*")  # perhaps also an older one, of a start that was killed
+        temporary = max(left, key=lambda folder: folder.stat().st_mtime_ns)
+        if made_from is not None:
+            (temporary / MADE_FROM).write_text(json.dumps(made_from, indent=1) + "\n")
+        manifest.write(temporary, skip=_AFTERWARDS)
+
+    options = ocp.AsyncOptions(post_finalization_callback=sign)
+    with ocp.StandardCheckpointer(async_options=options) as checkpointer:
+        checkpointer.save(path, tree, force=True)
+
+
+def made_from(path: str | Path) -> dict | None:
+    """What `save_tree` was told of the tree in the folder; None if it was told nothing. Damaged if the folder is."""
+    file = Path(path) / MADE_FROM
+    if not file.exists():
+        return None
+    _check_tree(Path(path))
+    return json.loads(file.read_text())
+
+
+def _check_tree(path: Path) -> bool:
+    """Whether a manifest says that the folder is whole; False where there is none. Damaged if it is not whole."""
+    wrong = _problems(path)
+    if wrong:
+        raise Damaged(f"{path} is damaged: {_few(wrong)}. Bring the folder back from a copy")
+    return wrong is not None
 
 
 def restore_tree(path: str | Path, abstract: Tree) -> Tree:
     """Reads a tree that `save_tree` wrote, as numpy arrays. abstract: its shapes and types.
 
-    FileNotFoundError if it does not exist, ValueError if names or shapes differ.
+    FileNotFoundError if it does not exist, ValueError if names or shapes differ, Damaged if its files are not those
+    that were written.
     """
     path = Path(path).absolute()
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
+    checked = _check_tree(path)
     how = jax.tree.map(lambda s: ocp.RestoreArgs(restore_type=np.ndarray, dtype=s.dtype), abstract)
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with _reading(path, checked), ocp.PyTreeCheckpointer() as checkpointer:
         tree = checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=abstract, restore_args=how))
     tree = jax.tree.map(np.asarray, tree)
     wrong = [
@@ -219,8 +436,14 @@ def leaves(config: dict, prefix: str = ""):
 
 
 VERSION = 2  # of config.json; files without a version are of version 1
-# Options that runs of version 1 may not have in their config.json, and what they did.
+# Options that older runs may not have in their config.json, and what they did: of recipes, and of their sections.
+YOUNGER_OF_RECIPES = {
+    "keep_every": 0,
+    "metrics": {"networks": "efficientnet_lite0", "weights": "weights", "samples": 1000, "reference": 10_000,
+                "steps": 0, "guidance": 1.0, "batch": 64, "raw": False, "best": ""},
+}  # fmt: skip
 YOUNGER = {
+    "every": {"metrics": 0},
     "optim": {"warmup_fraction": 0.0, "decay_steps": 0, "final_fraction": 0.0},
     "conditioner": {"trainable": True, "checkpoint": ""},
     "data": {"cache_latents": "", "classes": ""},
@@ -239,15 +462,15 @@ def migrate(config: dict, path: Path) -> dict:
         raise ConfigError(f"{path} is of version {version}, newer than {VERSION}: install a newer ldm_jax")
     if version < 2:
         config = {"matmul_precision": "default"} | config
-        config |= {name: options | config[name] for name, options in YOUNGER.items() if name in config}
+    config |= {name: options | config[name] for name, options in YOUNGER.items() if name in config}
     if config.get("task") == "ldm" and "diffusion" in config:
         config |= {"diffusion": YOUNGER_DIFFUSION | config["diffusion"]}
-    return config
+    return YOUNGER_OF_RECIPES | config if "every" in config else config
 
 
 def load_config(workdir: str | Path) -> dict:
     """The options of a run. Missing if the folder is not a run directory."""
-    path = Path(workdir) / "config.json"
+    path = local(workdir, "the run directory") / "config.json"
     if not path.is_file():
         raise Missing(
             f"{workdir} is not a run directory: it has no config.json. Runs are made by "

@@ -22,3 +22,11 @@ class RequestError(UsageError):
 
 class Missing(UsageError):
     """Something that is needed is not there; the message says how to get it."""
+
+
+class Damaged(UsageError):
+    """Files of a run that are not as they were written; the message names them, and what can be used instead."""
+
+
+class SaveFailed(UsageError):
+    """A checkpoint that could not be written."""

@@ -1,4 +1,6 @@
-"""Files from elsewhere: mapped, read in bounded pieces, and called by their name when they are something else."""
+"""Paths, which must be local. Files from elsewhere: mapped, read in bounded pieces, and called by their name when they
+are something else.
+"""
 
 import mmap
 from pathlib import Path
@@ -8,6 +10,16 @@ from ldm_jax.errors import Missing, UsageError
 PIECE = 2**23  # bytes that `Window` reads at once, at most
 _LFS = b"version https://git-lfs.github.com/spec/"
 _HTML = (b"<!doctype html", b"<html", b"<head")
+
+
+def local(path: str | Path, what: str) -> Path:
+    """The path. UsageError for an address such as gs://bucket/run. what: the option, for the message."""
+    if "://" in str(path):
+        raise UsageError(
+            f"{what}: {path} is an address, and only folders and files of this machine are read and written. Mount the "
+            "bucket, for example with `gcsfuse BUCKET FOLDER`, and give FOLDER/..."
+        )
+    return Path(path)
 
 
 def mapped(path: str | Path) -> memoryview:

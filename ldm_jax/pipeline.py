@@ -27,6 +27,7 @@ from ldm_jax.diffusion import starts
 from ldm_jax.diffusion.timetable import Timetable, make_timetable
 from ldm_jax.editing import InPatches
 from ldm_jax.errors import Missing, RequestError
+from ldm_jax.files import local
 from ldm_jax.generate import DiffusionModel, image_keys
 from ldm_jax.images import Images, to_uint8
 from ldm_jax.ldm import LDM, LatentSpace
@@ -396,7 +397,7 @@ class Pipeline:
 
         dtype: "float32", or "float16" or "bfloat16" for half the size. The folder must not hold another model.
         """
-        folder = Path(folder)
+        folder = local(folder, "folder")
         if (folder / "config.json").exists():
             raise RequestError(f"folder={folder} holds a model already; give another one")
         params, frozen = jax.device_get((self.params, self.frozen))

@@ -4,10 +4,12 @@
     checkpoints/N/    the training state at step N  tokenizer/  of a text model
     model.safetensors instead of the last three folders: a model exported by `Pipeline.save`
 
-What is not there raises Missing, which says how to get it; what does not fit raises ConfigError with both values.
+What is not there raises Missing, which says how to get it; what does not fit raises ConfigError with both values; what
+is not as it was written raises Damaged, which names the file.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ldm_jax import build, checkpoint, conditions, tree
+from ldm_jax import build, checkpoint, conditions, manifest, tree
 from ldm_jax.convert.safetensors_file import read_safetensors
-from ldm_jax.errors import ConfigError, Missing
+from ldm_jax.errors import ConfigError, Damaged, Missing, UsageError
 from ldm_jax.latent_classifier import LatentClassifier
 from ldm_jax.ldm import LDM
 from ldm_jax.models.lpips import load_lpips
@@ -81,6 +83,32 @@ def kept_frozen(config: ConfigDict, run: str | Path) -> Tree:
     return checkpoint.restore_tree(kept, frozen_shapes(config))
 
 
+# Options that decide what frozen/ is; those of _MEASURED only where the latent scale is measured.
+_FROZEN_OPTIONS = ("first_stage.", "guides", "latent_scale", "conditioner.trainable", "conditioner.checkpoint")
+_MEASURED = ("data.source", "data.path", "data.name", "data.split", "data.image_size", "latent_scale_batches")
+
+
+def frozen_options(config: ConfigDict) -> dict[str, Any]:
+    """{dotted name: value} of the options that decide what frozen/ is, as JSON has them."""
+    names = _FROZEN_OPTIONS + (_MEASURED if not config.latent_scale and not config.get("guides") else ())
+    if config.first_stage.checkpoint == "random":
+        names += ("seed",)
+    every = leaves_of(config)
+    return {n: value for n, value in every.items() if n in names or n.startswith("first_stage.")}
+
+
+def frozen_made_from(config: ConfigDict, frozen: Tree) -> dict:
+    """What is kept with frozen/: its options, and a digest of the parameters that came from another run."""
+    return {"options": frozen_options(config), "digests": digests(config, frozen)}
+
+
+def digests(config: ConfigDict, frozen: Tree) -> dict[str, str]:
+    """A digest of each part of `frozen` that came from elsewhere; of the latent scale, if it came with the first stage
+    from the model that config.guides names."""
+    given = {"first_stage", "conditioner"} | ({"latent_scale"} if config.get("guides") else set())
+    return {name: tree.digest(frozen[name]) for name in sorted(given & frozen.keys())}
+
+
 def step_of(run: str | Path, step: int | None = None) -> int:
     """The newest checkpoint's step, or `step`. Missing when the run has none, or not that one."""
     steps = checkpoint.steps(run)
@@ -119,7 +147,7 @@ def model_of(
 
 
 def write_exported(folder: Path, config: ConfigDict, params: Tree, frozen: Tree, dtype: str) -> None:
-    """config.json and model.safetensors: floating-point numbers as `dtype`, except the latent scale."""
+    """config.json, model.safetensors (floating-point numbers as `dtype`, except the latent scale) and its manifest."""
     from safetensors.numpy import save_file
 
     kind = jnp.dtype(dtype)
@@ -132,10 +160,18 @@ def write_exported(folder: Path, config: ConfigDict, params: Tree, frozen: Tree,
         arrays[name] = np.asarray(array, order="C")
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.keep_config(folder, config.to_dict())
+    (folder / manifest.NAME).unlink(missing_ok=True)
     save_file(arrays, folder / WEIGHTS, {"format": "ldm_jax"})
+    manifest.write(folder, only=[WEIGHTS])
 
 
 def _read_exported(config: ConfigDict, folder: Path) -> tuple[Tree, Tree]:
+    wrong = manifest.problems(folder)
+    if wrong:
+        raise Damaged(
+            f"{folder / WEIGHTS} is damaged: {'; '.join(wrong)}. Copy it again. If it was changed on purpose, remove "
+            f"{folder / manifest.NAME}"
+        )
     named, _ = read_safetensors(folder / WEIGHTS)
     first_stage = config.task == "first_stage"
     shapes = {
@@ -151,6 +187,31 @@ def _read_exported(config: ConfigDict, folder: Path) -> tuple[Tree, Tree]:
     leaves = [named[name].astype(s.dtype) for name, s in tree.flatten(shapes).items()]
     found = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
     return found["params"], found["frozen"]
+
+
+def audit(run: str | Path) -> Iterator[tuple[str, str, bool]]:
+    """(name, what was found, whether it is bad) of each part of a run directory: the configuration, every checkpoint,
+    frozen/ and exported weights. Their files are compared with the manifests."""
+    try:
+        config, wrong = config_of(run), ""
+    except UsageError as error:
+        config, wrong = None, str(error)
+    yield "config.json", wrong or "ok", bool(wrong)
+    if is_exported(run):
+        yield WEIGHTS, *_told(manifest.problems(run))
+        return
+    for step in checkpoint.steps(run):
+        yield f"checkpoints/{step}", *_told(checkpoint.problems(run, step))
+    if (Path(run) / "frozen").exists():
+        yield "frozen", *_told(manifest.problems(Path(run) / "frozen"))
+    elif config is not None and config.task != "first_stage" and checkpoint.has_checkpoint(run):
+        yield "frozen", "it is missing: without first stage and latent scale the checkpoints mean nothing", True
+
+
+def _told(problems: list[str] | None) -> tuple[str, bool]:
+    if problems is None:
+        return f"not checked: it has no {manifest.NAME} (an older version wrote it)", False
+    return "; ".join(problems) or "ok", bool(problems)
 
 
 def first_stage_differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:

@@ -99,7 +99,9 @@ COUNTED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in COUNTED)) for n in sorted(PAPER)])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in COUNTED)) for n in sorted(PAPER)]
+)
 def test_parameter_count_at_full_size(name):
     config = recipe(name)
     first = build.first_stage_variables(build.first_stage(config), config.data.image_size, 3)

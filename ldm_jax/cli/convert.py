@@ -3,6 +3,7 @@
     python convert.py --config=celeba_ldm4 --from model.ckpt --to runs/celeba
     python convert.py --config=first_stage_vq_f4 --from vqvae/ --to runs/vq_f4
     python convert.py --from runs/celeba --to model.ckpt        (or model.safetensors, or a folder)
+    python convert.py --check runs/celeba                       (are all its files whole?)
 
 In: .ckpt, .pth (nothing in them is executed, torch is not needed), .safetensors, or a folder of diffusers with
 unet/, vqvae/, ... or one autoencoder. The run directory works with sample.py and train.py at once. --config is the
@@ -11,13 +12,17 @@ first-stage recipe, the first stage inside a whole LDM is taken out.
 
 Out: the direction follows from --from being a run directory. Names ending in .ckpt, .pth or .safetensors get the
 original's keys, any other name becomes a folder of diffusers. What the original held and nothing here reads is in
-the run's original.safetensors, so that a model comes back bit by bit. Installed, the command is ldm-convert.
+the run's original.safetensors, so that a model comes back bit by bit.
+
+--check compares every checkpoint, frozen/ and exported weights with what was written, prints a line each, and exits
+with 1 if one is bad. Installed, the command is ldm-convert.
 """
 
 import argparse
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,12 +40,22 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Any]:
     """(arguments, the configuration or None). Exits with 2 for wrong arguments."""
     parser = options.Parser(__doc__)
     add = parser.add_argument
-    add("--from", dest="source", required=True, help="file, folder of diffusers, or run directory")
-    add("--to", dest="target", required=True, help="run directory to make; or file or folder to write")
+    add("--from", dest="source", help="file, folder of diffusers, or run directory")
+    add("--to", dest="target", help="run directory to make; or file or folder to write")
+    add("--check", metavar="RUN", help="instead: says which files of a run directory are damaged")
     add("--config", help="recipe of the model, NAME[:VARIANT]; needed when --from is not a run directory")
     add("--checkpoint", type=int, help="writing: step of the run's checkpoint (default: the newest)")
     add("--no-ema", action="store_true", help="writing a folder: the raw instead of the averaged parameters")
     args, args.overrides = parser.parse_with_overrides(argv)
+    for name, path in {"--from": args.source, "--to": args.target, "--check": args.check}.items():
+        parser.check_local(name, path)
+    others = (args.source, args.target, args.config, args.checkpoint)
+    if args.check is not None:
+        if args.overrides or args.no_ema or any(other is not None for other in others):
+            parser.error("--check goes alone: python convert.py --check RUN")
+        return args, None
+    if args.source is None or args.target is None:
+        parser.error("--from and --to are needed; or --check RUN")
     args.importing = args.config is not None
     run = _is_run(Path(args.source))
     if not args.importing and not run:
@@ -248,12 +263,30 @@ def _write_tokenizer(run: Path, folder: Path, final: Path, name: str) -> None:
         print(f"note: {final / TOKENIZER}, which its pipeline needs, is not written; it is that of {name}")
 
 
+# Check
+
+
+def check(run: str) -> bool:
+    """Prints a line for each part of the run directory; whether all of them are good."""
+    from ldm_jax import rundir
+
+    if not Path(run).is_dir():
+        raise UsageError(f"--check={run} is not a folder")
+    good = True
+    for name, found, bad in rundir.audit(run):
+        print(f"{'BAD ' if bad else ''}{name}: {found}", flush=True)
+        good &= not bad
+    return good
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args, config = parse(argv)
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)
     try:
+        if args.check is not None:
+            sys.exit(0 if check(args.check) else 1)
         to_run(args, config) if args.importing else to_file(args)
     except UsageError as error:
         options.stop(error)

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from ldm_jax.errors import ConfigError
+from ldm_jax import files
+from ldm_jax.errors import UsageError
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -45,8 +46,16 @@ class Parser(argparse.ArgumentParser):
 
         try:
             return recipes.load(name, overrides)
-        except ConfigError as error:
+        except UsageError as error:
             self.error(str(error))
+
+    def check_local(self, option: str, *paths: str | None) -> None:
+        """Exits with 2 where a path of the option is an address such as gs://bucket/run."""
+        for path in paths:
+            try:
+                files.local(path or "", option)
+            except UsageError as error:
+                self.error(str(error))
 
 
 def _hyphens(arg: str) -> str:

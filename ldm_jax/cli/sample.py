@@ -94,7 +94,11 @@ def parser() -> options.Parser:
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Exits with 2 for options that do not exist."""
-    return parser().parse_args(argv)
+    found = parser()
+    args = found.parse_args(argv)
+    for name in ("workdir", "out", "classifier", "lpips_weights"):
+        found.check_local(f"--{name.replace('_', '-')}", getattr(args, name))
+    return args
 
 
 def _size(text: str) -> tuple[int, int]:

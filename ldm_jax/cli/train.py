@@ -9,6 +9,7 @@ directory: config.json, metrics.jsonl, tensorboard/, pictures/, checkpoints/. In
 """
 
 import argparse
+import contextlib
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -40,16 +41,28 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, "Confi
         "that all share",
     )
     add("--require-accelerator", action="store_true", help="stop when JAX finds only the CPU")
+    add(
+        "--accept-changes",
+        action="store_true",
+        help="go on with a run although options were changed that change what is trained on (data, batch size, ...)",
+    )
     args, overrides = parser.parse_with_overrides(argv)
+    parser.check_local("--workdir", args.workdir)
     return args, parser.recipe(args.config, overrides)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     process.restart_with_hugepages()
     args, config = parse(argv)
+    with contextlib.ExitStack() as held:
+        run(args, config, held)
+
+
+def run(args: argparse.Namespace, config: "ConfigDict", held: contextlib.ExitStack) -> None:
+    """Trains. held: gets the lock of the run directory, which its owner gives back."""
     from absl import logging
 
-    from ldm_jax.training import loop, setup
+    from ldm_jax.training import lock, loop, setup
 
     logging.set_verbosity(logging.WARNING)
     workdir = Path(args.workdir or Path("runs") / Path(args.config.split(":")[0]).stem)
@@ -58,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             process.join_hosts()
         process.setup(args.require_accelerator, config.matmul_precision)
         mesh = setup.mesh(config)
-        task, loaders, frozen = setup.training_run(config, workdir)
+        held.enter_context(lock.held(workdir))
+        task, loaders, frozen = setup.training_run(config, workdir, args.accept_changes)
     except Missing as error:
         options.stop(f"{args.config} cannot start. What is missing:\n\n{error}")
     except UsageError as error:

@@ -14,6 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from ldm_jax.errors import ConfigError
+from ldm_jax.files import local
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # An installed package has configs/ inside, a checkout beside the package.
@@ -47,7 +48,8 @@ def find(name: str) -> Path:
 def load(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """The configuration of "NAME[:VARIANT]" or "PATH.py[:VARIANT]", changed by options "--config.X=Y".
 
-    Raises ConfigError for a recipe, a variant or an option that does not exist, and for a value of the wrong type.
+    Raises ConfigError for a recipe, a variant or an option that does not exist, and for a value of the wrong type;
+    UsageError for a path that is an address.
     """
     _, colon, variant = name.partition(":")
     return override(_module(name).get_config(*[variant] if colon else []), overrides, name)
@@ -67,7 +69,17 @@ def override(config: ConfigDict, overrides: Sequence[str], name: str) -> ConfigD
         raise ConfigError(f"{name}: {error}") from error
     if rest:
         raise ConfigError(f"unexpected: {' '.join(rest)} (options of the recipe are written --config.NAME=VALUE)")
+    _check_paths(holder.value, "config")
     return holder.value
+
+
+def _check_paths(section: ConfigDict, name: str) -> None:
+    """UsageError for an option that is an address where a folder or a file is meant."""
+    for option, value in section.items():
+        if isinstance(value, ConfigDict):
+            _check_paths(value, f"{name}.{option}")
+        elif isinstance(value, str):
+            local(value, f"--{name}.{option}")
 
 
 def _check_options(config: ConfigDict, overrides: Sequence[str]) -> None:

@@ -61,7 +61,8 @@ def _base(task: str, image_size: int) -> ConfigDict:
                 raw=False,  # also of the raw parameters, beside the averaged ones
                 best="",  # e.g. FD-efficientnet_lite0: the model with the best number is kept in WORKDIR/best
             ),
-            keep=3,  # checkpoints
+            keep=3,  # the newest checkpoints
+            keep_every=0,  # steps; checkpoints at its multiples are never deleted; 0 = off
             optim=dict(
                 name="adamw",
                 learning_rate=1e-4,

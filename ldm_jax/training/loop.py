@@ -17,7 +17,7 @@ from clu.metrics import Average
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from ldm_jax import checkpoint, process
+from ldm_jax import checkpoint, process, rundir
 from ldm_jax.images import grid
 from ldm_jax.training import logging, sharding
 from ldm_jax.training.tasks import Task
@@ -47,11 +47,11 @@ def run(task: Task, loaders: Loaders, frozen: Tree, config, mesh: Mesh, workdir:
     """Trains to `config.steps`; resumes from `workdir` when it holds a checkpoint.
 
     `config.every` says after how many steps something happens (log, evaluate, picture, checkpoint; 0 = never), and
-    `config.keep` how many checkpoints stay. The final state is always saved. Raises NonFinite naming the step; older
-    checkpoints stay as they are.
+    `config.keep` and `config.keep_every` which checkpoints stay. The final state is always saved. Raises NonFinite
+    naming the step (older checkpoints stay as they are), SaveFailed at the first log after a save that failed.
     """
     workdir = Path(workdir)
-    checkpoints = checkpoint.Checkpoints(workdir, config.keep)
+    checkpoints = checkpoint.Checkpoints(workdir, config.keep, config.keep_every)
     start = checkpoints.latest() or 0
     main = jax.process_index() == 0
     say = print if main else lambda *_, **__: None
@@ -66,7 +66,7 @@ def run(task: Task, loaders: Loaders, frozen: Tree, config, mesh: Mesh, workdir:
         return
     batches = loaders.train(start)
     first = sharding.put(next(batches), mesh)
-    frozen = _prepare_frozen(task, frozen, loaders, mesh, workdir, say)
+    frozen = _prepare_frozen(task, frozen, loaders, config, mesh, workdir, say)
     state, shardings = _first_state(task, config.seed, frozen, first, mesh, checkpoints, start)
     if main:
         checkpoint.keep_config(workdir, config.to_dict())
@@ -94,6 +94,7 @@ def run(task: Task, loaders: Loaders, frozen: Tree, config, mesh: Mesh, workdir:
                 pending = []
                 values["images_per_second"] = clock.rate * config.batch_size
                 writer.scalars(step, values)
+                checkpoints.check()
                 left = logging.duration((config.steps - step) / clock.rate)
                 say(logging.line(step, config.steps, values, task.headline) + f"  left {left}", flush=True)
             if due["checkpoint"] or stopping:
@@ -124,7 +125,7 @@ def _first_state(task: Task, seed: int, frozen: Tree, batch: Tree, mesh: Mesh, c
     return checkpoints.restore(abstract, start), shardings
 
 
-def _prepare_frozen(task: Task, frozen: Tree, loaders: Loaders, mesh, workdir: Path, say) -> Tree:
+def _prepare_frozen(task: Task, frozen: Tree, loaders: Loaders, config, mesh, workdir: Path, say) -> Tree:
     """Frozen arrays on the mesh; the run keeps its own copy so that its directory is complete."""
     frozen = jax.device_put(frozen, sharding.replicated(mesh))
     kept = (workdir / "frozen").exists()
@@ -136,7 +137,7 @@ def _prepare_frozen(task: Task, frozen: Tree, loaders: Loaders, mesh, workdir: P
     batches.close()
     # Not device_put, which of several hosts' arrays makes ones that cannot be saved.
     frozen = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))(frozen)
-    checkpoint.save_tree(workdir / "frozen", frozen)
+    checkpoint.save_tree(workdir / "frozen", frozen, rundir.frozen_made_from(config, frozen))
     return frozen
 
 

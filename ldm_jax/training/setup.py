@@ -22,16 +22,11 @@ from ldm_jax.diffusion.timetable import make_timetable
 from ldm_jax.errors import ConfigError, Missing
 from ldm_jax.models.discriminator import NLayerDiscriminator
 from ldm_jax.models.lpips import LPIPS
-from ldm_jax.training import latent_cache, loop, optim, sharding, tasks
+from ldm_jax.training import latent_cache, loop, optim, resume, sharding, tasks
 from ldm_jax.training.classifier_task import ClassifierTask
 from ldm_jax.training.state import TrainState
 
 Tree = Any
-# What a run's checkpoints depend on; of the last two only whether they are 0.
-STATE_OPTIONS = ("task", "first_stage.", "conditioner.", "unet.", "classifier.", "diffusion.", "latent_scale",
-                 "loss.disc_layers", "loss.disc_ndf", "optim.name")  # fmt: skip
-NOT_STATE = ("drop_prob", "tokenizer", "conditioner.checkpoint")  # ends of names
-ON_OFF_OPTIONS = ("ema.decay", "optim.clip_norm")
 _HOW_TO_GET_LATENTS = """the latents to classify. Give the run directory of the diffusion model to guide:
     --config.guides=runs/ldm
 or, before there is one, take """
@@ -41,12 +36,21 @@ then give its run directory:
     --config.first_stage.checkpoint=runs/first_stage"""
 
 
-def training_run(config: ConfigDict, workdir: str | Path) -> tuple[tasks.Task, loop.Loaders, Tree]:
-    """(task, loaders, frozen) of a training run. Raises one Missing that lists everything that is not there."""
-    _check_same_run(config, workdir)
+def training_run(
+    config: ConfigDict, workdir: str | Path, accept_changes: bool = False
+) -> tuple[tasks.Task, loop.Loaders, Tree]:
+    """(task, loaders, frozen) of a training run. Raises one Missing that lists everything that is not there.
+
+    ConfigError when the run in `workdir` was begun with other options: with those that its checkpoints cannot follow,
+    and without `accept_changes` also with those that change what the model learns from then on.
+    """
+    kept_only = checkpoint.has_checkpoint(workdir)
+    if kept_only:
+        resume.check_same_run(config, workdir, accept_changes)
+    elif config.task != "first_stage":
+        resume.check_frozen(config, workdir, _frozen_of_source)
     trained = task(config)  # before anything that takes time
     missing, made = [], {}
-    kept_only = checkpoint.has_checkpoint(workdir)
     try:
         made["frozen"] = frozen(config, workdir, kept_only)
     except Missing as error:
@@ -58,21 +62,6 @@ def training_run(config: ConfigDict, workdir: str | Path) -> tuple[tasks.Task, l
     if missing:
         raise Missing("\n\n".join(f"* {error}" for error in missing))
     return trained, made["loaders"], made["frozen"]
-
-
-def _check_same_run(config: ConfigDict, workdir: str | Path) -> None:
-    """ConfigError when the run in `workdir` was begun with options that its checkpoints cannot follow."""
-    wrong = [
-        f"    {name}: {before!r} there, {now!r} here"
-        for name, (before, now) in checkpoint.changes(workdir, config.to_dict()).items()
-        if (name.startswith(STATE_OPTIONS) and not name.endswith(NOT_STATE))
-        or (name in ON_OFF_OPTIONS and bool(before) != bool(now))
-    ]
-    if wrong:
-        raise ConfigError(
-            f"{workdir} holds a run with other options:\n" + "\n".join(wrong) + "\nUse another --workdir, or the "
-            "options of that run (in its config.json)."
-        )
 
 
 def source(config: ConfigDict, train: bool) -> sources.Source:
@@ -180,6 +169,11 @@ def frozen(config: ConfigDict, workdir: str | Path, kept_only: bool = False) -> 
         return _lpips_params(config)
     if kept_only or (Path(workdir) / "frozen").exists():
         return rundir.kept_frozen(config, workdir)
+    return _frozen_of_source(config)
+
+
+def _frozen_of_source(config: ConfigDict) -> Tree:
+    """First stage, latent scale and kept conditioner from where config says. Errors as `frozen`."""
     if config.task == "classifier" and config.guides:
         return _latents_of_run(config, config.guides)
     where, model = config.first_stage.checkpoint, build.first_stage(config)

@@ -161,9 +161,7 @@ def test_sigterm_saves_and_the_run_goes_on(tmp_path):
     """Preemption: the step that was running is saved, whatever the checkpoint interval."""
     command = [sys.executable, "train.py", "--config=configs/quickstart_ldm.py:tiny", f"--workdir={tmp_path}",
                "--config.steps=100000", "--config.every.checkpoint=50000", *SMALL]  # fmt: skip
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith("step 3/"):
             process.terminate()

@@ -1,0 +1,53 @@
+"""Paths that are addresses are refused, in every command and from Python, before anything is written."""
+
+import pytest
+
+import ldm_jax
+from ldm_jax import files
+from ldm_jax.cli import convert, evaluate, sample, train
+from ldm_jax.errors import UsageError
+
+BUCKET = "gs://bucket/x"
+TRAIN = ["--config=quickstart_text:tiny"]
+
+
+def test_paths_of_this_machine_pass(tmp_path):
+    assert files.local(tmp_path, "--out") == tmp_path and str(files.local("a:b//c", "--out")) == "a:b/c"
+
+
+@pytest.mark.parametrize(
+    ("parse", "arguments", "option"),
+    [
+        (train.parse, [*TRAIN, f"--workdir={BUCKET}"], "--workdir"),
+        (train.parse, [*TRAIN, f"--config.first_stage.checkpoint={BUCKET}"], "--config.first_stage.checkpoint"),
+        (train.parse, [*TRAIN, f"--config.data.path={BUCKET}"], "--config.data.path"),
+        (train.parse, [*TRAIN, f"--config.data.cache_latents={BUCKET}"], "--config.data.cache_latents"),
+        (train.parse, [*TRAIN, f"--config.conditioner.tokenizer={BUCKET}"], "--config.conditioner.tokenizer"),
+        (train.parse, ["--config=quickstart_classifier:tiny", f"--config.guides={BUCKET}"], "--config.guides"),
+        (sample.parse, [f"--workdir={BUCKET}"], "--workdir"),
+        (sample.parse, ["--workdir=x", f"--out={BUCKET}"], "--out"),
+        (sample.parse, ["--workdir=x", f"--lpips_weights={BUCKET}"], "--lpips-weights"),
+        (convert.parse, ["--from", BUCKET, "--to", "x"], "--from"),
+        (convert.parse, ["--from", "x", "--to", BUCKET], "--to"),
+        (convert.parse, ["--check", BUCKET], "--check"),
+        (evaluate.main, ["x", BUCKET], "WHAT"),
+        (evaluate.main, ["x", f"--out={BUCKET}"], "--out"),
+        (evaluate.main, ["x", f"--reference={BUCKET}"], "--reference"),
+    ],
+)
+def test_commands_refuse_addresses(parse, arguments, option, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        parse(arguments)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and f"{option}: {BUCKET} is an address" in said and "gcsfuse" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_prompt_may_hold_an_address():
+    assert sample.parse(["--workdir=x", "--prompt=the page http://a.b"]).prompt == ["the page http://a.b"]
+
+
+def test_python_refuses_addresses():
+    with pytest.raises(UsageError, match="the run directory: s3://x is an address"):
+        ldm_jax.load("s3://x")

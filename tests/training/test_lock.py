@@ -1,0 +1,166 @@
+"""The lock of a run directory: who holds it, who is refused, and when it is taken over."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from ldm_jax.errors import ConfigError
+from ldm_jax.training import lock
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def as_if(workdir, **changes):
+    """A lock as another process has left it, of `changes`."""
+    (workdir / "train.lock").write_text(json.dumps(lock._this_process() | changes))
+
+
+def age(workdir, seconds):
+    now = time.time()
+    os.utime(workdir / "train.lock", (now - seconds, now - seconds))
+
+
+def test_the_second_run_is_refused(tmp_path):
+    with lock.held(tmp_path):
+        holder = json.loads((tmp_path / "train.lock").read_text())
+        with pytest.raises(ConfigError) as error, lock.held(tmp_path):
+            raise AssertionError("both have it")
+        text = str(error.value)
+        assert f"--workdir={tmp_path} belongs to another run: process {os.getpid()} on {holder['host']}" in text
+        assert f"since {holder['since']}" in text and "last sign of life 0 s ago" in text
+        assert f"remove {tmp_path / 'train.lock'}" in text
+        assert [path.name for path in tmp_path.iterdir()] == ["train.lock"]
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(KeyError), lock.held(tmp_path):
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+
+
+def test_of_many_that_start_together_one_wins(tmp_path):
+    """Threads stand for processes: the file alone decides. Once with no lock before, once with a stale one."""
+
+    def start(ready, won, lost):
+        ready.wait()
+        try:
+            with lock.held(tmp_path):
+                won.append(1)
+                while len(won) + len(lost) < 8:
+                    time.sleep(0.001)
+        except ConfigError:
+            lost.append(1)
+
+    for began in (None, "1"):
+        if began:
+            as_if(tmp_path, began=began)
+        ready, won, lost = threading.Barrier(8), [], []
+        threads = [threading.Thread(target=start, args=(ready, won, lost)) for _ in range(8)]
+        [thread.start() for thread in threads]
+        [thread.join(30) for thread in threads]
+        assert (len(won), len(lost)) == (1, 7) and not list(tmp_path.iterdir())
+
+
+def test_the_lock_of_a_process_that_is_gone_is_taken_over(tmp_path, capsys):
+    """Killed, and not yet waited for by its parent; another process may have its number by now."""
+    code = (
+        "import sys, time; from ldm_jax.training import lock\n"
+        "with lock.held(sys.argv[1]): print('on', flush=True); time.sleep(60)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "on\n"
+    with pytest.raises(ConfigError, match=f"process {child.pid} on "), lock.held(tmp_path):
+        pass
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    with lock.held(tmp_path):
+        assert json.loads((tmp_path / "train.lock").read_text())["pid"] == os.getpid()
+    assert f"taken over from process {child.pid} on" in capsys.readouterr().out
+    child.wait()
+    as_if(tmp_path, pid=os.getppid(), began="1")
+    with lock.held(tmp_path):
+        pass
+    assert "whose process is gone" in capsys.readouterr().out
+
+
+def test_another_machine_counts_as_alive_while_its_lock_is_renewed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 0.05)
+    monkeypatch.setattr(lock, "SILENT", 1.0)
+    holder = lock._Lock(tmp_path)
+    holder.text = json.dumps(lock._this_process() | {"host": "far", "machine": "elsewhere", "pid": 7})
+    holder.take()
+    age(tmp_path, 0.5)
+    with pytest.raises(ConfigError, match="process 7 on far"), lock.held(tmp_path):
+        pass
+    holder.release()
+    holder = lock._Lock(tmp_path)
+    holder.text = json.dumps(lock._this_process() | {"host": "far", "machine": "elsewhere", "pid": 7})
+    holder._create(holder.path)  # without a sign of life
+    began = time.monotonic()
+    with lock.held(tmp_path):
+        assert 0.5 < time.monotonic() - began < 5
+    said = capsys.readouterr().out
+    assert "waiting for a sign of life" in said and "from process 7 on far, which gave no sign of life for 1 s" in said
+    for text in ("", "{", "[]"):  # its start was killed while it wrote
+        (tmp_path / "train.lock").write_text(text)
+        age(tmp_path, 100)
+        with lock.held(tmp_path):
+            pass
+        assert "from a process that is starting, which gave no sign of life for 100 s" in capsys.readouterr().out
+
+
+def test_the_date_is_renewed_and_a_loss_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 0.02)
+    with lock.held(tmp_path):
+        age(tmp_path, 100)
+        while time.time() - (tmp_path / "train.lock").stat().st_mtime > 50:
+            time.sleep(0.01)
+        as_if(tmp_path, pid=7, host="far")
+        said = ""
+        while "belongs to process 7 on far now" not in said:
+            said += capsys.readouterr().err
+            time.sleep(0.01)
+    assert json.loads((tmp_path / "train.lock").read_text())["pid"] == 7  # not ours to remove
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    """A file in its place stands for a read-only disk, which the tests cannot make. New folders do not stay."""
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(ConfigError, match=r"--workdir=.*nothing can be written there"),
+        lock.held(tmp_path / "file" / "x"),
+    ):
+        pass
+    with lock.held(tmp_path / "new" / "run"):
+        assert (tmp_path / "new" / "run" / "train.lock").exists()
+    assert not (tmp_path / "new").exists()
+    with lock.held(tmp_path / "new" / "run"):
+        (tmp_path / "new" / "run" / "config.json").write_text("{}")
+    assert [path.name for path in (tmp_path / "new" / "run").iterdir()] == ["config.json"]
+
+
+@pytest.mark.slow
+def test_a_refusal_ends_all_hosts(tmp_path):
+    """The first host alone looks at the lock; both end with the same words and the same code."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "train.py", "--config=quickstart_ldm:tiny", f"--workdir={tmp_path}", "--distributed"]
+    with lock.held(tmp_path):
+        hosts = [
+            subprocess.Popen(
+                command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                                  "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i)},
+            )
+            for i in range(2)
+        ]  # fmt: skip
+        said = [host.communicate(timeout=300)[0] for host in hosts]
+        assert [host.returncode for host in hosts] == [2, 2], said
+        assert all(f"belongs to another run: process {os.getpid()} on" in text for text in said), said
+    assert not list(tmp_path.iterdir())

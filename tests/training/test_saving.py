@@ -1,0 +1,126 @@
+"""The loop and its checkpoints, with a task that counts: a failed save and a damaged checkpoint are told in time."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax import checkpoint, recipes, tree
+from ldm_jax.errors import Damaged, SaveFailed
+from ldm_jax.training import loop, sharding
+from ldm_jax.training.state import TrainState
+
+
+class Counting:
+    """params["sum"] [] is the sum of the numbers of the steps so far."""
+
+    columns, headline, keeps_frozen = None, ("loss",), False
+
+    def prepare(self, frozen, batches, say):
+        return frozen
+
+    def init(self, key_data, frozen, batch):
+        params = {"counted": {"sum": jnp.zeros(())}}
+        return TrainState(jnp.zeros((), jnp.int32), params, ema={}, opt_state={}, variables={}, key=key_data)
+
+    def step(self, state, frozen, batch):
+        total = state.params["counted"]["sum"] + batch["image"].sum()
+        return state.replace(step=state.step + 1, params={"counted": {"sum": total}}), {"loss": total}
+
+    def evaluate(self, state, frozen, batch, i):
+        return {}
+
+
+class Batches:
+    def __init__(self, start):
+        self.k = start
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.k += 1
+        return {"image": np.full((1,), self.k, np.float32)}
+
+    def close(self):
+        pass
+
+
+def train(workdir, task=None, frozen=None, **changes):
+    config = recipes.load("quickstart_ldm:tiny").unlock()
+    config.every.update(log=2, evaluate=0, picture=0, checkpoint=5)
+    config.update(batch_size=1, **changes)
+    loaders = loop.Loaders(Batches, None, None)
+    loop.run(task or Counting(), loaders, frozen or {}, config, sharding.make_mesh(), workdir)
+
+
+def result(workdir, step):
+    shape = {"params": {"counted": {"sum": jax.ShapeDtypeStruct((), jnp.float32)}}}
+    return float(checkpoint.restore_numpy(workdir, step, shape)["params"]["counted"]["sum"])
+
+
+def test_a_failed_save_ends_the_run_at_the_next_log(tmp_path, monkeypatch):
+    """Not 5 steps later, when the next checkpoint is due; and the same command goes on."""
+    sign = checkpoint._sign
+
+    def no_space(folder, step):
+        if step == 10:
+            raise OSError(28, "No space left on device")
+        sign(folder, step)
+
+    monkeypatch.setattr(checkpoint, "_sign", no_space)
+    save = checkpoint.Checkpoints.save
+
+    def saving(self, step, state):
+        save(self, step, state)
+        while step == 10 and self.manager.is_saving_in_progress():
+            pass  # so that the test does not depend on how fast the disk is
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", saving)
+    with pytest.raises(SaveFailed, match=r"step 10 could not be written .*No space left on device.* that of step 5"):
+        train(tmp_path, steps=20)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["step"] == 12
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["5"]
+    monkeypatch.setattr(checkpoint, "_sign", sign)
+    train(tmp_path, steps=20)
+    assert checkpoint.steps(tmp_path) == [10, 15, 20] and result(tmp_path, 20) == sum(range(21))
+
+
+def test_a_damaged_checkpoint_costs_steps_alone(tmp_path, capsys):
+    """The run ends as if nothing had happened."""
+    train(tmp_path, steps=15, keep=2, keep_every=5)
+    assert checkpoint.steps(tmp_path) == [5, 10, 15]
+    (tmp_path / "checkpoints" / "15" / "default" / "_METADATA").write_text("")
+    train(tmp_path, steps=18, keep=2, keep_every=5)
+    said = capsys.readouterr().out
+    assert "the checkpoint of step 15 is damaged: default/_METADATA: it has 0 bytes" in said
+    assert "going on from step 10 instead: the 5 steps after it are done again" in said
+    assert "resumed" in said and result(tmp_path, 18) == sum(range(19))
+    assert (tmp_path / "checkpoints" / "bad-15").is_dir() and checkpoint.steps(tmp_path) == [5, 10, 15, 18]
+    for step in checkpoint.steps(tmp_path):
+        (tmp_path / "checkpoints" / str(step) / "manifest.json").write_text("")
+    with pytest.raises(Damaged, match="no checkpoint of this run is whole"):
+        train(tmp_path, steps=20)
+    assert checkpoint.steps(tmp_path) == [5, 10, 15, 18]
+
+
+class Measuring(Counting):
+    """It measures something before it begins, and the run keeps it."""
+
+    keeps_frozen = True
+
+    def prepare(self, frozen, batches, say):
+        return frozen | {"latent_scale": jnp.float32(2)}
+
+
+def test_frozen_is_kept_with_what_it_was_made_from(tmp_path):
+    frozen = {"first_stage": {"a": np.arange(3.0, dtype=np.float32)}, "latent_scale": np.float32(1)}
+    train(tmp_path, Measuring(), frozen, steps=2)
+    made = checkpoint.made_from(tmp_path / "frozen")
+    assert made["digests"] == {"first_stage": tree.digest(frozen["first_stage"])}
+    assert made["options"]["first_stage.checkpoint"] == "random" and made["options"]["latent_scale"] == 0.0
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), frozen)
+    assert checkpoint.restore_tree(tmp_path / "frozen", shapes)["latent_scale"] == 2
