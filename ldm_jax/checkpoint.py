@@ -89,6 +89,10 @@ class Checkpoints:
         state = self.manager.restore(step, args=ocp.args.StandardRestore(abstract))
         return jax.tree.map(_own, state)
 
+    def wait(self) -> None:
+        """Returns when everything is written."""
+        self.manager.wait_until_finished()
+
     def close(self) -> None:
         """Returns when everything is written."""
         self.manager.wait_until_finished()
@@ -219,8 +223,10 @@ def leaves(config: dict, prefix: str = ""):
 
 
 VERSION = 2  # of config.json; files without a version are of version 1
-# Options that runs of version 1 may not have in their config.json, and what they did.
+# Options that older runs may not have in their config.json, and what they did: of recipes, and of their sections.
+YOUNGER_OF_RECIPES = {"on_nonfinite": "stop", "nonfinite_limit": 10, "noise_seed": 0, "watchdog_minutes": 0.0}
 YOUNGER = {
+    "every": {"checkpoint_minutes": 0.0},
     "optim": {"warmup_fraction": 0.0, "decay_steps": 0, "final_fraction": 0.0},
     "conditioner": {"trainable": True, "checkpoint": ""},
     "data": {"cache_latents": "", "classes": ""},
@@ -236,8 +242,8 @@ def migrate(config: dict, path: Path) -> dict:
         raise ConfigError(f"{path} is of version {version}, newer than {VERSION}: install a newer ldm_jax")
     if version < 2:
         config = {"matmul_precision": "default"} | config
-        config |= {name: options | config[name] for name, options in YOUNGER.items() if name in config}
-    return config
+    config |= {name: options | config[name] for name, options in YOUNGER.items() if name in config}
+    return YOUNGER_OF_RECIPES | config if "every" in config else config
 
 
 def load_config(workdir: str | Path) -> dict:

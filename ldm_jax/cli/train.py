@@ -6,6 +6,13 @@
 Every option of the recipe can be changed: --config.batch_size=32, --config.data.source=folder ... The same command
 goes on from the newest checkpoint in --workdir. --config=NAME:tiny shrinks any recipe to seconds. In the working
 directory: config.json, metrics.jsonl, tensorboard/, pictures/, checkpoints/. Installed, the command is ldm-train.
+
+SIGTERM, SIGUSR1, Ctrl-C and --max-minutes save what is new and end the run, whatever it does. Exit codes:
+    0    the run is complete
+    75   it was stopped before: start the same command again
+    2    a mistake in the options, the data or the folder
+    130  a second Ctrl-C: nothing was saved
+Other codes are errors.
 """
 
 import argparse
@@ -18,6 +25,7 @@ from typing import TYPE_CHECKING
 from ldm_jax import process
 from ldm_jax.cli import options
 from ldm_jax.errors import Missing, UsageError
+from ldm_jax.training import stopping
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -39,14 +47,24 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, "Confi
         "elsewhere set JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID. --workdir is a folder "
         "that all share",
     )
+    add("--max-minutes", type=float, metavar="M", help="stop like a signal does when the process has run so long")
     add("--require-accelerator", action="store_true", help="stop when JAX finds only the CPU")
     args, overrides = parser.parse_with_overrides(argv)
+    if args.max_minutes is not None and not args.max_minutes > 0:
+        parser.error(f"--max-minutes={args.max_minutes:g} must be more than 0")
     return args, parser.recipe(args.config, overrides)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    process.restart_with_hugepages()
+    with stopping.Stop() as stop:  # first of all: from here on signals end the run as they should
+        process.restart_with_hugepages()
+        _train(argv, stop)
+
+
+def _train(argv: Sequence[str] | None, stop: stopping.Stop) -> None:
     args, config = parse(argv)
+    if args.max_minutes is not None:
+        stop.after(args.max_minutes)
     from absl import logging
 
     from ldm_jax.training import loop, setup
@@ -56,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if args.distributed:
             process.join_hosts()
+            stop.share(stopping.Hosts.joined())
         process.setup(args.require_accelerator, config.matmul_precision)
         mesh = setup.mesh(config)
         task, loaders, frozen = setup.training_run(config, workdir)
@@ -64,7 +83,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UsageError as error:
         options.stop(f"{args.config} cannot start: {error}")
     try:
-        loop.run(task, loaders, frozen, config, mesh, workdir)
+        loop.run(task, loaders, frozen, config, mesh, workdir, stop)
+    except stopping.Stopped:
+        sys.exit(stopping.AGAIN)
     except UsageError as error:
         options.stop(error)
     except loop.NonFinite as error:
