@@ -258,6 +258,10 @@ class Checkpoints:
             state = self.manager.restore(step, args=ocp.args.StandardRestore(abstract))
         return jax.tree.map(_own, state)
 
+    def wait(self) -> None:
+        """Returns when everything is written."""
+        self.manager.wait_until_finished()
+
     def close(self) -> None:
         """Returns when everything is written. SaveFailed if it could not be written."""
         try:
@@ -439,11 +443,15 @@ VERSION = 2  # of config.json; files without a version are of version 1
 # Options that older runs may not have in their config.json, and what they did: of recipes, and of their sections.
 YOUNGER_OF_RECIPES = {
     "keep_every": 0,
+    "on_nonfinite": "stop",
+    "nonfinite_limit": 10,
+    "noise_seed": 0,
+    "watchdog_minutes": 0.0,
     "metrics": {"networks": "efficientnet_lite0", "weights": "weights", "samples": 1000, "reference": 10_000,
                 "steps": 0, "guidance": 1.0, "batch": 64, "raw": False, "best": ""},
 }  # fmt: skip
 YOUNGER = {
-    "every": {"metrics": 0},
+    "every": {"metrics": 0, "checkpoint_minutes": 0.0},
     "optim": {"warmup_fraction": 0.0, "decay_steps": 0, "final_fraction": 0.0},
     "conditioner": {"trainable": True, "checkpoint": ""},
     "data": {"cache_latents": "", "classes": ""},

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 
 # Far above any step or image index, which are folded into the same root.
-_PURPOSES = {"init": 2**31, "evaluate": 2**31 + 1, "latent_scale": 2**31 + 2, "generate": 2**31 + 3}
+_PURPOSES = {"init": 2**31, "evaluate": 2**31 + 1, "latent_scale": 2**31 + 2, "generate": 2**31 + 3,
+             "noise": 2**31 + 4}  # fmt: skip
 
 
 def purpose_of(root: jax.Array, purpose: str) -> jax.Array:
-    """The stream of a root key for "init", "evaluate", "latent_scale" or "generate"."""
+    """The stream of a root key for "init", "evaluate", "latent_scale", "generate" or "noise"."""
     return jax.random.fold_in(root, _PURPOSES[purpose])
 
 

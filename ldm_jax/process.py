@@ -107,6 +107,7 @@ def join_hosts() -> None:
     """
     import jax
 
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from the process, and swallow it
     number, own = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
     try:
         jax.distributed.initialize(num_processes=int(number) if number else None, process_id=int(own) if own else None)

@@ -135,6 +135,7 @@ class Programs:
         for i in range(entries):
             carry, x0 = steps((carry, x0), i, i + 1)
             if i + 1 == entries or done[i + 1] > done[i]:
+                jax.block_until_ready(x0)  # the step is done, not only begun
                 on_step(int(done[i]), len(method.timetable.t), partial(self.decode, frozen, x0))
         return latent(carry)
 

@@ -6,6 +6,13 @@
 Every option of the recipe can be changed: --config.batch_size=32, --config.data.source=folder ... The same command
 goes on from the newest checkpoint in --workdir. --config=NAME:tiny shrinks any recipe to seconds. In the working
 directory: config.json, metrics.jsonl, tensorboard/, pictures/, checkpoints/. Installed, the command is ldm-train.
+
+SIGTERM, SIGUSR1, Ctrl-C and --max-minutes save what is new and end the run, whatever it does. Exit codes:
+    0    the run is complete
+    75   it was stopped before: start the same command again
+    2    a mistake in the options, the data or the folder
+    130  a second Ctrl-C: nothing was saved
+Other codes are errors.
 """
 
 import argparse
@@ -19,6 +26,7 @@ from typing import TYPE_CHECKING
 from ldm_jax import process
 from ldm_jax.cli import options
 from ldm_jax.errors import Missing, UsageError
+from ldm_jax.training import stopping
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -40,6 +48,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, "Confi
         "elsewhere set JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID. --workdir is a folder "
         "that all share",
     )
+    add("--max-minutes", type=float, metavar="M", help="stop like a signal does when the process has run so long")
     add("--require-accelerator", action="store_true", help="stop when JAX finds only the CPU")
     add(
         "--accept-changes",
@@ -48,17 +57,26 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, "Confi
     )
     args, overrides = parser.parse_with_overrides(argv)
     parser.check_local("--workdir", args.workdir)
+    if args.max_minutes is not None and not args.max_minutes > 0:
+        parser.error(f"--max-minutes={args.max_minutes:g} must be more than 0")
     return args, parser.recipe(args.config, overrides)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    process.restart_with_hugepages()
+    with stopping.Stop() as stop:  # first of all: from here on signals end the run as they should
+        process.restart_with_hugepages()
+        _train(argv, stop)
+
+
+def _train(argv: Sequence[str] | None, stop: stopping.Stop) -> None:
     args, config = parse(argv)
+    if args.max_minutes is not None:
+        stop.after(args.max_minutes)
     with contextlib.ExitStack() as held:
-        run(args, config, held)
+        run(args, config, stop, held)
 
 
-def run(args: argparse.Namespace, config: "ConfigDict", held: contextlib.ExitStack) -> None:
+def run(args: argparse.Namespace, config: "ConfigDict", stop: stopping.Stop, held: contextlib.ExitStack) -> None:
     """Trains. held: gets the lock of the run directory, which its owner gives back."""
     from absl import logging
 
@@ -69,6 +87,7 @@ def run(args: argparse.Namespace, config: "ConfigDict", held: contextlib.ExitSta
     try:
         if args.distributed:
             process.join_hosts()
+            stop.share(stopping.Hosts.joined())
         process.setup(args.require_accelerator, config.matmul_precision)
         mesh = setup.mesh(config)
         held.enter_context(lock.held(workdir))
@@ -78,7 +97,9 @@ def run(args: argparse.Namespace, config: "ConfigDict", held: contextlib.ExitSta
     except UsageError as error:
         options.stop(f"{args.config} cannot start: {error}")
     try:
-        loop.run(task, loaders, frozen, config, mesh, workdir)
+        loop.run(task, loaders, frozen, config, mesh, workdir, stop)
+    except stopping.Stopped:
+        sys.exit(stopping.AGAIN)
     except UsageError as error:
         options.stop(error)
     except loop.NonFinite as error:

@@ -11,9 +11,10 @@ from functools import lru_cache
 
 import grain
 import numpy as np
-from absl import flags, logging
+from absl import logging
 
 from ldm_jax.data.sources import CorruptExample, Source
+from ldm_jax.data.workers import prefetch
 from ldm_jax.errors import ConfigError, DataError
 
 Transform = Callable[[dict, np.random.Generator], dict[str, np.ndarray]]
@@ -156,11 +157,7 @@ def _iterate(rows: _Rows, start_step: int, end_step: int, workers: int) -> Batch
     dataset = grain.MapDataset.range(start_step * rows.rows, end_step * rows.rows).map(rows)
     dataset = dataset.batch(rows.rows, batch_fn=_stack)
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
-    if workers:
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain's workers refuse to start otherwise
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    return Batches(iter(dataset))
+    return Batches(iter(prefetch(dataset, workers)))
 
 
 def batches(

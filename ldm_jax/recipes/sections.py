@@ -48,8 +48,8 @@ def _base(task: str, image_size: int) -> ConfigDict:
                 cache_latents="",  # LDM: a folder for the latents of all training images, made once, then read
             ),
             mesh=dict(data=-1, fsdp=1),
-            # Steps; 0 = never; the end is saved.
-            every=dict(log=50, evaluate=5000, picture=5000, metrics=0, checkpoint=5000),
+            # Steps; 0 = never; the end is saved. checkpoint_minutes: a checkpoint also after so much time.
+            every=dict(log=50, evaluate=5000, picture=5000, metrics=0, checkpoint=5000, checkpoint_minutes=0.0),
             metrics=dict(  # FID and the like, every.metrics
                 networks="efficientnet_lite0",  # of features, separated by commas: scripts/get_weights.py
                 weights="weights",  # folder of their weights
@@ -63,6 +63,10 @@ def _base(task: str, image_size: int) -> ConfigDict:
             ),
             keep=3,  # the newest checkpoints
             keep_every=0,  # steps; checkpoints at its multiples are never deleted; 0 = off
+            on_nonfinite="stop",  # a loss or gradient that is not finite: stop | skip (that step changes nothing)
+            nonfinite_limit=10,  # skip: so many steps in a row are an error
+            noise_seed=0,  # another number: other noise from here on, to get past such a step
+            watchdog_minutes=0.0,  # no step for so long: the run shows its stacks and ends; 0 = off
             optim=dict(
                 name="adamw",
                 learning_rate=1e-4,

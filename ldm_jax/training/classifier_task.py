@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from ldm_jax.keys import purpose_key, sample_keys
 from ldm_jax.latent_classifier import LatentClassifier
@@ -30,6 +29,7 @@ class ClassifierTask(LDMTask):
     samples: SampleSettings | None = None  # it makes no pictures
     scale_is_given: bool = False
 
+    draws = False
     headline = ("loss", "accuracy", "grad_norm", "learning_rate", "images_per_second")
 
     def prepare(self, frozen: Tree, batches: Iterable[Batch], say: Callable) -> Tree:
@@ -48,5 +48,5 @@ class ClassifierTask(LDMTask):
         means = {name: jnp.mean(values, axis=0) for name, values in terms.items()}
         return means | {f"accuracy_{name}": row for name, row in zip(THIRDS, terms["accuracy"])}
 
-    def pictures(self, state: TrainState, frozen: Tree, batch: Batch, mesh: Mesh) -> dict[str, np.ndarray]:
+    def pictures(self, *_) -> dict[str, np.ndarray]:
         return {}

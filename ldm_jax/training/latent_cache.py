@@ -16,7 +16,6 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -25,6 +24,7 @@ from ldm_jax.data import fields
 from ldm_jax.data.latents import LatentSource, LatentTransform, Store, needs_pictures, open_store
 from ldm_jax.data.sources import CorruptExample, Source
 from ldm_jax.data.transforms import ImageTransform
+from ldm_jax.data.workers import prefetch
 from ldm_jax.errors import ConfigError
 from ldm_jax.training.logging import duration
 
@@ -113,11 +113,7 @@ def _read(images: _Images, batch_size: int, workers: int) -> grain.DatasetIterat
     """Iterator of lists of at most batch_size images, made in threads or worker processes. It has close()."""
     dataset = grain.MapDataset.range(len(images.indices)).map(images).batch(batch_size, batch_fn=list)
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
-    if workers:
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain's workers refuse to start otherwise
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    return iter(dataset)
+    return iter(prefetch(dataset, workers))
 
 
 def _moments(encode: Encode, images: list[np.ndarray], size: int, mirror: bool) -> np.ndarray:

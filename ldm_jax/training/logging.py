@@ -10,6 +10,8 @@ import numpy as np
 
 from ldm_jax.images import save_png
 
+VALIDATION = "val_"  # names of validation metrics begin so
+
 
 def duration(seconds: float) -> str:
     """3725 -> '1h02m'."""
@@ -56,15 +58,36 @@ class Writer:
         """uint8 [H,W,C] -> pictures/<name>_<step>.png and TensorBoard."""
         if not self.active:
             return
-        save_png(self.workdir / "pictures" / f"{name}_{step:07d}.png", image)
+        path = _picture(self.workdir, name, step)
+        temporary = path.with_suffix(".tmp.png")  # a picture that is there is whole
+        save_png(temporary, image)
+        os.replace(temporary, path)
         if self.events:
             self.events.add_image(name, image, step, dataformats="HWC")
 
     def close(self) -> None:
+        """May be called more than once."""
         if self.active:
             self.file.close()
             if self.events:
                 self.events.close()
+
+
+def _picture(workdir: Path, name: str, step: int) -> Path:
+    return workdir / "pictures" / f"{name}_{step:07d}.png"
+
+
+def has_pictures(workdir: str | Path, step: int) -> bool:
+    """Whether there are pictures of that step."""
+    wanted = _picture(Path(workdir), "*", step)
+    return any(wanted.parent.glob(wanted.name))
+
+
+def has_validation(workdir: str | Path, step: int) -> bool:
+    """Whether metrics.jsonl has the validation of that step."""
+    path = Path(workdir) / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return any(_step_of(line) == step and f'"{VALIDATION}' in line for line in lines)
 
 
 def _step_of(line: str) -> float:

@@ -1,12 +1,14 @@
-"""The training loop of every task: data -> step -> log, evaluate, draw, save; resumes by itself.
+"""The training loop of every task: data -> step -> log, evaluate, draw, save; resumes by itself, stops when asked.
 
-It knows `Task` (tasks.py), not diffusion. Nothing waits for the device except at logging steps.
+It knows `Task` (tasks.py), not diffusion. The host is a few steps ahead of the device and waits for nothing else but
+at logging steps. When and how a run stops: stopping.py.
 """
 
-import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,11 @@ from jax.sharding import Mesh
 
 from ldm_jax import checkpoint, process, rundir
 from ldm_jax.images import grid
-from ldm_jax.training import logging, sharding
+from ldm_jax.training import logging, nonfinite, sharding
+from ldm_jax.training.nonfinite import NonFinite
+from ldm_jax.training.stopping import Stop, Stopped
 from ldm_jax.training.tasks import Task
+from ldm_jax.training.watchdog import Watchdog
 
 Tree = Any
 
@@ -36,21 +41,25 @@ class Loaders:
     pictures: Callable[[], Iterator[dict[str, np.ndarray]]]
 
 
+WORK = ("log", "evaluate", "picture", "checkpoint")  # options of config.every that are numbers of steps
 MOST_PENDING = 1000  # steps whose metrics may wait on the device for the next log
+MOST_AHEAD = 2  # steps that the host is ahead of the device: enough to keep it busy, few to wait for at a stop
+TELL_WAITING = 0.05  # the progress line tells a larger share of the time that steps waited for data
 
 
-class NonFinite(RuntimeError):
-    """A metric of some step is NaN or infinite."""
-
-
-def run(task: Task, loaders: Loaders, frozen: Tree, config, mesh: Mesh, workdir: str | Path) -> None:
+def run(
+    task: Task, loaders: Loaders, frozen: Tree, config, mesh: Mesh, workdir: str | Path, stop: Stop | None = None
+) -> None:
     """Trains to `config.steps`; resumes from `workdir` when it holds a checkpoint.
 
     `config.every` says after how many steps something happens (log, evaluate, picture, checkpoint; 0 = never), and
-    `config.keep` and `config.keep_every` which checkpoints stay. The final state is always saved. Raises NonFinite
-    naming the step (older checkpoints stay as they are), SaveFailed at the first log after a save that failed.
+    `config.keep` and `config.keep_every` which checkpoints stay. The final state is always saved. Raises Stopped when
+    `stop` was asked for and all is saved, NonFinite naming the step (older checkpoints stay as they are), and SaveFailed
+    at the first log after a save that failed.
     """
-    workdir = Path(workdir)
+    workdir, stop = Path(workdir), stop or Stop()
+    step_function = nonfinite.step_of(task.step, config.on_nonfinite, config.noise_seed)
+    collector = nonfinite.Collector(workdir, config.nonfinite_limit)
     checkpoints = checkpoint.Checkpoints(workdir, config.keep, config.keep_every)
     start = checkpoints.latest() or 0
     main = jax.process_index() == 0
@@ -60,7 +69,8 @@ def run(task: Task, loaders: Loaders, frozen: Tree, config, mesh: Mesh, workdir:
         f"learning rate {config.optim.learning_rate:g} (final values: nothing is scaled)"
     )
 
-    if start >= config.steps:
+    missed = _missed(task, config, workdir, start)
+    if start >= config.steps and not any(missed.values()):
         say(f"{workdir} is at step {start} of {config.steps}: nothing to do (more: --config.steps=N)")
         checkpoints.close()
         return
@@ -73,45 +83,110 @@ def run(task: Task, loaders: Loaders, frozen: Tree, config, mesh: Mesh, workdir:
     if start:
         say(f"resumed {workdir} at step {start}")
     _overview(state.params, workdir, say)
-    step_fn = _compile(task, state, frozen, first, shardings, mesh, say)
 
     writer = logging.Writer(workdir, start, active=main)
-    stop, clock = _StopSignal(), _Clock()
-    evaluator = _Evaluator(task, loaders, mesh, writer, say)
-    pending, batch = [], first
+    watchdog = Watchdog(config.watchdog_minutes)
+    evaluator = _Evaluator(task, loaders, mesh, writer, say, stop, watchdog)
+    if start < config.steps:
+        step_fn = _compile(step_function, state, frozen, first, shardings, mesh, say)
+    if any(missed.values()):
+        names = " and ".join(name for name, value in missed.items() if value)
+        say(f"step {start} was saved before its work was complete ({names}): this is done now", flush=True)
+        evaluator.run(missed, start, state, frozen)
+    clock, saves = _Clock(stop.began), _Saves(checkpoints, start, config.every.checkpoint_minutes)
+    report = _Report(task, config, collector, clock, writer, say)
+    batch = first
+
+    def end(step: int, state: Tree) -> str:
+        """All that a stop after `step` leaves to do; the last words."""
+        report.write(step)
+        saves.save(step, state)
+        checkpoints.wait()
+        writer.close()
+        return f"asked to stop: step {step} is saved; the same command goes on from there"
+
+    stop.begin()
+    watchdog.renew()
     try:
         for step in range(start + 1, config.steps + 1):
             state, metrics = step_fn(state, frozen, batch)
-            pending.append((step, metrics))
-            stopping, end = stop.requested_at(step), step == config.steps
-            due = {name: n > 0 and (step % n == 0 or end) for name, n in config.every.items()}
-            due["checkpoint"] |= end
-            if not (stopping or end):
-                batch = sharding.put(next(batches), mesh)
-            if any(due.values()) or stopping or len(pending) >= MOST_PENDING:
-                values = _collect(pending, workdir)
-                clock.stop(len(pending))
-                pending = []
-                values["images_per_second"] = clock.rate * config.batch_size
-                writer.scalars(step, values)
-                checkpoints.check()
-                left = logging.duration((config.steps - step) / clock.rate)
-                say(logging.line(step, config.steps, values, task.headline) + f"  left {left}", flush=True)
+            report.add(step, metrics)
+            stopping, last = stop.reached(), step == config.steps
+            guard = partial(stop.guard, partial(end, step, state))  # while the run waits with this state in hand
+            due = {name: _is_due(config.every[name], step, last) for name in WORK}
+            if not (stopping or last):
+                with guard(), clock.waiting():
+                    batch = sharding.put(next(batches), mesh)
+            if any(due.values()) or stopping or last or report.is_long:
+                report.write(step)
+                watchdog.renew()
+                due["checkpoint"] |= last or saves.is_old()
             if due["checkpoint"] or stopping:
-                checkpoints.save(step, state)
+                saves.save(step, state)
+            if not stopping:
+                try:
+                    with guard():
+                        evaluator.run(due, step, state, frozen)
+                except Stopped:
+                    stopping = True
             if stopping:
-                say(f"asked to stop: step {step} is saved; the same command goes on from there", flush=True)
-                break
-            if due["evaluate"]:
-                evaluator.metrics(step, state, frozen)
-            if due["picture"]:
-                evaluator.pictures(step, state, frozen)
+                say(end(step, state), flush=True)
+                raise Stopped
             clock.resume()
+    except NonFinite as error:
+        state = guard = None  # makes room for another state
+        watchdog.close()
+        told = str(error)
+        with stop.guard(lambda: told):
+            where = _modules(task, loaders, config, first, frozen, step_fn, mesh, checkpoints, error.step, say)
+        raise NonFinite(error.step, f"{told}\n{where}") from None
     finally:
-        stop.restore()
+        stop.close()
+        watchdog.close()
         checkpoints.close()
         writer.close()
         batches.close()
+
+
+def _is_due(every: int, step: int, last: bool) -> bool:
+    """Whether something happens after `step`, the last one or not. every: number of steps, 0 = never."""
+    return every > 0 and (step % every == 0 or last)
+
+
+def _missed(task: Task, config, workdir: Path, start: int) -> dict[str, bool]:
+    """Which work was due at `start`, where the run goes on, and is not there: the process ended before it was done."""
+    there = {"evaluate": logging.has_validation(workdir, start), "picture": logging.has_pictures(workdir, start)}
+    last = start >= config.steps
+    missed = {name: start > 0 and not done and _is_due(config.every[name], start, last) for name, done in there.items()}
+    missed["picture"] &= task.draws
+    if jax.process_count() > 1:  # the first host writes those files, and may do so meanwhile
+        missed = {name: bool(value) for name, value in multihost_utils.broadcast_one_to_all(missed).items()}
+    return missed
+
+
+def _modules(task, loaders, config, first, frozen, step_fn, mesh, checkpoints, bad: int, say) -> str:
+    """Tells of which modules the gradient is not finite at step `bad`. The steps since the newest checkpoint are done
+    again for that, if they are not too many."""
+    checkpoints.wait()
+    start = checkpoints.latest() or 0
+    if bad - start > nonfinite.REPLAY:
+        return (
+            "Which modules have such gradients is told when a checkpoint is of at most "
+            f"{nonfinite.REPLAY} steps before (--config.every.checkpoint); the newest one is of step {start}."
+        )
+    say(f"step {bad} is not finite; steps {start + 1} to {bad} are done again to see where", flush=True)
+    state, _ = _first_state(task, config.seed, frozen, first, mesh, checkpoints, start)
+    batches = loaders.train(start)
+    for _ in range(start + 1, bad):
+        state, _ = step_fn(state, frozen, sharding.put(next(batches), mesh))
+    names, count = nonfinite.modules(task, state, frozen, sharding.put(next(batches), mesh), config.noise_seed)
+    batches.close()
+    if not names:
+        return (
+            f"The gradients of all {count} modules are finite at step {bad}: its update made the parameters too large."
+        )
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return f"Gradients that are not finite, of {len(names)} of {count} modules: {', '.join(names[:8])}{more}."
 
 
 def _first_state(task: Task, seed: int, frozen: Tree, batch: Tree, mesh: Mesh, checkpoints, start: int):
@@ -141,9 +216,9 @@ def _prepare_frozen(task: Task, frozen: Tree, loaders: Loaders, config, mesh, wo
     return frozen
 
 
-def _compile(task: Task, state: Tree, frozen: Tree, batch: Tree, shardings: Tree, mesh, say):
+def _compile(step: nonfinite.Step, state: Tree, frozen: Tree, batch: Tree, shardings: Tree, mesh, say):
     began = time.perf_counter()
-    jitted = jax.jit(task.step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
     compiled = jitted.lower(state, frozen, batch).compile()
     planned = process.planned_gib(compiled)
     size = "" if planned is None else f", about {sum(planned):.2f} GiB a device"
@@ -160,90 +235,147 @@ def _overview(params: Tree, workdir: Path, say) -> None:
         (workdir / "parameters.txt").write_text(table + "\n")
 
 
-def _collect(pending: list, workdir: Path) -> dict[str, float]:
-    """Means of the pending steps' metrics; raises NonFinite at the first bad one."""
-    values = jax.device_get([m for _, m in pending])
-    for (step, _), metrics in zip(pending, values):
-        bad = [k for k, v in metrics.items() if not np.isfinite(v)]
-        if bad:
-            raise NonFinite(
-                f"step {step}: {', '.join(bad)} is not finite. Training stopped; the checkpoints in "
-                f"{workdir / 'checkpoints'} are from before. Usual remedies: a lower "
-                "--config.optim.learning_rate, gradient clipping (--config.optim.clip_norm=1.0), float32."
-            )
-    return {k: float(np.mean([m[k] for m in values])) for k in values[0]}
-
-
 def _averages(values: dict[str, jax.Array], mask: jax.Array) -> dict[str, Average]:
     """Of a batch's [B] values where mask [B]."""
     return {name: Average.from_model_output(value, mask) for name, value in values.items()}
 
 
 class _Evaluator:
-    """Validation metrics and pictures, each compiled once."""
+    """Validation metrics and pictures, each compiled once. A stop interrupts them: Stopped."""
 
-    def __init__(self, task: Task, loaders: Loaders, mesh, writer: logging.Writer, say):
+    def __init__(self, task: Task, loaders: Loaders, mesh, writer: logging.Writer, say, stop: Stop, watchdog: Watchdog):
         self.task, self.loaders, self.mesh, self.writer, self.say = task, loaders, mesh, writer, say
+        self.stop, self.watchdog = stop, watchdog
         self.metrics_fn = jax.jit(task.evaluate)
         self.average_fn = jax.jit(_averages)
         self.picture_batch = None
 
+    def run(self, due: dict[str, bool], step: int, state: Tree, frozen: Tree) -> None:
+        """What is due of "evaluate" and "picture"."""
+        if due.get("evaluate"):
+            self.metrics(step, state, frozen)
+        if due.get("picture"):
+            self.pictures(step, state, frozen)
+
+    def check(self) -> None:
+        """Between parts of the work."""
+        self.stop.check()
+        self.watchdog.renew()
+
     def metrics(self, step: int, state: Tree, frozen: Tree) -> None:
         averages: dict[str, Average] = {}
         batches = self.loaders.evaluate()
-        for i, batch in enumerate(batches):
-            batch = sharding.put(batch, self.mesh)
-            true = batch.pop("weight") > 0  # the rest fills the last batch up
-            found = self.average_fn(self.metrics_fn(state, frozen, batch, i), true)
-            averages = {name: a.merge(averages[name]) if averages else a for name, a in found.items()}
-            jax.block_until_ready(averages)  # one batch at a time
-        batches.close()
+        try:
+            for i, batch in enumerate(batches):
+                self.check()
+                batch = sharding.put(batch, self.mesh)
+                true = batch.pop("weight") > 0  # the rest fills the last batch up
+                found = self.average_fn(self.metrics_fn(state, frozen, batch, i), true)
+                averages = {name: a.merge(averages[name]) if averages else a for name, a in found.items()}
+                jax.block_until_ready(averages)  # one batch at a time
+        finally:
+            batches.close()
         means = {name: float(average.compute()) for name, average in averages.items()}
         count = int(next(iter(averages.values())).count)
-        self.writer.scalars(step, means, prefix="val_")
+        self.writer.scalars(step, means, prefix=logging.VALIDATION)
         shown = "  ".join(f"{k} {v:.4g}" for k, v in means.items())
         self.say(f"step {step}  validation ({count} images): {shown}", flush=True)
 
     def pictures(self, step: int, state: Tree, frozen: Tree) -> None:
+        self.check()
         if self.picture_batch is None:
             batches = self.loaders.pictures()
             self.picture_batch = sharding.put(next(batches), self.mesh)
             batches.close()
             self.picture_batch.pop("weight")
-        for name, images in self.task.pictures(state, frozen, self.picture_batch, self.mesh).items():
+        pictures = self.task.pictures(state, frozen, self.picture_batch, self.mesh, self.check)
+        for name, images in pictures.items():
             self.writer.picture(step, name, grid(images, columns=self.task.columns))
 
 
 class _Clock:
-    """Steps per second of training alone: evaluation, pictures and checkpoints are not counted."""
+    """Steps per second of training alone: evaluation, pictures and checkpoints are not counted.
 
-    def __init__(self):
-        self.rate, self.began = float("nan"), time.perf_counter()
+    run_began: time.perf_counter() when the process began.
+    """
+
+    def __init__(self, run_began: float):
+        self.rate, self.began, self.run_began = float("nan"), time.perf_counter(), run_began
+        self.waited = self.wait_share = self.stepping = 0.0
 
     def stop(self, steps: int) -> None:
         """After `steps` steps since it was started."""
-        self.rate, self.began = steps / (time.perf_counter() - self.began), None
+        seconds = time.perf_counter() - self.began
+        self.rate, self.wait_share = steps / seconds, self.waited / seconds
+        self.stepping += seconds - self.waited
+        self.began, self.waited = None, 0.0
 
     def resume(self) -> None:
         """Starts it again if it was stopped."""
         self.began = self.began or time.perf_counter()
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A context in which the steps wait for data."""
+        began = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - began
 
-class _StopSignal:
-    """SIGTERM (preemption) asks for a checkpoint and a clean end at the next step. Several hosts agree on a later
-    step; JAX handles the signal then."""
+    def shares(self) -> dict[str, float]:
+        """data_wait: of the last steps' time, the share that they waited for data; goodput: of the process's whole
+        time until now, the share in steps, without that waiting."""
+        return {"data_wait": self.wait_share, "goodput": self.stepping / (time.perf_counter() - self.run_began)}
 
-    def __init__(self):
-        self.several, self.asked = jax.process_count() > 1, False
-        self.previous = None if self.several else signal.signal(signal.SIGTERM, self._ask)
 
-    def requested_at(self, step: int) -> bool:
-        """Asked after every step, by every host."""
-        return multihost_utils.reached_preemption_sync_point(step) if self.several else self.asked
+class _Report:
+    """The metrics of the steps since the last report. They wait on the device until they are written and shown."""
 
-    def _ask(self, *_):
-        self.asked = True
+    def __init__(self, task: Task, config, collector: nonfinite.Collector, clock: _Clock, writer: logging.Writer, say):
+        self.task, self.config, self.collector = task, config, collector
+        self.clock, self.writer, self.say = clock, writer, say
+        self.pending: list[tuple[int, dict[str, jax.Array]]] = []
 
-    def restore(self) -> None:
-        if not self.several:
-            signal.signal(signal.SIGTERM, self.previous)
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Returns when the device is at most MOST_AHEAD steps behind."""
+        self.pending.append((step, metrics))
+        if len(self.pending) > MOST_AHEAD:
+            jax.block_until_ready(self.pending[-1 - MOST_AHEAD][1])
+
+    @property
+    def is_long(self) -> bool:
+        return len(self.pending) >= MOST_PENDING
+
+    def write(self, step: int) -> None:
+        """Raises NonFinite. Does nothing if it was called after this step already."""
+        if not self.pending:
+            return
+        values = self.collector.means(self.pending)
+        self.clock.stop(len(self.pending))
+        self.pending.clear()
+        values |= self.clock.shares() | {"images_per_second": self.clock.rate * self.config.batch_size}
+        self.writer.scalars(step, values)
+        told = logging.line(step, self.config.steps, values, self.task.headline)
+        if values["data_wait"] > TELL_WAITING:
+            told += f"  waited for data {values['data_wait']:.0%}"
+        if values.get(nonfinite.SKIPPED):
+            told += f"  skipped {values[nonfinite.SKIPPED]:.0f} (not finite)"
+        self.say(f"{told}  left {logging.duration((self.config.steps - step) / self.clock.rate)}", flush=True)
+
+
+class _Saves:
+    """Saves a step once, and knows when `minutes` have passed since the last time (0 = never)."""
+
+    def __init__(self, checkpoints: checkpoint.Checkpoints, step: int, minutes: float):
+        self.checkpoints, self.step, self.minutes, self.time = checkpoints, step, minutes, time.perf_counter()
+
+    def save(self, step: int, state: Tree) -> None:
+        if step != self.step:
+            self.checkpoints.save(step, state)
+            self.step, self.time = step, time.perf_counter()
+
+    def is_old(self) -> bool:
+        """By the clock of the first host. All hosts must ask."""
+        if self.minutes <= 0:
+            return False
+        old = time.perf_counter() - self.time > self.minutes * 60
+        return bool(multihost_utils.broadcast_one_to_all(np.int32(old))) if jax.process_count() > 1 else old

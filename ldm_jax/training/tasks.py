@@ -27,18 +27,24 @@ from ldm_jax.training.state import TrainState
 
 Tree = Any
 Batch = dict[str, jax.Array]
+Check = Callable[[], None]  # raises to end the work
+
+
+def no_check() -> None:
+    """The work is not interrupted."""
 
 
 class Task(Protocol):
     """What the training loop needs of that which is trained.
 
     columns: of the grids of pictures, None = square. headline: metrics of the progress line, if they are there.
-    keeps_frozen: `prepare` measures something, and its result is kept with the run.
+    keeps_frozen: `prepare` measures something, and its result is kept with the run. draws: it makes pictures.
     """
 
     columns: int | None
     headline: tuple[str, ...]
     keeps_frozen: bool
+    draws: bool
 
     def prepare(self, frozen: Tree, batches: Iterable[Batch], say: Callable) -> Tree:
         """frozen with what is measured once per run, before the first step."""
@@ -49,11 +55,16 @@ class Task(Protocol):
     def step(self, state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         """One optimiser step and its metrics, scalars. The loop compiles it and donates the state."""
 
+    def gradients(self, state: TrainState, frozen: Tree, batch: Batch) -> tuple[Tree, dict[str, jax.Array]]:
+        """The gradients of that step, as `params`, and the metrics of its losses."""
+
     def evaluate(self, state: TrainState, frozen: Tree, batch: Batch, i: int) -> dict[str, jax.Array]:
         """Validation metrics of each sample, {name: [B]}; i = number of the batch."""
 
-    def pictures(self, state: TrainState, frozen: Tree, batch: Batch, mesh: Mesh) -> dict[str, np.ndarray]:
-        """{name: images [N,H,W,C] in [-1,1]}, on every host."""
+    def pictures(
+        self, state: TrainState, frozen: Tree, batch: Batch, mesh: Mesh, check: Check = no_check
+    ) -> dict[str, np.ndarray]:
+        """{name: images [N,H,W,C] in [-1,1]}, on every host. `check` is called between parts of the work."""
 
     def weights(self, state: TrainState, frozen: Tree) -> dict[str, tuple[Tree, Tree]]:
         """{"averaged" | "raw": (params, frozen)} as a Pipeline takes them, the better ones first; {}: it makes no
@@ -132,7 +143,7 @@ class LDMTask:
 
     columns = None
     headline = ("loss", "grad_norm", "learning_rate", "images_per_second")
-    keeps_frozen = True
+    keeps_frozen = draws = True
 
     def prepare(self, frozen: Tree, batches: Iterable[Batch], say: Callable) -> Tree:
         """frozen with its latent scale."""
@@ -154,13 +165,16 @@ class LDMTask:
             key=key_data,
         )
 
-    def step(self, state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def gradients(self, state: TrainState, frozen: Tree, batch: Batch) -> tuple[Tree, dict[str, jax.Array]]:
         def values(batch, keys, carry):
             grads, terms = jax.grad(self.ldm.loss, has_aux=True)(state.params, frozen, batch, keys)
             return (grads, terms), carry
 
         keys = sample_keys(state.step_key(), batch_size(batch))
-        (grads, metrics), _ = accumulate(values, batch, keys, (), self.accumulate)
+        return accumulate(values, batch, keys, (), self.accumulate)[0]
+
+    def step(self, state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        grads, metrics = self.gradients(state, frozen, batch)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics |= {
@@ -177,14 +191,16 @@ class LDMTask:
         keys = sample_keys(jax.random.fold_in(purpose_key(0, "evaluate"), i), batch_size(batch))
         return self.ldm.loss_terms(self.averaging.best(state), frozen, batch, keys, train=False)
 
-    def pictures(self, state: TrainState, frozen: Tree, batch: Batch, mesh: Mesh) -> dict[str, np.ndarray]:
+    def pictures(
+        self, state: TrainState, frozen: Tree, batch: Batch, mesh: Mesh, check: Check = no_check
+    ) -> dict[str, np.ndarray]:
         """Samples under the conditions of the batch's images, taken again from the first where it has too few."""
         s = self.samples
         programs = self.programs.setdefault(mesh, Programs(self.ldm, mesh))
         indices = np.arange(programs.batch_size(s.number), dtype=np.int32)
         batch = {name: on_host(x)[indices % batch_size(batch)] for name, x in batch.items()}
         method = Method(s.latent_shape, s.timetable, eta=s.eta)
-        z = programs.sample(self.averaging.best(state), frozen, batch, s.seed, indices, method)
+        z = programs.sample(self.averaging.best(state), frozen, batch, s.seed, indices, method, lambda *_: check())
         return {"samples": programs.decode(frozen, z)[: s.number]}
 
     def weights(self, state: TrainState, frozen: Tree) -> dict[str, tuple[Tree, Tree]]:
@@ -232,7 +248,7 @@ class FirstStageTask:
     columns = 4  # two pairs a row
     headline = ("l1", "lpips", "psnr", "logits_real", "logits_fake", "d_weight", "perplexity",
                 "learning_rate", "images_per_second")  # fmt: skip
-    keeps_frozen = False
+    keeps_frozen, draws = False, True
 
     def prepare(self, frozen: Tree, batches: Iterable[Batch], say: Callable) -> Tree:
         return frozen
@@ -254,12 +270,20 @@ class FirstStageTask:
             key=key_data,
         )
 
-    def step(self, state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def gradients(self, state: TrainState, frozen: Tree, batch: Batch) -> tuple[Tree, dict[str, jax.Array]]:
+        return self._all_gradients(state, frozen, batch)[0]
+
+    def _all_gradients(self, state: TrainState, frozen: Tree, batch: Batch):
+        """((gradients, metrics), new running statistics) of the whole batch."""
+
         def values(batch, keys, stats):
             return self._gradients(state, frozen, batch["image"], keys, stats)
 
         keys = sample_keys(state.step_key(), len(batch["image"]))
-        (grads, metrics), stats = accumulate(values, batch, keys, state.variables["batch_stats"], self.accumulate)
+        return accumulate(values, batch, keys, state.variables["batch_stats"], self.accumulate)
+
+    def step(self, state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        (grads, metrics), stats = self._all_gradients(state, frozen, batch)
         params, opt_state = {}, {}
         for name, grad in grads.items():
             updates, opt_state[name] = self.optimizer.update(grad, state.opt_state[name], state.params[name])
@@ -350,7 +374,9 @@ class FirstStageTask:
     def _reconstruct(self, state: TrainState, image: jax.Array) -> jax.Array:
         return self.model.apply({"params": state.params["autoencoder"]}, image)[0]
 
-    def pictures(self, state: TrainState, frozen: Tree, batch: Batch, mesh: Mesh) -> dict[str, np.ndarray]:
+    def pictures(
+        self, state: TrainState, frozen: Tree, batch: Batch, mesh: Mesh, check: Check = no_check
+    ) -> dict[str, np.ndarray]:
         """Pairs: image, reconstruction."""
         image = on_host(batch["image"])[: self.settings.pictures]
         reconstruct = self.programs.setdefault("reconstruct", jax.jit(self._reconstruct))

@@ -36,7 +36,7 @@ def start(workdir, *options, run=RUN):
     return started, files
 
 
-def finish(processes, files):
+def finish(processes, files, code=0):
     """What each printed."""
     try:
         codes = [p.wait(timeout=600) for p in processes]
@@ -44,7 +44,7 @@ def finish(processes, files):
         for p in processes:
             p.kill()
     texts = [file.read_text() for file in files]
-    assert codes == [0, 0], "\n\n".join(texts)
+    assert codes == [code, code], "\n\n".join(texts)
     return texts
 
 
@@ -77,7 +77,7 @@ def test_two_hosts_do_what_one_does_and_stop_together(tmp_path):
         time.sleep(0.2)
     for p in processes:
         p.send_signal(signal.SIGTERM)
-    assert "is saved; the same command goes on from there" in finish(processes, files)[0]
+    assert "is saved; the same command goes on from there" in finish(processes, files, code=75)[0]
 
 
 def test_who_takes_part_must_be_told(tmp_path):
