@@ -258,10 +258,6 @@ class Checkpoints:
             state = self.manager.restore(step, args=ocp.args.StandardRestore(abstract))
         return jax.tree.map(_own, state)
 
-    def wait(self) -> None:
-        """Returns when everything is written."""
-        self.manager.wait_until_finished()
-
     def close(self) -> None:
         """Returns when everything is written. SaveFailed if it could not be written."""
         try:

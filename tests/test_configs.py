@@ -99,9 +99,12 @@ COUNTED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in COUNTED)) for n in sorted(PAPER)]
-)
+def all_but(slow, names):
+    """Names as parameters; those in `slow` are for `make test-all`."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name in slow)) for name in names]
+
+
+@pytest.mark.parametrize("name", all_but(PAPER.keys() - COUNTED, sorted(PAPER)))
 def test_parameter_count_at_full_size(name):
     config = recipe(name)
     first = build.first_stage_variables(build.first_stage(config), config.data.image_size, 3)
@@ -151,7 +154,7 @@ def small(config):
         config.ema.decay = 0.0
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in ALIKE)) for n in RECIPES])
+@pytest.mark.parametrize("name", all_but(ALIKE, RECIPES))
 def test_tiny_variant_builds(name, tmp_path):
     """The whole step is traced, for the batches that the recipe's own pipeline makes."""
     config = recipe(name, tiny=True).unlock()

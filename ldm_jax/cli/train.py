@@ -91,13 +91,19 @@ def run(args: argparse.Namespace, config: "ConfigDict", stop: stopping.Stop, hel
         process.setup(args.require_accelerator, config.matmul_precision)
         mesh = setup.mesh(config)
         held.enter_context(lock.held(workdir))
+        stop.at_exit(held.close)
         task, loaders, frozen = setup.training_run(config, workdir, args.accept_changes)
+        measure = None
+        if config.every.metrics:
+            from ldm_jax import report
+
+            measure = report.TrainingMetrics(config, workdir, mesh)
     except Missing as error:
         options.stop(f"{args.config} cannot start. What is missing:\n\n{error}")
     except UsageError as error:
         options.stop(f"{args.config} cannot start: {error}")
     try:
-        loop.run(task, loaders, frozen, config, mesh, workdir, stop)
+        loop.run(task, loaders, frozen, config, mesh, workdir, stop, measure)
     except stopping.Stopped:
         sys.exit(stopping.AGAIN)
     except UsageError as error:

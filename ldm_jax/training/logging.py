@@ -11,6 +11,7 @@ import numpy as np
 from ldm_jax.images import save_png
 
 VALIDATION = "val_"  # names of validation metrics begin so
+METRICS = "metrics_"  # of the names of the model's metrics, config.every.metrics
 
 
 def duration(seconds: float) -> str:
@@ -83,11 +84,11 @@ def has_pictures(workdir: str | Path, step: int) -> bool:
     return any(wanted.parent.glob(wanted.name))
 
 
-def has_validation(workdir: str | Path, step: int) -> bool:
-    """Whether metrics.jsonl has the validation of that step."""
+def has_numbers(workdir: str | Path, step: int, prefix: str) -> bool:
+    """Whether metrics.jsonl has numbers of that step whose names begin so."""
     path = Path(workdir) / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
-    return any(_step_of(line) == step and f'"{VALIDATION}' in line for line in lines)
+    return any(_step_of(line) == step and f'"{prefix}' in line for line in lines)
 
 
 def _step_of(line: str) -> float:

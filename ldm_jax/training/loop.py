@@ -41,21 +41,28 @@ class Loaders:
     pictures: Callable[[], Iterator[dict[str, np.ndarray]]]
 
 
-WORK = ("log", "evaluate", "picture", "checkpoint")  # options of config.every that are numbers of steps
+WORK = ("log", "evaluate", "picture", "metrics", "checkpoint")  # options of config.every that are numbers of steps
 MOST_PENDING = 1000  # steps whose metrics may wait on the device for the next log
 MOST_AHEAD = 2  # steps that the host is ahead of the device: enough to keep it busy, few to wait for at a stop
 TELL_WAITING = 0.05  # the progress line tells a larger share of the time that steps waited for data
 
 
+# Numbers and pictures of the model at a step: (step, Task.weights, what is called between parts of the work) -> both.
+Measure = Callable[
+    [int, dict[str, tuple[Tree, Tree]], Callable[[], None]], tuple[dict[str, float], dict[str, np.ndarray]]
+]
+
+
 def run(
-    task: Task, loaders: Loaders, frozen: Tree, config, mesh: Mesh, workdir: str | Path, stop: Stop | None = None
-) -> None:
+    task: Task, loaders: Loaders, frozen: Tree, config, mesh: Mesh, workdir: str | Path, stop: Stop | None = None,
+    measure: Measure | None = None,
+) -> None:  # fmt: skip
     """Trains to `config.steps`; resumes from `workdir` when it holds a checkpoint.
 
-    `config.every` says after how many steps something happens (log, evaluate, picture, checkpoint; 0 = never), and
-    `config.keep` and `config.keep_every` which checkpoints stay. The final state is always saved. Raises Stopped when
-    `stop` was asked for and all is saved, NonFinite naming the step (older checkpoints stay as they are), and SaveFailed
-    at the first log after a save that failed.
+    `config.every` says after how many steps something happens (log, evaluate, picture, metrics, checkpoint; 0 = never),
+    and `config.keep` and `config.keep_every` which checkpoints stay. The final state is always saved. `measure` is
+    needed for config.every.metrics. Raises Stopped when `stop` was asked for and all is saved, NonFinite naming the step
+    (older checkpoints stay as they are), and SaveFailed at the first log after a save that failed.
     """
     workdir, stop = Path(workdir), stop or Stop()
     step_function = nonfinite.step_of(task.step, config.on_nonfinite, config.noise_seed)
@@ -86,7 +93,7 @@ def run(
 
     writer = logging.Writer(workdir, start, active=main)
     watchdog = Watchdog(config.watchdog_minutes)
-    evaluator = _Evaluator(task, loaders, mesh, writer, say, stop, watchdog)
+    evaluator = _Evaluator(task, loaders, mesh, writer, say, stop, watchdog, measure)
     if start < config.steps:
         step_fn = _compile(step_function, state, frozen, first, shardings, mesh, say)
     if any(missed.values()):
@@ -119,6 +126,7 @@ def run(
                     batch = sharding.put(next(batches), mesh)
             if any(due.values()) or stopping or last or report.is_long:
                 report.write(step)
+                checkpoints.check()
                 watchdog.renew()
                 due["checkpoint"] |= last or saves.is_old()
             if due["checkpoint"] or stopping:
@@ -155,7 +163,11 @@ def _is_due(every: int, step: int, last: bool) -> bool:
 
 def _missed(task: Task, config, workdir: Path, start: int) -> dict[str, bool]:
     """Which work was due at `start`, where the run goes on, and is not there: the process ended before it was done."""
-    there = {"evaluate": logging.has_validation(workdir, start), "picture": logging.has_pictures(workdir, start)}
+    there = {
+        "evaluate": logging.has_numbers(workdir, start, logging.VALIDATION),
+        "picture": logging.has_pictures(workdir, start),
+        "metrics": logging.has_numbers(workdir, start, logging.METRICS),
+    }
     last = start >= config.steps
     missed = {name: start > 0 and not done and _is_due(config.every[name], start, last) for name, done in there.items()}
     missed["picture"] &= task.draws
@@ -241,21 +253,26 @@ def _averages(values: dict[str, jax.Array], mask: jax.Array) -> dict[str, Averag
 
 
 class _Evaluator:
-    """Validation metrics and pictures, each compiled once. A stop interrupts them: Stopped."""
+    """Validation, pictures and metrics of the model, each compiled once. A stop interrupts them: Stopped."""
 
-    def __init__(self, task: Task, loaders: Loaders, mesh, writer: logging.Writer, say, stop: Stop, watchdog: Watchdog):
+    def __init__(
+        self, task: Task, loaders: Loaders, mesh, writer: logging.Writer, say, stop: Stop, watchdog: Watchdog,
+        measure: Measure | None,
+    ):  # fmt: skip
         self.task, self.loaders, self.mesh, self.writer, self.say = task, loaders, mesh, writer, say
-        self.stop, self.watchdog = stop, watchdog
+        self.stop, self.watchdog, self.measure = stop, watchdog, measure
         self.metrics_fn = jax.jit(task.evaluate)
         self.average_fn = jax.jit(_averages)
         self.picture_batch = None
 
     def run(self, due: dict[str, bool], step: int, state: Tree, frozen: Tree) -> None:
-        """What is due of "evaluate" and "picture"."""
+        """What is due of "evaluate", "picture" and "metrics"."""
         if due.get("evaluate"):
             self.metrics(step, state, frozen)
         if due.get("picture"):
             self.pictures(step, state, frozen)
+        if due.get("metrics"):
+            self.model_metrics(step, state, frozen)
 
     def check(self) -> None:
         """Between parts of the work."""
@@ -291,6 +308,14 @@ class _Evaluator:
         pictures = self.task.pictures(state, frozen, self.picture_batch, self.mesh, self.check)
         for name, images in pictures.items():
             self.writer.picture(step, name, grid(images, columns=self.task.columns))
+
+    def model_metrics(self, step: int, state: Tree, frozen: Tree) -> None:
+        self.check()
+        numbers, pictures = self.measure(step, self.task.weights(state, frozen), self.check)
+        for name, image in pictures.items():
+            self.writer.picture(step, logging.METRICS + name, image)
+        self.writer.scalars(step, numbers, prefix=logging.METRICS)
+        self.say(f"step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in numbers.items()), flush=True)
 
 
 class _Clock:

@@ -59,6 +59,7 @@ class Stop:
         self._gates, self._last_gate = 0, None
         self._hosts: Hosts | None = None
         self._previous: dict[int, Any] = {}
+        self._at_exit: list[Callable[[], None]] = []
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is not threading.main_thread():
@@ -147,6 +148,10 @@ class Stop:
                 self._leave_as_it_was()
             self._last_gate = max(gates)
 
+    def at_exit(self, call: Callable[[], None]) -> None:
+        """`call` is called before a stop ends the process, from another thread."""
+        self._at_exit.append(call)
+
     def begin(self) -> None:
         """From now on there is something to save."""
         with self._lock:
@@ -201,6 +206,11 @@ class Stop:
     def _leave(self, told: str, code: int) -> NoReturn:
         """Ends the process from any thread."""
         print(told, flush=True)
+        for call in self._at_exit:
+            try:
+                call()
+            except Exception:
+                traceback.print_exc()
         sys.stderr.flush()
         for child in multiprocessing.active_children():
             child.kill()
