@@ -42,6 +42,7 @@ class Loaders:
 
 
 WORK = ("log", "evaluate", "picture", "metrics", "checkpoint")  # options of config.every that are numbers of steps
+SHOWN = ("FID", "FD-", "rFID", "rFD-", "PSNR", "precision", "recall")  # metrics of the model that are printed
 MOST_PENDING = 1000  # steps whose metrics may wait on the device for the next log
 MOST_AHEAD = 2  # steps that the host is ahead of the device: enough to keep it busy, few to wait for at a stop
 TELL_WAITING = 0.05  # the progress line tells a larger share of the time that steps waited for data
@@ -61,7 +62,7 @@ def run(
 
     `config.every` says after how many steps something happens (log, evaluate, picture, metrics, checkpoint; 0 = never),
     and `config.keep` and `config.keep_every` which checkpoints stay. The final state is always saved. `measure` is
-    needed for config.every.metrics. Raises Stopped when `stop` was asked for and all is saved, NonFinite naming the step
+    needed for config.every.metrics. Raises Stopped when `stop` was asked for and all is saved, NonFinite with the step
     (older checkpoints stay as they are), and SaveFailed at the first log after a save that failed.
     """
     workdir, stop = Path(workdir), stop or Stop()
@@ -315,7 +316,8 @@ class _Evaluator:
         for name, image in pictures.items():
             self.writer.picture(step, logging.METRICS + name, image)
         self.writer.scalars(step, numbers, prefix=logging.METRICS)
-        self.say(f"step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in numbers.items()), flush=True)
+        shown = [f"{name} {value:.4g}" for name, value in numbers.items() if name.startswith(SHOWN)]
+        self.say(f"step {step}  {'  '.join(shown)}", flush=True)
 
 
 class _Clock:

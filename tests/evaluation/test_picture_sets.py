@@ -71,7 +71,7 @@ def test_data_as_training_sees_them_spread_evenly():
 
 
 def test_pictures_chosen_by_hash_are_parts_of_larger_choices():
-    source, transform = ShapesSource(16, 40, "train"), ImageTransform(16)
+    source, transform = ShapesSource(32, 40, "train"), ImageTransform(32)
     few, many = (DataPictures(source, transform, "shapes", count, "hash") for count in (5, 20))
     assert few.numbers.tolist() == many.numbers[:5].tolist() and len(set(many.numbers.tolist())) == 20
     assert few.numbers[0] == min(range(40), key=lambda i: hashlib.sha256(str(i).encode()).hexdigest())

@@ -170,9 +170,13 @@ def test_runs_of_before_have_the_values_that_do_nothing(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"version": 2, "task": "ldm", "every": every}))
     config = checkpoint.load_config(tmp_path)
     now = recipes.load("quickstart_ldm")
-    assert config["every"] == every | {"checkpoint_minutes": now.every.checkpoint_minutes} and not config["noise_seed"]
-    for name in ("on_nonfinite", "nonfinite_limit", "noise_seed", "watchdog_minutes"):
+    assert (
+        config["every"] == every | {"checkpoint_minutes": now.every.checkpoint_minutes, "metrics": 0}
+        and not config["noise_seed"]
+    )
+    for name in ("on_nonfinite", "nonfinite_limit", "noise_seed", "watchdog_minutes", "keep_every"):
         assert config[name] == now[name]
+    assert config["metrics"] == now.metrics.to_dict()
 
 
 def test_checkpoints_by_the_clock_and_the_share_of_waiting(tmp_path):

@@ -15,9 +15,13 @@ from dataclasses import dataclass
 from ldm_jax.training import stopping
 
 # Of the toy: max_minutes; nan_at: steps whose gradient is infinite; slow: seconds for a batch; eval_batches.
-DEFAULTS = dict(steps=6, log=1, evaluate=0, picture=0, checkpoint=0, checkpoint_minutes=0.0, on_nonfinite="stop",
+DEFAULTS = dict(steps=6, log=1, evaluate=0, picture=0, metrics=0, checkpoint=0, keep_every=0,
+                checkpoint_minutes=0.0, on_nonfinite="stop",
                 nonfinite_limit=3, noise_seed=0, watchdog_minutes=0.0,
                 max_minutes=0.0, nan_at=(), slow=0.0, eval_batches=3)  # fmt: skip
+
+
+EVERY = ("log", "evaluate", "picture", "metrics", "checkpoint", "checkpoint_minutes")
 
 
 @dataclass
@@ -108,8 +112,8 @@ def train(stop: stopping.Stop, waits: Waits, workdir: str, options: dict) -> Non
         lambda: Batches(0, options["eval_batches"], "evaluate"),
         lambda: Batches(0, 1, ""),
     )
-    every = {name: options[name] for name in ("log", "evaluate", "picture", "checkpoint", "checkpoint_minutes")}
-    rest = ("steps", "on_nonfinite", "nonfinite_limit", "noise_seed", "watchdog_minutes")
+    every = {name: options[name] for name in EVERY}
+    rest = ("steps", "keep_every", "on_nonfinite", "nonfinite_limit", "noise_seed", "watchdog_minutes")
     config = dict(task="toy", every=every, keep=3, seed=0, batch_size=4, optim=dict(learning_rate=0.1))
     config = ConfigDict(config | {name: options[name] for name in rest})
     loop.run(Toy(), loaders, {}, config, sharding.make_mesh(), workdir, stop)
