@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ldm_jax.errors import RequestError
-from ldm_jax.files import mistaken
+from ldm_jax.files import local, mistaken
 
 PIXELS = 2**26  # of a picture that is read, at most
 # Pillow knows more, and runs another program for some of them.
@@ -220,7 +220,7 @@ class Images(Sequence):
 
     def save(self, folder: str | Path) -> list[Path]:
         """Writes 000000_NAME.png, 000001_NAME.png, ... into the folder, with their settings as text; their paths."""
-        paths = [Path(folder) / file_name(i, name) for i, name in enumerate(self.names)]
+        paths = [local(folder, "folder") / file_name(i, name) for i, name in enumerate(self.names)]
         for i, (path, name, image) in enumerate(zip(paths, self.names, self._images)):
             save_png(path, image, png_texts(self.settings, i, name))
         return paths

@@ -83,8 +83,8 @@ def kept_frozen(config: ConfigDict, run: str | Path) -> Tree:
     return checkpoint.restore_tree(kept, frozen_shapes(config))
 
 
-# Options that decide what frozen/ is; those of _MEASURED only where the latent scale is measured.
-_FROZEN_OPTIONS = ("first_stage.", "guides", "latent_scale", "conditioner.trainable", "conditioner.checkpoint")
+# Options that decide what frozen/ is, besides first_stage; those of _MEASURED only where the latent scale is measured.
+_FROZEN_OPTIONS = ("guides", "latent_scale", "conditioner.trainable", "conditioner.checkpoint")
 _MEASURED = ("data.source", "data.path", "data.name", "data.split", "data.image_size", "latent_scale_batches")
 
 

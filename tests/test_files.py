@@ -1,5 +1,6 @@
 """Paths that are addresses are refused, in every command and from Python, before anything is written."""
 
+import numpy as np
 import pytest
 
 import ldm_jax
@@ -51,3 +52,6 @@ def test_a_prompt_may_hold_an_address():
 def test_python_refuses_addresses():
     with pytest.raises(UsageError, match="the run directory: s3://x is an address"):
         ldm_jax.load("s3://x")
+    made = ldm_jax.Images([np.zeros((2, 2, 3), np.uint8)], ["a"], {})
+    with pytest.raises(UsageError, match="folder: s3://x is an address"):
+        made.save("s3://x")

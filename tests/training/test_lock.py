@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from ldm_jax import process
+from ldm_jax.cli import train
 from ldm_jax.errors import ConfigError
-from ldm_jax.training import lock
+from ldm_jax.training import lock, setup
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -142,6 +144,26 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     with lock.held(tmp_path / "new" / "run"):
         (tmp_path / "new" / "run" / "config.json").write_text("{}")
     assert [path.name for path in (tmp_path / "new" / "run").iterdir()] == ["config.json"]
+
+
+def test_train_takes_the_lock_before_anything_else(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(process, "setup", lambda *_: None)
+    with lock.held(tmp_path), pytest.raises(SystemExit) as end:
+        train.main(["--config=quickstart_ldm:tiny", f"--workdir={tmp_path}"])
+    assert end.value.code == 2 and "cannot start: --workdir" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    seen = []
+
+    def training_run(*args):
+        seen.append((args[1:], (tmp_path / "train.lock").exists()))
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(setup, "training_run", training_run)
+    for flag in ([], ["--accept_changes"], ["--accept-changes"]):
+        with pytest.raises(SystemExit):
+            train.main(["--config=quickstart_ldm:tiny", f"--workdir={tmp_path}", *flag])
+    assert seen == [((tmp_path, False), True), ((tmp_path, True), True), ((tmp_path, True), True)]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

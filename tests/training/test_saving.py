@@ -16,7 +16,7 @@ from ldm_jax.training.state import TrainState
 class Counting:
     """params["sum"] [] is the sum of the numbers of the steps so far."""
 
-    columns, headline, keeps_frozen = None, ("loss",), False
+    columns, headline, keeps_frozen, draws = None, ("loss",), False, False
 
     def prepare(self, frozen, batches, say):
         return frozen
