@@ -24,6 +24,7 @@ if __name__ == "__main__":  # the root, instead of this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import common
+from ldm_jax.evaluation import metrics
 
 SIDES = ("jax", "torch")
 # torch-fidelity's names of our metrics.
@@ -34,6 +35,10 @@ METRICS = {
     "precision": "precision",
     "recall": "recall",
 }
+COLUMNS = {
+    "batch": "batch", "jax_s": "JAX s", "torch_s": "torch-fidelity s", "jax_rate": "JAX images/s",
+    "torch_rate": "torch-fidelity images/s", "torch / jax": "torch / jax", "jax_FID": "FID", "difference": "difference",
+}  # fmt: skip
 NOISE = 24.0  # of 255, on the made-up pictures
 
 
@@ -57,8 +62,8 @@ def main(argv: list[str] | None = None) -> list[common.Row]:
                 order = args.sides if turn % 2 == 0 else args.sides[::-1]
                 found = {side: common.timed(partial(RUN[side], folder, batch)) for side in order}
                 rows.append(row(found, batch, args.num + args.reference_num))
-                print(common.table(rows[-1:]), flush=True)
-    print(f"\n{common.table(rows)}")
+                print(common.table(rows[-1:], COLUMNS), flush=True)
+    print(f"\n{common.table(rows, COLUMNS)}")
     common.save(args, "evaluation", rows, env)
     return rows
 
@@ -68,8 +73,8 @@ def row(found: dict[str, tuple[float, dict[str, float]]], batch: int, pictures: 
     made: common.Row = {"batch": batch}
     for side, (seconds, _) in found.items():
         made |= {f"{side}_s": seconds, f"{side}_rate": pictures / seconds}
-    for side, (_, metrics) in found.items():
-        made |= {f"{side}_{name}": metrics[name] for name in METRICS if name in metrics}
+    for side, (_, numbers) in found.items():
+        made |= {f"{side}_{name}": numbers[name] for name in METRICS if name in numbers}
     if len(found) == 2:
         (ours_s, ours), (theirs_s, theirs) = found["jax"], found["torch"]
         made["torch / jax"] = theirs_s / ours_s
@@ -81,7 +86,7 @@ def save_pictures(folder: Path, count: int, size: int, stream: int) -> None:
     """Two soft waves of random colours, and noise; deterministic."""
     from ldm_jax.images import file_name, save_png
 
-    y, x = np.mgrid[:size, :size, None] / size
+    y, x = np.mgrid[:size, :size][..., None] / size
     for i in range(count):
         r = np.random.default_rng([stream, i])
         waves = sum(
@@ -95,10 +100,10 @@ def save_pictures(folder: Path, count: int, size: int, stream: int) -> None:
 def save_weights(folder: Path, torch: bool) -> None:
     """inception.safetensors, and inception.pth where `torch`. Filters keep the variance of what they take."""
     import jax
+    from safetensors.numpy import save_file
 
     from ldm_jax import tree
     from ldm_jax.convert import names
-    from ldm_jax.convert.safetensors_file import write_safetensors
     from ldm_jax.evaluation import inception
     from ldm_jax.evaluation.layers import dotted
 
@@ -111,7 +116,7 @@ def save_weights(folder: Path, torch: bool) -> None:
             state[key] = r.standard_normal(shape, np.float32) * np.float32(1.5 / np.sqrt(np.prod(shape[1:])))
         else:
             state[key] = (np.ones if key.endswith(("var", "bn.weight")) else np.zeros)(shape, np.float32)
-    write_safetensors(folder / "inception.safetensors", state)
+    save_file(state, folder / "inception.safetensors")
     if torch:
         import torch as pytorch
 
@@ -130,11 +135,13 @@ def run_jax(folder: Path, batch: int) -> dict[str, float]:
 
 def run_torch(folder: Path, batch: int) -> dict[str, float]:
     """The command of torch-fidelity, on the same device; precision and recall of Inception's features as ours."""
+    smaller = min(len(list((folder / name).iterdir())) for name in ("samples", "reference"))
     text = run(
         "-m", "torch_fidelity.fidelity", "--isc", "--fid", "--kid", "--prc", "--json", "--silent", "--no-cache",
         "--input1", str(folder / "samples"), "--input2", str(folder / "reference"), "--batch-size", str(batch),
         "--feature-extractor", "inception-v3-compat",
         "--feature-extractor-weights-path", str(folder / "inception.pth"),
+        "--kid-subset-size", str(min(metrics.SUBSET, smaller)),
         *(("--cpu",) if common.environment()["backend"] == "cpu" else ("--gpu", "0")),
     )  # fmt: skip
     found = json.loads(text[text.index("{") :])

@@ -15,6 +15,7 @@ from benchmarks import (
     common,
     compare_torch,
     compression,
+    evaluation,
     first_stage,
     input_pipeline,
     memory,
@@ -281,7 +282,10 @@ def test_best_of_each_side_and_its_picture(tmp_path):
     assert "x.py, f, D, 2 cores, torch 2, 2026-01-01" in text and (tmp_path / "p.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("script", [train_step, sampling, startup, compression, compare_torch, profile_step, memory])
+SCRIPTS = [train_step, sampling, startup, compression, compare_torch, profile_step, memory, evaluation]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_help(script, capsys):
     with pytest.raises(SystemExit, match="0"):
         script.main(["--help"])
@@ -293,3 +297,14 @@ def test_scripts_start_as_files_and_as_modules(command):
     root = Path(__file__).resolve().parents[1]
     result = subprocess.run([sys.executable, *command, "--help"], cwd=root, capture_output=True, text=True)
     assert result.returncode == 0 and "--variants" in result.stdout, result.stderr
+
+
+def test_evaluation_compares_both_sides(tmp_path):
+    evaluation.save_pictures(tmp_path / "a", 2, 16, stream=0)
+    evaluation.save_pictures(tmp_path / "b", 2, 16, stream=0)
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert len(names) == 2
+    assert all((tmp_path / "a" / n).read_bytes() == (tmp_path / "b" / n).read_bytes() for n in names)
+    ours = {"FID": 10.0, "KID": 2.0, "IS": 1.5, "precision": 0.0, "recall": 0.5}
+    row = evaluation.row({"jax": (2.0, ours), "torch": (3.0, ours | {"KID": 2.5})}, 64, 100)
+    assert row["torch / jax"] == 1.5 and row["jax_rate"] == 50 and row["difference"] == pytest.approx(0.2)

@@ -14,7 +14,7 @@ from ldm_jax.evaluation.networks import FeatureNetwork
 from ldm_jax.evaluation.precision_recall import precision_recall, squared_distances
 from ldm_jax.evaluation.statistics_file import StatisticsFile
 
-SUBSET = 1000  # of the kernel distance; smaller sets are compared whole
+SUBSET = 1000  # of the kernel distance, or all pictures of the smaller set
 SPLITS = 10
 K = 3  # neighbours of precision and recall
 MOST_NEIGHBOURS = 50_000  # pictures a set for them
@@ -46,11 +46,13 @@ def of_sets(
         if len(logits) >= SPLITS:
             score = inception_score(logits, SPLITS)
             values |= {"IS": score.mean, "IS_std": score.std}
-    smaller = min(len(ours), len(theirs))
+    smaller, larger = sorted((len(ours), len(theirs)))
     size = min(SUBSET, smaller)
-    kernel = kernel_distance(ours, theirs, 100 if size < smaller else 1, size)
-    values |= {f"{'KID' if inception else f'KD{other}'}": kernel.mean}
-    values |= {f"{'KID' if inception else f'KD{other}'}_std": kernel.std} if size < smaller else {}
+    kernel, name = (
+        kernel_distance(ours, theirs, 100 if size < larger else 1, size),
+        "KID" if inception else f"KD{other}",
+    )
+    values |= {name: kernel.mean} | ({f"{name}_std": kernel.std} if size < larger else {})
     if smaller > K:
         found = precision_recall(spread(ours, most_neighbours), spread(theirs, most_neighbours), K)
         names = ("precision", "recall", "density", "coverage")

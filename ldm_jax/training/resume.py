@@ -18,7 +18,7 @@ NOT_STATE = ("drop_prob", "tokenizer", "conditioner.checkpoint", ".remat")  # en
 # What may change without being asked for: when something happens, where things are, how they are computed, and what
 # frozen/ or tokenizer/ has kept. A name that ends in "." is a section.
 HARMLESS = ("steps", "every.", "keep", "keep_every", "mesh.", "sample.", "data.workers", "data.cache_latents",
-            "data.validation_images", "loss.lpips_weights", "on_nonfinite", "nonfinite_limit", "noise_seed",
+            "data.validation_images", "loss.lpips_weights", "metrics.", "on_nonfinite", "nonfinite_limit", "noise_seed",
             "watchdog_minutes")  # fmt: skip
 HARMLESS_ENDS = (".remat", ".tokenizer", "conditioner.checkpoint")
 ON_OFF_OPTIONS = ("ema.decay", "optim.clip_norm")

@@ -34,7 +34,8 @@ def test_both_orders_give_the_same_distance_and_exchange_precision_and_recall():
 
 
 def test_small_sets_have_fewer_metrics():
-    assert set(metrics.of_sets(NETWORK, normal(3), normal(9))) == {"FD-tiny", "KD-tiny"}
+    assert set(metrics.of_sets(NETWORK, normal(3), normal(9))) == {"FD-tiny", "KD-tiny", "KD-tiny_std"}
+    assert set(metrics.of_sets(NETWORK, normal(3), normal(3))) == {"FD-tiny", "KD-tiny"}
     with pytest.raises(UsageError, match="two images"):
         metrics.of_sets(NETWORK, normal(1), normal(9))
 
