@@ -439,6 +439,7 @@ VERSION = 2  # of config.json; files without a version are of version 1
 # Options that older runs may not have in their config.json, and what they did: of recipes, and of their sections.
 YOUNGER_OF_RECIPES = {
     "keep_every": 0,
+    "init_from": "",
     "on_nonfinite": "stop",
     "nonfinite_limit": 10,
     "noise_seed": 0,

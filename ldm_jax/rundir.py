@@ -83,14 +83,20 @@ def kept_frozen(config: ConfigDict, run: str | Path) -> Tree:
     return checkpoint.restore_tree(kept, frozen_shapes(config))
 
 
+def begins_with_latents(config: ConfigDict) -> bool:
+    """Whether first stage and latent scale are those of the run in config.init_from."""
+    return bool(config.task != "first_stage" and config.init_from and not config.first_stage.checkpoint)
+
+
 # Options that decide what frozen/ is, besides first_stage; those of _MEASURED only where the latent scale is measured.
-_FROZEN_OPTIONS = ("guides", "latent_scale", "conditioner.trainable", "conditioner.checkpoint")
+_FROZEN_OPTIONS = ("guides", "init_from", "latent_scale", "conditioner.trainable", "conditioner.checkpoint")
 _MEASURED = ("data.source", "data.path", "data.name", "data.split", "data.image_size", "latent_scale_batches")
 
 
 def frozen_options(config: ConfigDict) -> dict[str, Any]:
     """{dotted name: value} of the options that decide what frozen/ is, as JSON has them."""
-    names = _FROZEN_OPTIONS + (_MEASURED if not config.latent_scale and not config.get("guides") else ())
+    given = config.latent_scale or config.get("guides") or begins_with_latents(config)
+    names = _FROZEN_OPTIONS + (() if given else _MEASURED)
     if config.first_stage.checkpoint == "random":
         names += ("seed",)
     every = leaves_of(config)
@@ -104,8 +110,9 @@ def frozen_made_from(config: ConfigDict, frozen: Tree) -> dict:
 
 def digests(config: ConfigDict, frozen: Tree) -> dict[str, str]:
     """A digest of each part of `frozen` that came from elsewhere; of the latent scale, if it came with the first stage
-    from the model that config.guides names."""
-    given = {"first_stage", "conditioner"} | ({"latent_scale"} if config.get("guides") else set())
+    from the model that config.guides or config.init_from names."""
+    with_scale = config.get("guides") or begins_with_latents(config)
+    given = {"first_stage", "conditioner"} | ({"latent_scale"} if with_scale else set())
     return {name: tree.digest(frozen[name]) for name in sorted(given & frozen.keys())}
 
 

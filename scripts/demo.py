@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm_jax.cli.options import Parser
+from ldm_jax.training import stopping
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,6 +23,9 @@ ROOT = Path(__file__).resolve().parents[1]
 def run(*command: str) -> None:
     print("\n$ python " + " ".join(command), flush=True)
     code = subprocess.run([sys.executable, *command], cwd=ROOT).returncode
+    if code == stopping.AGAIN:
+        print("stopped; the same command goes on from there")
+        sys.exit(code)
     if code:
         sys.exit(f"failed with exit code {code}: python {' '.join(command)}")
 

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace, config: "ConfigDict", stop: stopping.Stop, hel
     """Trains. held: gets the lock of the run directory, which its owner gives back."""
     from absl import logging
 
-    from ldm_jax.training import lock, loop, setup
+    from ldm_jax.training import finetune, lock, loop, setup
 
     logging.set_verbosity(logging.WARNING)
     workdir = Path(args.workdir or Path("runs") / Path(args.config.split(":")[0]).stem)
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace, config: "ConfigDict", stop: stopping.Stop, hel
         held.enter_context(lock.held(workdir))
         stop.at_exit(held.close)
         task, loaders, frozen = setup.training_run(config, workdir, args.accept_changes)
-        measure = None
+        begin, measure = finetune.beginning(config, workdir), None
         if config.every.metrics:
             from ldm_jax import report
 
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace, config: "ConfigDict", stop: stopping.Stop, hel
     except UsageError as error:
         options.stop(f"{args.config} cannot start: {error}")
     try:
-        loop.run(task, loaders, frozen, config, mesh, workdir, stop, measure)
+        loop.run(task, loaders, frozen, config, mesh, workdir, stop, measure, begin)
     except stopping.Stopped:
         sys.exit(stopping.AGAIN)
     except UsageError as error:

@@ -179,16 +179,22 @@ def text_tokenizer(c: "ConfigDict", kept: Path | None) -> tokenizers.TextTokeniz
     return tokenizer
 
 
-def keep_tokenizer(conditioner: "ConfigDict", text: "ConfigDict | None", images: Source, folder: Path) -> None:
+def keep_tokenizer(
+    conditioner: "ConfigDict", text: "ConfigDict | None", images: Source, folder: Path, init_from: str = ""
+) -> None:  # fmt: skip
     """Puts the tokenizer of a text model into its run directory, once, so that the directory is complete.
 
-    text: the text's section of config.conditioner, None where there is none. A tokenizer that an earlier start
+    text: the text's section of config.conditioner, None where there is none. init_from: a run to begin from, whose
+    tokenizer is taken in place of one that would be made from the captions. A tokenizer that an earlier start
     made with other options is replaced, unless the run has checkpoints. Call it on one host.
     """
     if text is None:
         return
     theirs = Path(conditioner.get("checkpoint") or "") / folder.name
     from_run = not conditioner.get("trainable", True) and theirs.is_dir()
+    to_begin = Path(init_from or "") / folder.name
+    if not from_run and init_from and text.tokenizer == FROM_CAPTIONS and to_begin.is_dir():
+        theirs, from_run = to_begin, True
     captions = text.tokenizer == FROM_CAPTIONS and not from_run
     made_from = dict(
         tokenizer=str(theirs) if from_run else text.tokenizer, vocab_size=text.vocab_size,

@@ -19,6 +19,7 @@ def _base(task: str, image_size: int) -> ConfigDict:
             seed=0,
             steps=100_000,
             batch_size=48,
+            init_from="",  # a run or an exported folder: begin with its parameters where they fit
             dtype="float32",  # compute type of the networks: float32 | bfloat16; parameters stay float32
             # Precision of float32 products in networks: default (the device's: TF32 on GPUs, bfloat16 on TPUs) | high |
             # highest (exact). First stages are always exact when they encode and decode for a diffusion model.

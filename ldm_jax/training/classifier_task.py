@@ -1,6 +1,5 @@
 """Training of the classifier that guides a diffusion model."""
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,20 +19,13 @@ THIRDS = ("low_t", "mid_t", "high_t")  # of the schedule: little, more, most noi
 
 @dataclass(frozen=True)
 class ClassifierTask(LDMTask):
-    """Optimiser, averaging and state are the LDM's; `ldm` is a LatentClassifier.
-
-    `scale_is_given`: frozen came with the latent scale of the LDM that is to be guided.
-    """
+    """Optimiser, averaging and state are the LDM's; `ldm` is a LatentClassifier."""
 
     ldm: LatentClassifier
     samples: SampleSettings | None = None  # it makes no pictures
-    scale_is_given: bool = False
 
     draws = False
     headline = ("loss", "accuracy", "grad_norm", "learning_rate", "images_per_second")
-
-    def prepare(self, frozen: Tree, batches: Iterable[Batch], say: Callable) -> Tree:
-        return frozen if self.scale_is_given else super().prepare(frozen, batches, say)
 
     def evaluate(self, state: TrainState, frozen: Tree, batch: Batch, i: int) -> dict[str, jax.Array]:
         """Each image once in each third of the schedule: loss, accuracy, and the accuracy of each third."""

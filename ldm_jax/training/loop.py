@@ -56,14 +56,15 @@ Measure = Callable[
 
 def run(
     task: Task, loaders: Loaders, frozen: Tree, config, mesh: Mesh, workdir: str | Path, stop: Stop | None = None,
-    measure: Measure | None = None,
+    measure: Measure | None = None, begin: Callable[[Tree], Tree] | None = None,
 ) -> None:  # fmt: skip
     """Trains to `config.steps`; resumes from `workdir` when it holds a checkpoint.
 
     `config.every` says after how many steps something happens (log, evaluate, picture, metrics, checkpoint; 0 = never),
     and `config.keep` and `config.keep_every` which checkpoints stay. The final state is always saved. `measure` is
-    needed for config.every.metrics. Raises Stopped when `stop` was asked for and all is saved, NonFinite with the step
-    (older checkpoints stay as they are), and SaveFailed at the first log after a save that failed.
+    needed for config.every.metrics; `begin` changes the initialised state of a new run. Raises Stopped when `stop` was
+    asked for and all is saved, NonFinite with the step (older checkpoints stay as they are), and SaveFailed at the
+    first log after a save that failed.
     """
     workdir, stop = Path(workdir), stop or Stop()
     step_function = nonfinite.step_of(task.step, config.on_nonfinite, config.noise_seed)
@@ -85,7 +86,7 @@ def run(
     batches = loaders.train(start)
     first = sharding.put(next(batches), mesh)
     frozen = _prepare_frozen(task, frozen, loaders, config, mesh, workdir, say)
-    state, shardings = _first_state(task, config.seed, frozen, first, mesh, checkpoints, start)
+    state, shardings = _first_state(task, config.seed, frozen, first, mesh, checkpoints, start, begin)
     if main:
         checkpoint.keep_config(workdir, config.to_dict())
     if start:
@@ -147,7 +148,7 @@ def run(
         watchdog.close()
         told = str(error)
         with stop.guard(lambda: told):
-            where = _modules(task, loaders, config, first, frozen, step_fn, mesh, checkpoints, error.step, say)
+            where = _modules(task, loaders, config, first, frozen, step_fn, mesh, checkpoints, error.step, say, begin)
         raise NonFinite(error.step, f"{told}\n{where}") from None
     finally:
         stop.close()
@@ -177,7 +178,7 @@ def _missed(task: Task, config, workdir: Path, start: int) -> dict[str, bool]:
     return missed
 
 
-def _modules(task, loaders, config, first, frozen, step_fn, mesh, checkpoints, bad: int, say) -> str:
+def _modules(task, loaders, config, first, frozen, step_fn, mesh, checkpoints, bad: int, say, begin) -> str:
     """Tells of which modules the gradient is not finite at step `bad`. The steps since the newest checkpoint are done
     again for that, if they are not too many."""
     checkpoints.wait()
@@ -188,7 +189,7 @@ def _modules(task, loaders, config, first, frozen, step_fn, mesh, checkpoints, b
             f"{nonfinite.REPLAY} steps before (--config.every.checkpoint); the newest one is of step {start}."
         )
     say(f"step {bad} is not finite; steps {start + 1} to {bad} are done again to see where", flush=True)
-    state, _ = _first_state(task, config.seed, frozen, first, mesh, checkpoints, start)
+    state, _ = _first_state(task, config.seed, frozen, first, mesh, checkpoints, start, begin)
     batches = loaders.train(start)
     for _ in range(start + 1, bad):
         state, _ = step_fn(state, frozen, sharding.put(next(batches), mesh))
@@ -202,13 +203,14 @@ def _modules(task, loaders, config, first, frozen, step_fn, mesh, checkpoints, b
     return f"Gradients that are not finite, of {len(names)} of {count} modules: {', '.join(names[:8])}{more}."
 
 
-def _first_state(task: Task, seed: int, frozen: Tree, batch: Tree, mesh: Mesh, checkpoints, start: int):
+def _first_state(task: Task, seed: int, frozen: Tree, batch: Tree, mesh: Mesh, checkpoints, start: int, begin):
     """The state at step `start`, restored or initialised, made on the devices where it stays; its shardings."""
     key = jax.random.key_data(jax.random.key(seed))
     shapes = jax.eval_shape(task.init, key, frozen, batch)
     shardings = sharding.tree_shardings(shapes, mesh)
     if not start:
-        return jax.jit(task.init, out_shardings=shardings)(key, frozen, batch), shardings
+        state = jax.jit(task.init, out_shardings=shardings)(key, frozen, batch)
+        return begin(state) if begin else state, shardings
     abstract = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings)
     return checkpoints.restore(abstract, start), shardings
 

@@ -17,9 +17,9 @@ STATE_OPTIONS = ("task", "first_stage.", "conditioner.", "unet.", "classifier.",
 NOT_STATE = ("drop_prob", "tokenizer", "conditioner.checkpoint", ".remat")  # ends of names
 # What may change without being asked for: when something happens, where things are, how they are computed, and what
 # frozen/ or tokenizer/ has kept. A name that ends in "." is a section.
-HARMLESS = ("steps", "every.", "keep", "keep_every", "mesh.", "sample.", "data.workers", "data.cache_latents",
-            "data.validation_images", "loss.lpips_weights", "metrics.", "on_nonfinite", "nonfinite_limit", "noise_seed",
-            "watchdog_minutes")  # fmt: skip
+HARMLESS = ("steps", "init_from", "every.", "keep", "keep_every", "mesh.", "sample.", "metrics.", "data.workers",
+            "data.cache_latents", "data.validation_images", "loss.lpips_weights", "on_nonfinite", "nonfinite_limit",
+            "noise_seed", "watchdog_minutes")  # fmt: skip
 HARMLESS_ENDS = (".remat", ".tokenizer", "conditioner.checkpoint")
 ON_OFF_OPTIONS = ("ema.decay", "optim.clip_norm")
 

@@ -156,7 +156,7 @@ def _keep_tokenizer(config: ConfigDict, images: sources.Source, folder: Path) ->
     """The run's own tokenizer, made by one host; the others wait for it."""
     text = conditions.condition_of(config).parts().get("text")
     if jax.process_index() == 0:
-        keep_tokenizer(config.conditioner, text and text.section, images, folder)
+        keep_tokenizer(config.conditioner, text and text.section, images, folder, config.init_from)
     multihost_utils.sync_global_devices("the tokenizer is kept")
 
 
@@ -176,6 +176,8 @@ def _frozen_of_source(config: ConfigDict) -> Tree:
     """First stage, latent scale and kept conditioner from where config says. Errors as `frozen`."""
     if config.task == "classifier" and config.guides:
         return _latents_of_run(config, config.guides)
+    if rundir.begins_with_latents(config):
+        return _latents_to_begin_with(config)
     where, model = config.first_stage.checkpoint, build.first_stage(config)
     if config.first_stage.kind == "identity":
         variables = {}
@@ -225,6 +227,23 @@ def _latents_of_run(config: ConfigDict, run: str) -> Tree:
     found = rundir.kept_frozen(theirs, run)
     print(f"first stage and latent scale {float(found['latent_scale']):.5f}: {run}")
     return {name: found[name] for name in ("first_stage", "latent_scale")}
+
+
+def _latents_to_begin_with(config: ConfigDict) -> Tree:
+    """First stage, latent scale and kept conditioner of the run in config.init_from."""
+    run = config.init_from
+    theirs = rundir.config_of(run, "the run to begin from")
+    differences = rundir.first_stage_differences(config, theirs)
+    if differences or theirs.task == "first_stage":
+        lines = "\n".join(f"    {line}" for line in differences)
+        raise ConfigError(
+            f"config.init_from={run} has no latents for this model:\n{lines}\nGive this model's first stage with "
+            "--config.first_stage.checkpoint=RUN"
+        )
+    _, found, _ = rundir.model_of(theirs, run)
+    print(f"first stage and latent scale {float(found['latent_scale']):.5f}: {run}")
+    tree = {name: found[name] for name in ("first_stage", "latent_scale")}
+    return tree if rundir.conditioner_learns(config) else tree | {"conditioner": _conditioner_of_run(config)}
 
 
 def _conditioner_of_run(config: ConfigDict) -> Tree:
@@ -293,6 +312,7 @@ def _ldm_task(config: ConfigDict) -> tasks.LDMTask:
         accumulate=config.optim.accumulate,
         latent_scale=config.latent_scale,
         scale_batches=config.latent_scale_batches,
+        scale_is_given=rundir.begins_with_latents(config),
     )
 
 
@@ -306,7 +326,7 @@ def _classifier_task(config: ConfigDict) -> ClassifierTask:
         accumulate=config.optim.accumulate,
         latent_scale=config.latent_scale,
         scale_batches=config.latent_scale_batches,
-        scale_is_given=bool(config.guides),
+        scale_is_given=bool(config.guides) or rundir.begins_with_latents(config),
     )
 
 

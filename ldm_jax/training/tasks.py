@@ -129,6 +129,7 @@ class LDMTask:
     """Second stage: the UNet (and conditioner) on latents of a frozen first stage.
 
     `latent_scale` 0 means: measured over `scale_batches` batches before the first step and kept with the run.
+    `scale_is_given`: frozen came with the latent scale of another run, which stays.
     """
 
     ldm: LDM
@@ -139,6 +140,7 @@ class LDMTask:
     accumulate: int = 1
     latent_scale: float = 0.0
     scale_batches: int = 16
+    scale_is_given: bool = False
     programs: dict[Mesh, Programs] = field(default_factory=dict, compare=False, repr=False)
 
     columns = None
@@ -147,6 +149,8 @@ class LDMTask:
 
     def prepare(self, frozen: Tree, batches: Iterable[Batch], say: Callable) -> Tree:
         """frozen with its latent scale."""
+        if self.scale_is_given:
+            return frozen
         scale = self.latent_scale
         if not scale:
             some = (b for _, b in zip(range(self.scale_batches), batches))

@@ -198,8 +198,9 @@ def test_sample_does_not_depend_on_the_batch(straight, tmp_path):
     assert (tmp_path / "a" / "grid.png").exists()
 
 
-def test_a_recipe_without_data_says_what_is_missing():
-    result = python("train.py", "--config=configs/celeba_ldm4.py", "--workdir=/nonexistent/x", check=False)
+def test_a_recipe_without_data_says_what_is_missing(tmp_path):
+    result = python("train.py", "--config=configs/celeba_ldm4.py", f"--workdir={tmp_path / 'x'}", check=False)
+    assert not (tmp_path / "x").exists()
     assert result.returncode == 2 and "Traceback" not in result.stderr
     for words in ("cannot start", "celeb_a_hq", "--config.first_stage.checkpoint=", "configs/first_stage_vq_f4.py"):
         assert words in result.stderr
