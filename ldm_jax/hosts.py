@@ -1,14 +1,16 @@
-"""What one host decides for all hosts of a run."""
+"""What one host decides for all hosts of a run, and what must be equal on all."""
 
 import json
-from collections.abc import Callable
+import socket
+import zlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ldm_jax.errors import UsageError
+from ldm_jax.errors import ConfigError, UsageError
 
 _BYTES = 2**14  # of an answer
 
@@ -39,3 +41,23 @@ def _of_first_host(text: str) -> str:
     line = np.zeros(_BYTES, np.uint8)
     line[: len(text)] = np.frombuffer(text.encode("ascii"), np.uint8)
     return bytes(np.asarray(multihost_utils.broadcast_one_to_all(line))).rstrip(b"\0").decode("ascii")
+
+
+def check_equal(facts: Mapping[str, Any]) -> None:
+    """ConfigError, on all hosts, that names each host with other facts than the first one, and both values.
+
+    facts: {what: a value that JSON has}. All hosts call it.
+    """
+    if jax.process_count() == 1:
+        return
+    sent = zlib.compress(json.dumps({"host": socket.gethostname(), "facts": dict(facts)}).encode())
+    line = np.zeros(_BYTES, np.uint8)
+    line[: len(sent)] = np.frombuffer(sent, np.uint8)
+    every = [json.loads(zlib.decompressobj().decompress(bytes(row))) for row in multihost_utils.process_allgather(line)]
+    first, lines = every[0], []
+    for number, other in enumerate(every[1:], 1):
+        names = sorted(first["facts"].keys() | other["facts"].keys())
+        pairs = ((name, first["facts"].get(name), other["facts"].get(name)) for name in names)
+        lines += [f"    host {number} ({other['host']}): {n} is {b!r}, on host 0 {a!r}" for n, a, b in pairs if a != b]
+    if lines:
+        raise ConfigError(f"the hosts of this run are not alike (host 0 is {first['host']}):\n" + "\n".join(lines))

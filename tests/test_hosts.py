@@ -1,6 +1,7 @@
 """What the first host decides holds on all hosts: values, and errors. Two hosts are played one after the other."""
 
 import jax
+import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
@@ -25,6 +26,39 @@ def on_two_hosts(monkeypatch, decide):
         except Exception as error:
             got.append(error)
     return got
+
+
+def gathered(monkeypatch, *facts):
+    """What each host's check_equal raises, or None. All hosts get the bytes that each has sent."""
+    monkeypatch.setattr(jax, "process_count", lambda: len(facts))
+    sent = []
+
+    def gather(line):
+        sent.append(line)
+        raise InterruptedError
+
+    monkeypatch.setattr(multihost_utils, "process_allgather", gather)
+    for one in facts:
+        with pytest.raises(InterruptedError):
+            hosts.check_equal(one)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda line: np.stack(sent))
+    raised = []
+    for one in facts:
+        try:
+            raised.append(hosts.check_equal(one))
+        except ConfigError as error:
+            raised.append(str(error))
+    return raised
+
+
+def test_the_host_that_differs_is_named(monkeypatch):
+    hosts.check_equal({"anything": 1})  # one host
+    facts = {"config.seed": 0, "jax": "0.10.2", "long": list(range(500))}
+    assert gathered(monkeypatch, facts, facts, facts) == [None] * 3
+    first, *others = gathered(monkeypatch, facts, facts, facts | {"config.seed": 1, "more": True})
+    assert others == [first, first]
+    assert first.count("host 2 (") == 2 and "host 1" not in first
+    assert "config.seed is 1, on host 0 0" in first and "more is True, on host 0 None" in first
 
 
 def fails(error):

@@ -4,7 +4,10 @@ What is not there raises Missing, which says how to get it; what is there but do
 ConfigError with both values.
 """
 
+import hashlib
+import platform
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ldm_jax import build, checkpoint, conditions, rundir
+from ldm_jax import build, checkpoint, conditions, hosts, rundir
 from ldm_jax.conditions import class_label
 from ldm_jax.conditions.text import keep_tokenizer
 from ldm_jax.data import batches, fields, sources, transforms
@@ -44,6 +47,7 @@ def training_run(
     ConfigError when the run in `workdir` was begun with other options: with those that its checkpoints cannot follow,
     and without `accept_changes` also with those that change what the model learns from then on.
     """
+    hosts.check_equal(_facts(config))
     kept_only = checkpoint.has_checkpoint(workdir)
     if kept_only:
         resume.check_same_run(config, workdir, accept_changes)
@@ -59,9 +63,25 @@ def training_run(
         made["loaders"] = loaders(config, workdir, made.get("frozen"))
     except (Missing, FileNotFoundError) as error:
         missing.append(error)
+    hosts.check_equal({"what is missing": "\n".join(map(str, missing))})
     if missing:
         raise Missing("\n\n".join(f"* {error}" for error in missing))
     return trained, made["loaders"], made["frozen"]
+
+
+# Options that may differ between hosts: where things are on each, and how it reads them.
+_OF_A_HOST = ("data.path", "data.workers", "data.cache_latents")
+
+
+def _facts(config: ConfigDict) -> dict[str, Any]:
+    """What must be equal on all hosts: versions, this program's source, and the configuration."""
+    package = Path(ldm_jax.__file__).parent
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(package.rglob("*.py")))).hexdigest()[:16]
+    versions = {
+        name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    }
+    options = {f"config.{name}": value for name, value in rundir.leaves_of(config).items() if name not in _OF_A_HOST}
+    return {"python": platform.python_version(), "source code": code} | versions | options
 
 
 def source(config: ConfigDict, train: bool) -> sources.Source:
@@ -127,13 +147,14 @@ def loaders(config: ConfigDict, workdir: str | Path, frozen: Tree | None = None)
     if d.validation_images < 1:
         raise ConfigError(f"config.data.validation_images={d.validation_images} must be at least 1")
     images, validation = source(config, train=True), source(config, train=False)
+    hosts.check_equal({"training images": images.describe(), "validation images": validation.describe()})
     print(f"training images: {images.describe()}")
     print(f"validation images: {validation.describe()}")
     tokenizer = rundir.tokenizer_of(workdir)
     if config.task == "ldm":
         _keep_tokenizer(config, images, tokenizer)
     train_transform, eval_transform = (transform(config, train, tokenizer) for train in (True, False))
-    hosts = dict(process_index=jax.process_index(), process_count=jax.process_count())
+    of_host = dict(process_index=jax.process_index(), process_count=jax.process_count())
     if d.cache_latents and config.task != "ldm":
         raise ConfigError(f"config.data.cache_latents is for diffusion models; a {config.task} trains on images")
     if d.cache_latents and frozen is not None:
@@ -143,11 +164,11 @@ def loaders(config: ConfigDict, workdir: str | Path, frozen: Tree | None = None)
     def train(start_step: int) -> Iterator:
         return batches.batches(
             images, train_transform, config.batch_size, seed=config.seed, start_step=start_step,
-            workers=d.workers, **hosts,
+            workers=d.workers, **of_host,
         )  # fmt: skip
 
     def evaluate(limit: int) -> Iterator:
-        return batches.eval_batches(validation, eval_transform, config.batch_size, limit=limit, **hosts)
+        return batches.eval_batches(validation, eval_transform, config.batch_size, limit=limit, **of_host)
 
     return loop.Loaders(train, lambda: evaluate(d.validation_images), lambda: evaluate(config.batch_size))
 

@@ -17,8 +17,8 @@ RUN = ["train.py", "--config=configs/quickstart_ldm.py:tiny"]
 OPTIONS = ["--config.steps=4", "--config.mesh.fsdp=2"]
 
 
-def start(workdir, *options, run=RUN):
-    """Two processes of one device each, and the files that they print into."""
+def start(workdir, *options, run=RUN, second=()):
+    """Two processes of one device each, and the files that they print into. second: options of the second alone."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -30,7 +30,7 @@ def start(workdir, *options, run=RUN):
             "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(host),
         }  # fmt: skip
         started.append(subprocess.Popen(
-            [sys.executable, *run, f"--workdir={workdir}", "--distributed", *options],
+            [sys.executable, *run, f"--workdir={workdir}", "--distributed", *options, *(second if host else ())],
             cwd=ROOT, env=env, stdout=files[-1].open("w"), stderr=subprocess.STDOUT,
         ))  # fmt: skip
     return started, files
@@ -87,3 +87,11 @@ def test_who_takes_part_must_be_told(tmp_path):
     )  # fmt: skip
     assert result.returncode == 2 and "JAX_COORDINATOR_ADDRESS=HOST:PORT" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_hosts_that_are_not_alike_end_and_are_named(tmp_path):
+    texts = finish(*start(tmp_path / "run", *OPTIONS, second=["--config.seed=3"]), code=2)
+    for text in texts:
+        assert "host 1 (" in text and "config.seed is 3, on host 0 0" in text and "Traceback" not in text
+    assert not (tmp_path / "run" / "config.json").exists()
