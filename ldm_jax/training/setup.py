@@ -75,11 +75,10 @@ _OF_A_HOST = ("data.path", "data.workers", "data.cache_latents")
 
 def _facts(config: ConfigDict) -> dict[str, Any]:
     """What must be equal on all hosts: versions, this program's source, and the configuration."""
-    package = Path(ldm_jax.__file__).parent
-    code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(package.rglob("*.py")))).hexdigest()[:16]
-    versions = {
-        name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    }
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    versions = {name: metadata.version(name) for name in packages}
     options = {f"config.{name}": value for name, value in rundir.leaves_of(config).items() if name not in _OF_A_HOST}
     return {"python": platform.python_version(), "source code": code} | versions | options
 
