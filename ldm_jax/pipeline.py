@@ -100,6 +100,10 @@ class Pipeline:
         """Other parameters of the same shapes, such as those of a later step: nothing is compiled again."""
         self.params, self.frozen, self.step, self.weights = self._place(params), self._place(frozen), step, weights
 
+    def clear(self) -> None:
+        """Gives the memory of the parameters back. Nothing can be asked before the next `update`."""
+        self.params = self.frozen = None
+
     def __repr__(self) -> str:
         return f"<ldm_jax pipeline of {self.path}: {self.what}>"
 

@@ -22,8 +22,9 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ldm_jax import build, rundir, tree
+from ldm_jax import build, hosts, request, rundir, tree
 from ldm_jax.data.transforms import resize
+from ldm_jax.diffusion.timetable import make_timetable
 from ldm_jax.errors import ConfigError, UsageError
 from ldm_jax.evaluation import features, kept, metrics, statistics_file, weights
 from ldm_jax.evaluation.picture_sets import DataPictures, FolderPictures, NpzPictures, PictureSet, three_channels
@@ -39,6 +40,7 @@ NEIGHBOURS = 5
 Tree = Any
 BINS = 10  # of hole sizes
 BEST = "best.json"  # in WORKDIR/best: of which step it is, and its number
+NOT_MEASURED = ("weights", "batch", "raw", "best")  # options of config.metrics that do not change a number
 LARGER_IS_BETTER = ("IS", "precision", "recall", "density", "coverage", "PSNR", "SSIM", "codes used", "perplexity")
 PAIRED = ("superres", "inpaint")  # conditions of which a sample is meant to be one picture
 Say = Callable[[str], None]
@@ -392,6 +394,9 @@ class TrainingMetrics:
         self._data = data
         reference = data_of(config, workdir, train=True, count=m.reference or None)
         networks = [name for name in m.networks.split(",") if name]
+        self._check_best(networks)
+        if config.task == "ldm":
+            self._check_request()
         self._judge = Judge(
             networks, data if config.task == "first_stage" else reference, weights_folder=m.weights, batch=m.batch,
             say=say,
@@ -415,39 +420,86 @@ class TrainingMetrics:
             if not i:
                 shown = report.pictures
                 self._keep_best(step, numbers)
+        self._pipe.clear()
         return numbers, shown
 
     def _pictures(self, params: Tree, frozen: Tree, step: int, name: str) -> PictureSet:
         m = self.config.metrics
         if self._pipe is None:
             self._pipe = Pipeline(self.config, params, frozen, self.workdir, step, name, self.mesh)
-        self._pipe.update(params, frozen, step, name)
+        else:
+            self._pipe.update(params, frozen, step, name)
         if self.config.task == "first_stage":
             return Reconstructions(self._pipe, self._data, m.batch)
-        options = dict(steps=m.steps or self.config.sample.steps, batch=m.batch, seed=self.config.sample.seed)
-        if m.guidance != 1.0:
-            options["guidance"] = m.guidance
-        return Samples(self._pipe, m.samples, self._data, **options)
+        paired = self.config.conditioner.kind in PAIRED
+        return Samples(self._pipe, len(self._data) if paired else m.samples, self._data, **self._options())
+
+    def _check_request(self) -> None:
+        """RequestError, at the start, where this model cannot be sampled as config.metrics says."""
+        condition: dict[str, Any] = {"num": 1}
+        if self._data is not None:
+            condition = {"fields": _stacked(self._data.examples(0, 1))}
+        elif self.config.conditioner.kind == "class":
+            condition = {"label": [0]}
+        wanted = request.make(condition | self._options())
+        request.resolve(wanted, self.config, self.workdir, rundir.tokenizer_of(self.workdir))
+        schedule = build.ldm(self.config).schedule
+        try:
+            make_timetable(schedule, wanted.steps_of(self.config), wanted.record.spacing)
+        except ValueError as error:
+            raise ConfigError(f"config.metrics.steps={wanted.steps}: {error}") from None
+
+    def _options(self) -> dict[str, Any]:
+        """Of the request for samples."""
+        m, s = self.config.metrics, self.config.sample
+        guidance = {} if m.guidance == 1.0 else {"guidance": m.guidance}
+        return dict(steps=m.steps or s.steps, batch=m.batch, seed=s.seed) | guidance
+
+    def _check_best(self, networks: Sequence[str]) -> None:
+        """ConfigError, at the start, where config.metrics.best is no metric that there will be."""
+        name, first_stage = self.config.metrics.best, self.config.task == "first_stage"
+        known = [found for network in networks for found in metrics.names(features.networks.find(network))]
+        if first_stage:
+            known = ["r" + found if _is_distance(found) else found for found in known]
+            known += ["PSNR", "SSIM", *(f"LPIPS-{net}" for net in LPIPS_NETS), "codes used", "perplexity"]
+        if name and name not in known:
+            raise ConfigError(f"config.metrics.best={name!r} is not one of the metrics: {', '.join(known)}")
 
     def _keep_best(self, step: int, numbers: dict[str, float]) -> None:
-        """Writes the model into WORKDIR/best where its number is better than that of the one there."""
+        """Writes the model into WORKDIR/best where its number is better than that of the one there. The first host
+        decides."""
         name = self.config.metrics.best
         if not name:
             return
         if name not in numbers:
-            raise ConfigError(f"config.metrics.best={name!r} is not one of the metrics: {', '.join(numbers)}")
-        folder, record = self.workdir / "best", {"metric": name, "value": numbers[name], "step": step}
-        sign = 1 if name.startswith(LARGER_IS_BETTER) else -1
-        if (folder / BEST).exists() and sign * json.loads((folder / BEST).read_text())["value"] >= sign * numbers[name]:
-            return
-        if jax.process_index() == 0:
-            new = self.workdir / "best.new"
-            rmtree(new, ignore_errors=True)
-            self._pipe.save(new)
-            (new / BEST).write_text(json.dumps(record) + "\n")
-            rmtree(folder, ignore_errors=True)
-            new.rename(folder)
-        self.say(f"step {step}: {name} {numbers[name]:.4g} is the best so far; this model is in {folder}")
+            raise ConfigError(f"config.metrics.best={name!r} was not measured; there are: {', '.join(numbers)}")
+        record = {"metric": name, "value": numbers[name], "step": step, "measured": self._measured()}
+        if hosts.decided(lambda: self._replace_best(record)):
+            where = self.workdir / "best"
+            self.say(f"step {step}: {name} {numbers[name]:.4g} is the best so far; this model is in {where}")
+
+    def _measured(self) -> dict[str, Any]:
+        """The options that numbers must have in common to be compared."""
+        return {name: value for name, value in self.config.metrics.items() if name not in NOT_MEASURED}
+
+    def _replace_best(self, record: dict[str, Any]) -> bool:
+        """Whether the model is better than the one in WORKDIR/best, which it then replaces. One that was measured in
+        another way does not count."""
+        folder, new = self.workdir / "best", self.workdir / "best.new"
+        sign = 1 if record["metric"].startswith(LARGER_IS_BETTER) else -1
+        if not np.isfinite(record["value"]):
+            return False
+        if (folder / BEST).exists():
+            before = json.loads((folder / BEST).read_text())
+            same = all(before.get(key) == record[key] for key in ("metric", "measured"))
+            if same and sign * before["value"] >= sign * record["value"]:
+                return False
+        rmtree(new, ignore_errors=True)
+        self._pipe.save(new)
+        (new / BEST).write_text(json.dumps(record) + "\n")
+        rmtree(folder, ignore_errors=True)
+        new.rename(folder)
+        return True
 
 
 def _is_distance(name: str) -> bool:

@@ -10,7 +10,7 @@ from PIL import Image
 import ldm_jax
 from ldm_jax import recipes, report
 from ldm_jax.cli import evaluate
-from ldm_jax.errors import ConfigError, Missing, UsageError
+from ldm_jax.errors import Missing, UsageError
 from ldm_jax.evaluation import features, networks
 from tests.evaluation.test_features import NETWORK, PARAMS
 from tests.test_pipeline import classes, keep
@@ -101,8 +101,26 @@ def test_metrics_during_training_are_those_of_the_report(run, pipe, tmp_path):
     second, _ = measure(20, {"raw": (other, pipe.frozen)})
     assert second["FD-tiny"] == first["raw_FD-tiny"] and measure._pipe.compiled == programs
     kept = ldm_jax.load(tmp_path / "best")
-    better = pipe if first["FD-tiny"] <= second["FD-tiny"] else measure._pipe
-    assert all(np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (kept.params, better.params))))
+    better = pipe.params if first["FD-tiny"] <= second["FD-tiny"] else other
+    assert all(np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (kept.params, better))))
+    config.metrics.best = "KD-tiny"  # another metric: what is there does not count
+    report.TrainingMetrics(config, tmp_path, say=len)(30, {"raw": (other, pipe.frozen)})
+    assert json.loads((tmp_path / "best" / "best.json").read_text())["step"] == 30
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("best", "FID", r"config\.metrics\.best='FID' is not one of the metrics: FD-tiny"),
+        ("steps", 1001, r"config\.metrics\.steps=1001"),
+        ("samples", 1, r"config\.metrics\.samples=1 "),
+    ],
+)
+def test_mistakes_of_metrics_show_at_the_start(pipe, tmp_path, name, value, message):
+    config = pipe.config.copy_and_resolve_references().unlock()
+    config.metrics.update({"networks": "tiny", "reference": 12, name: value})
+    with pytest.raises(UsageError, match=message):
+        report.TrainingMetrics(config, tmp_path)
 
 
 def test_metrics_of_a_first_stage_during_training(first_stage, tmp_path):
@@ -111,9 +129,6 @@ def test_metrics_of_a_first_stage_during_training(first_stage, tmp_path):
     config.metrics.update(networks="tiny", samples=5, batch=5, weights=str(tmp_path))
     found, _ = report.TrainingMetrics(config, tmp_path)(1, {"raw": ({}, pipe.frozen)})
     assert {"rFD-tiny", "PSNR", "SSIM"} <= set(found) and not (tmp_path / "best").exists()
-    config.metrics.best = "FID"
-    with pytest.raises(ConfigError, match=r"config\.metrics\.best='FID' .*rFD-tiny"):
-        report.TrainingMetrics(config, tmp_path)(1, {"raw": ({}, pipe.frozen)})
 
 
 def test_first_stages_side_by_side(first_stage, tmp_path, capsys):
@@ -153,6 +168,10 @@ def test_inpainting_keeps_what_is_known(tmp_path):
                    f"--cache={tmp_path / 'cache'}", f"--weights={tmp_path}"])  # fmt: skip
     (found,) = json.loads((tmp_path / "out" / "evaluation.json").read_text())["reports"]
     assert found["reference"] == found["pictures"]["conditions"]  # the pictures whose holes were filled
+    few = len(report.data_of(config, run, train=False))
+    config.metrics.update(networks="tiny", samples=few + 5, steps=1, batch=few, reference=4, weights=str(tmp_path))
+    measured, _ = report.TrainingMetrics(config, run, say=len)(1, {"raw": (pipe.params, pipe.frozen)})
+    assert sum(number for name, number in measured.items() if name.startswith("pictures, ")) == few
     bins = {f"hole {10 * int(10 * share)}-{10 * int(10 * share) + 10} %" for share in shares}
     assert {name for name in found["metrics"] if name.startswith("pictures, ")} == {f"pictures, {b}" for b in bins}
     assert sum(found["metrics"][f"pictures, {name}"] for name in bins) == 3

@@ -62,6 +62,13 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, "Confi
     return args, parser.recipe(args.config, overrides)
 
 
+def _say_on_first_host(text: str) -> None:
+    import jax
+
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     with stopping.Stop() as stop:  # first of all: from here on signals end the run as they should
         process.restart_with_hugepages()
@@ -97,7 +104,7 @@ def run(args: argparse.Namespace, config: "ConfigDict", stop: stopping.Stop, hel
         if config.every.metrics:
             from ldm_jax import report
 
-            measure = report.TrainingMetrics(config, workdir, mesh)
+            measure = report.TrainingMetrics(config, workdir, mesh, _say_on_first_host)
     except Missing as error:
         options.stop(f"{args.config} cannot start. What is missing:\n\n{error}")
     except UsageError as error:

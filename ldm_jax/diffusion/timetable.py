@@ -16,6 +16,7 @@ from ldm_jax.errors import RequestError
 
 SPACINGS = ("even", "trailing", "quadratic", "log_snr", "karras", "original", "original_quad")
 KARRAS_RHO = 7.0
+MOST_SIGMA = 100.0  # noise / signal at which "log_snr" and "karras" begin to spread the steps of models of pure noise
 
 
 class Timetable(NamedTuple):
@@ -38,6 +39,8 @@ def make_timetable(schedule: NoiseSchedule, steps: int, spacing: str = "even") -
                 up to rounding to whole training steps; so are the next two.
     "log_snr"   as "even", but evenly spread in log(snr), so denser at the clean end. For DPM-Solver++ and UniPC
                 (Lu et al. 2022).
+                A model whose last step is pure noise takes that step, and the others from sigma 100 on; so does
+                the next one.
     "karras"    as "even", but evenly spread in sigma^(1/7), sigma = sqrt((1 - alpha_bar) / alpha_bar) (Karras et al.
                 2022, eq. 5).
     "original"  1, 1+c, 1+2c, ... with c = T // steps, as the original code does. The number of steps then
@@ -83,12 +86,16 @@ def _spread(schedule: NoiseSchedule, steps: int, spacing: str) -> Int[np.ndarray
         nearest = np.rint(np.linspace(np.sqrt(last), 0, steps) ** 2).astype(int)
     else:
         log_snr = np.log(schedule.alpha_bar / (1 - schedule.alpha_bar))
+        ends = log_snr[-1], log_snr[0]
+        if schedule.pure_noise:  # its level is far from all others: most steps would lie between
+            ends = max(ends[0], -2 * np.log(MOST_SIGMA)), ends[1]
         if spacing == "log_snr":
-            levels = np.linspace(log_snr[-1], log_snr[0], steps)
+            levels = np.linspace(*ends, steps)
         else:
-            noisy, clean = (np.exp(-level / 2) ** (1 / KARRAS_RHO) for level in (log_snr[-1], log_snr[0]))
+            noisy, clean = (np.exp(-level / 2) ** (1 / KARRAS_RHO) for level in ends)
             levels = -2 * KARRAS_RHO * np.log(np.linspace(noisy, clean, steps))
         nearest = np.rint(np.interp(levels, log_snr[::-1], np.arange(last, -1, -1))).astype(int)
+        nearest[0] = last
     distinct = np.minimum.accumulate(nearest + index) - index
     return np.maximum(distinct, index[::-1])  # making them distinct must not run below 0
 

@@ -28,6 +28,15 @@ def taps_of(network: FeatureNetwork) -> tuple[str, ...]:
     return (network.tap, "spatial", "logits_unbiased") if network.name == "inception" else (network.tap,)
 
 
+def names(network: FeatureNetwork) -> list[str]:
+    """The metrics of `of_sets`, for sets that are large enough for all of them."""
+    inception = network.name == "inception"
+    other = "" if inception else f"-{network.name}"
+    more = ["sFID", "IS", "IS_std", "KID", "KID_std"] if inception else [f"KD{other}", f"KD{other}_std"]
+    rows = [f"{name}{other}" for name in ("precision", "recall", "density", "coverage")]
+    return [network.distance_name(), *more, *rows]
+
+
 def of_sets(
     network: FeatureNetwork, generated: Features, reference: Features, most_neighbours: int = MOST_NEIGHBOURS
 ) -> dict[str, float]:

@@ -14,7 +14,10 @@ Tree = Any
 # What a run's checkpoints depend on; of the last two only whether they are 0.
 STATE_OPTIONS = ("task", "first_stage.", "conditioner.", "unet.", "classifier.", "diffusion.", "guides", "latent_scale",
                  "loss.disc_layers", "loss.disc_ndf", "optim.name")  # fmt: skip
-NOT_STATE = ("drop_prob", "tokenizer", "conditioner.checkpoint", ".remat")  # ends of names
+# Of config.diffusion, what only the loss reads.
+_OF_LOSS = "loss weighting min_snr_gamma elbo_weight offset_noise t_distribution t_mean t_std"
+LOSS_OPTIONS = tuple(f"diffusion.{name}" for name in _OF_LOSS.split())
+NOT_STATE = ("drop_prob", "tokenizer", "conditioner.checkpoint", ".remat", *LOSS_OPTIONS)  # ends of names
 # What may change without being asked for: when something happens, where things are, how they are computed, and what
 # frozen/ or tokenizer/ has kept. A name that ends in "." is a section.
 HARMLESS = ("steps", "init_from", "every.", "keep", "keep_every", "mesh.", "sample.", "metrics.", "data.workers",
@@ -43,8 +46,8 @@ def check_same_run(config: ConfigDict, workdir: str | Path, accept_changes: bool
     to_accept = _lines((n, *values) for n, values in changed.items() if not _is_harmless(n) and None not in values)
     if to_accept and not accept_changes:
         raise ConfigError(
-            f"{workdir} holds a run that learns by other options:\n{to_accept}\nGive the options of that run (in its "
-            "config.json), or --accept-changes to go on with these: its checkpoints fit them."
+            f"{workdir} holds a run that was trained with other options:\n{to_accept}\nGive the options of that run "
+            "(in its config.json), or --accept-changes to go on with these: its checkpoints fit them."
         )
 
 

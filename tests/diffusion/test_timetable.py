@@ -99,3 +99,15 @@ def test_bad_arguments_are_named():
         make_timetable(make_schedule(), 0)
     with pytest.raises(ValueError, match="'uniform' is not one of even"):
         make_timetable(make_schedule(), 10, "uniform")
+
+
+@pytest.mark.parametrize("spacing", ["log_snr", "karras"])
+@pytest.mark.parametrize("steps", [10, 15, 25, 50])
+def test_models_of_pure_noise_spend_their_steps_on_noise_levels_that_matter(spacing, steps):
+    """sigma of the last step stands for infinity; the noisiest level of ordinary schedules is about 84."""
+    schedule = make_schedule("scaled_linear", prediction="v", zero_terminal_snr=True)
+    timetable = make_timetable(schedule, steps, spacing)
+    sigma = np.sqrt((1 - timetable.alpha_bar) / timetable.alpha_bar)
+    assert timetable.t[0] == schedule.timesteps - 1 and (sigma > 110).sum() == 1
+    ordinary = make_timetable(make_schedule("scaled_linear"), steps, spacing)
+    assert np.median(sigma) < 2 * np.median(np.sqrt((1 - ordinary.alpha_bar) / ordinary.alpha_bar))

@@ -59,6 +59,23 @@ def test_what_checkpoints_cannot_follow_is_refused(run, name, value):
         resume.check_same_run(recipe(**{name: value}), run, accept_changes=True)
 
 
+def test_options_of_the_loss_can_be_accepted(run):
+    """Those of config.diffusion, too: the checkpoints fit them. Those of its noise schedule not."""
+    checkpoint.keep_config(run, recipe().to_dict())
+    for name, value in (
+        ("loss", "l1"),
+        ("weighting", "min_snr"),
+        ("offset_noise", 0.1),
+        ("t_distribution", "logit_normal"),
+    ):
+        changed = recipe(**{f"diffusion.{name}": value})
+        with pytest.raises(ConfigError, match=rf"(?s)diffusion\.{name}: .*--accept-changes"):
+            resume.check_same_run(changed, run)
+        resume.check_same_run(changed, run, accept_changes=True)
+    with pytest.raises(ConfigError, match=r"(?s)diffusion\.timesteps: .*another --workdir"):
+        resume.check_same_run(recipe(**{"diffusion.timesteps": 500}), run, accept_changes=True)
+
+
 def test_options_that_the_beginning_did_not_have_may_come(run):
     """A run of an older version is not refused for what is new."""
     config = recipe()
