@@ -52,10 +52,11 @@ def _is_finished(folder: Any) -> bool:
 
 def problems(workdir: str | Path, step: int) -> list[str] | None:
     """What is wrong with a checkpoint, a line each. [] where all is well, None where no manifest tells."""
-    return _problems(Path(workdir) / "checkpoints" / str(step))
+    return folder_problems(Path(workdir) / "checkpoints" / str(step))
 
 
-def _problems(folder: Path) -> list[str] | None:
+def folder_problems(folder: Path) -> list[str] | None:
+    """`problems` of a folder that Orbax wrote: a checkpoint, or frozen/."""
     found = manifest.problems(folder)
     if found is None:
         return None
@@ -374,7 +375,7 @@ def made_from(path: str | Path) -> dict | None:
 
 def _check_tree(path: Path) -> bool:
     """Whether a manifest says that the folder is whole; False where there is none. Damaged if it is not whole."""
-    wrong = _problems(path)
+    wrong = folder_problems(path)
     if wrong:
         raise Damaged(f"{path} is damaged: {_few(wrong)}. Bring the folder back from a copy")
     return wrong is not None

@@ -24,6 +24,7 @@ from ldm_jax.arrays import Array
 from ldm_jax.conditions.base import Cond, ConditionNetwork, drop
 from ldm_jax.conditions.none import Unconditional
 from ldm_jax.diffusion.schedule import NoiseSchedule
+from ldm_jax.errors import ConfigError
 from ldm_jax.keys import normal, stream
 
 Tree = Any
@@ -97,12 +98,14 @@ class LDM:
 
     def __post_init__(self):
         if self.t_distribution not in T_DISTRIBUTIONS:
-            raise ValueError(f"t_distribution={self.t_distribution!r} is not one of {', '.join(T_DISTRIBUTIONS)}")
+            known = ", ".join(T_DISTRIBUTIONS)
+            raise ConfigError(f"config.diffusion.t_distribution={self.t_distribution!r} is not one of {known}")
         for name, least in (("min_snr_gamma", 1e-6), ("t_std", 1e-6), ("offset_noise", 0)):
             if not getattr(self, name) >= least:
-                raise ValueError(f"{name}={getattr(self, name)}; it must be {'above' if least else 'at least'} 0")
+                must = "above" if least else "at least"
+                raise ConfigError(f"config.diffusion.{name}={getattr(self, name)} must be {must} 0")
         if self.loss_type not in ("l1", "l2"):
-            raise ValueError(f"loss_type={self.loss_type!r}; it must be 'l1' or 'l2'")
+            raise ConfigError(f"config.diffusion.loss={self.loss_type!r} is not one of l1, l2")
 
     def init(self, key: Key[Array, ""], frozen: Tree, batch: Batch) -> Tree:
         """`params` for a batch of this shape; traceable: `jax.eval_shape` gives the shapes without computing."""

@@ -55,7 +55,7 @@ class SampleRequest:
       guidance: scale of classifier-free guidance (default: without; 1 gives the same)
       guidance_rescale: 0 (off) .. 1, against over-saturated images at large scales (Lin et al. 2023, section 3.4)
       guidance_interval: (low, high): guidance or autoguide at low < sigma <= high alone, sigma = noise / signal, about
-        0.04 .. 84 of the paper's schedule; inf is allowed (default: at all)
+        0.04 .. 84 of the paper's schedule; inf is allowed (default: at all noise levels)
       autoguide: run directory of a weaker model of the same latents and conditions: guides away from it (Karras et al.
         2024); autoguide_scale (2; 1 = off); autoguide_checkpoint: its step (default: the newest)
       classifier: run directory of a classifier of this model's latents, guides to `label`; classifier_scale (1)

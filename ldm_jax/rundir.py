@@ -210,9 +210,19 @@ def audit(run: str | Path) -> Iterator[tuple[str, str, bool]]:
     for step in checkpoint.steps(run):
         yield f"checkpoints/{step}", *_told(checkpoint.problems(run, step))
     if (Path(run) / "frozen").exists():
-        yield "frozen", *_told(manifest.problems(Path(run) / "frozen"))
+        yield "frozen", *_told(checkpoint.folder_problems(Path(run) / "frozen"))
     elif config is not None and config.task != "first_stage" and checkpoint.has_checkpoint(run):
-        yield "frozen", "it is missing: without first stage and latent scale the checkpoints mean nothing", True
+        yield "frozen", "it is missing: without first stage and latent scale the checkpoints cannot be used", True
+    if is_exported(best := Path(run) / "best"):
+        yield "best", *_told(manifest.problems(best))
+
+
+def _same_tokens(one: Path, other: Path) -> bool:
+    """Whether two folders of tokenizers give the same numbers, as far as their files say; folders that are not there
+    are alike."""
+    names = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt")
+    pairs = ((folder / name for folder in (one, other)) for name in names)
+    return all(a.is_file() == b.is_file() and (not a.is_file() or a.read_bytes() == b.read_bytes()) for a, b in pairs)
 
 
 def _told(problems: list[str] | None) -> tuple[str, bool]:
@@ -234,6 +244,12 @@ def first_stage_differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
 
 def check_same_latents(ours: ConfigDict, theirs: ConfigDict, run: str | Path) -> None:
     """ConfigError unless a classifier (ours) and the diffusion model in `run` (theirs) have the same noised latents."""
+    for name, usual in SCHEDULE_DEFAULTS.items():
+        if theirs.diffusion.get(name, usual) != usual:
+            raise ConfigError(
+                f"the model in {run} has diffusion.{name}={theirs.diffusion[name]!r}: classifiers of such latents are "
+                "not supported"
+            )
     wrong = first_stage_differences(ours, theirs) + _schedule_differences(ours, theirs)
     if wrong:
         lines = "\n".join(f"    {line}" for line in wrong)
@@ -264,6 +280,8 @@ def weaker_config(run: str | Path, model: ConfigDict, model_run: str | Path) -> 
         if one.get(name) != other.get(name)
     ]
     wrong += [f"the fields of its condition: {here} here, {there} there"] if here != there else []
+    if not _same_tokens(tokenizer_of(model_run), tokenizer_of(run)):
+        wrong.append(f"the tokenizer: {tokenizer_of(model_run)} here, {tokenizer_of(run)} there")
     if wrong:
         lines = "\n".join(f"    {line}" for line in wrong)
         raise ConfigError(f"the model in {run} cannot guide the model in {model_run}:\n{lines}")

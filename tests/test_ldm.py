@@ -68,9 +68,9 @@ def test_the_loss_of_a_flow_is_that_of_its_velocity():
 def test_wrong_options_are_named():
     for options, message in (
         (dict(t_distribution="cosine"), "'cosine' is not one of uniform, logit_normal"),
-        (dict(t_std=0.0), "t_std=0.0; it must be above 0"),
-        (dict(min_snr_gamma=0.0), "min_snr_gamma=0.0; it must be above 0"),
-        (dict(offset_noise=-1.0), "offset_noise=-1.0; it must be at least 0"),
+        (dict(t_std=0.0), "t_std=0.0 must be above 0"),
+        (dict(min_snr_gamma=0.0), "min_snr_gamma=0.0 must be above 0"),
+        (dict(offset_noise=-1.0), "offset_noise=-1.0 must be at least 0"),
     ):
         with pytest.raises(ValueError, match=message):
             made(**options)

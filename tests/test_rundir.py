@@ -97,3 +97,16 @@ def test_check_goes_alone(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         convert.main(["--check", str(tmp_path / "none")])
     assert end.value.code == 2 and "is not a folder" in capsys.readouterr().err
+
+
+def test_a_model_with_other_tokens_cannot_guide(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    assert rundir._same_tokens(one, other)  # neither has a tokenizer
+    for folder in (one, other):
+        folder.mkdir()
+        (folder / "tokenizer.json").write_text("{}")
+    assert rundir._same_tokens(one, other)
+    (other / "tokenizer.json").write_text('{"vocab": 1}')
+    assert not rundir._same_tokens(one, other)
+    (other / "tokenizer.json").unlink()
+    assert not rundir._same_tokens(one, other)

@@ -59,6 +59,11 @@ def parser() -> options.Parser:
     add("--spacing", help="which training steps (default: what suits the sampler)")
     add("--guidance", type=float, help="scale of classifier-free guidance (default: without)")
     add("--guidance-rescale", type=float, help="0 (off) .. 1: against over-saturation at large --guidance")
+    add("--guidance-interval", nargs=2, type=float, metavar=("LOW", "HIGH"), help="--guidance or --autoguide where "
+        "LOW < sigma <= HIGH alone, sigma = noise / signal (default: everywhere)")  # fmt: skip
+    add("--autoguide", metavar="RUN", help="a weaker model of the same latents and conditions: guides away from it")
+    add("--autoguide-scale", type=float, help="scale of --autoguide (default 2)")
+    add("--autoguide-checkpoint", type=int, help="its step (default: its newest checkpoint)")
     add("--classifier", help="run directory of a classifier of the model's latents: guides to the class")
     add("--classifier-scale", type=float, help="scale of --classifier (default 1)")
     add("--labels", default="uniform", help="class models: uniform (in turn, default), random, or a file of numbers")
@@ -80,7 +85,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if wrong := [option for option in args.overrides if not option.startswith("--config.data.")]:
         p.error(f"unexpected: {' '.join(wrong)} (of a run, only its data can be others: --config.data.NAME=VALUE)")
     p.check_local("WHAT", *args.what)
-    for name in ("reference", "weights", "classifier", "out", "cache"):
+    for name in ("reference", "weights", "classifier", "autoguide", "out", "cache"):
         p.check_local(f"--{name}", getattr(args, name))
     return args
 
@@ -195,7 +200,9 @@ def _pictures(args: argparse.Namespace, what: str) -> Any:
             number = len(data)
     given = dict(steps=args.steps, sampler=args.sampler, eta=args.eta, spacing=args.spacing, guidance=args.guidance,
                  seed=args.seed, batch=args.batch, guidance_rescale=args.guidance_rescale, classifier=args.classifier,
-                 classifier_scale=args.classifier_scale)  # fmt: skip
+                 classifier_scale=args.classifier_scale, autoguide=args.autoguide,
+                 guidance_interval=args.guidance_interval and tuple(args.guidance_interval),
+                 autoguide_scale=args.autoguide_scale, autoguide_checkpoint=args.autoguide_checkpoint)  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     return report.Samples(pipe, number, data, _labels(args, number), **given)
 
