@@ -22,7 +22,7 @@ def prefetch(dataset: grain.IterDataset, workers: int) -> grain.IterDataset:
 
 def _begin(worker: int, workers: int) -> None:
     """In a new worker process. A signal to the whole group (Ctrl-C, Slurm) is for the parent, which may still want
-    batches; it ends its workers itself. One that does not is outlived by PATIENCE seconds."""
+    batches; it ends its workers itself. If it does not, the worker ends PATIENCE seconds after SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(PATIENCE))

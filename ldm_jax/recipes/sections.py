@@ -67,7 +67,7 @@ def _base(task: str, image_size: int) -> ConfigDict:
             on_nonfinite="stop",  # a loss or gradient that is not finite: stop | skip (that step changes nothing)
             nonfinite_limit=10,  # skip: so many steps in a row are an error
             noise_seed=0,  # another number: other noise from here on, to get past such a step
-            watchdog_minutes=0.0,  # no step for so long: the run shows its stacks and ends; 0 = off
+            watchdog_minutes=0.0,  # no step, nor part of other work, for so long: shows stacks and ends; 0 = off
             optim=dict(
                 name="adamw",
                 learning_rate=1e-4,

@@ -22,6 +22,7 @@ from ldm_jax.errors import ConfigError
 
 NAME = "train.lock"
 BEAT, SILENT = 10.0, 60.0  # seconds
+UNKNOWN = "?"  # when a process began that is there, but cannot be looked at
 
 
 @contextmanager
@@ -123,7 +124,11 @@ class _Lock:
         looked for."""
         holder = _parsed(text)
         if holder.get("machine") == _machine() and type(holder.get("pid")) is int:
-            return "" if _started(holder["pid"]) == holder.get("began") is not None else "whose process is gone"
+            began = _started(holder["pid"])
+            if began is not None and began == holder.get("began"):
+                return ""
+            if began != UNKNOWN:
+                return "whose process is gone"
         age, date = self._age(self.path), self._date()
         if age <= SILENT:
             print(f"{self.path} is of {_name(text)}, {age:.0f} s ago: waiting for a sign of life", flush=True)
@@ -193,20 +198,20 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this machine began, in the machine's own measure; None if there is no such process."""
+    """When a process of this machine began, in the machine's own measure; None if there is no such process. UNKNOWN
+    where /proc does not show it: not Linux, or a process of another user where /proc is mounted with hidepid."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
-    except FileNotFoundError:
-        if Path("/proc/self/stat").exists():
-            return None
-    try:  # not Linux
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
+    except OSError:
         pass
-    return "?"
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return None
+    except PermissionError:  # it is there, and belongs to another user
+        pass
+    return UNKNOWN
 
 
 def _read(path: Path) -> str | None:

@@ -4,9 +4,10 @@ It knows `Task` (tasks.py), not diffusion. The host is a few steps ahead of the 
 at logging steps. When and how a run stops: stopping.py.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from ldm_jax import checkpoint, process, rundir
+from ldm_jax.errors import SaveFailed
 from ldm_jax.images import grid
 from ldm_jax.training import logging, nonfinite, sharding
 from ldm_jax.training.nonfinite import NonFinite
@@ -45,7 +47,7 @@ WORK = ("log", "evaluate", "picture", "metrics", "checkpoint")  # options of con
 SHOWN = ("FID", "FD-", "rFID", "rFD-", "PSNR", "precision", "recall")  # metrics of the model that are printed
 MOST_PENDING = 1000  # steps whose metrics may wait on the device for the next log
 MOST_AHEAD = 2  # steps that the host is ahead of the device: enough to keep it busy, few to wait for at a stop
-TELL_WAITING = 0.05  # the progress line tells a larger share of the time that steps waited for data
+TELL_WAITING = 0.05  # the progress line tells a larger share of the time that the device waited for data
 
 
 # Numbers and pictures of the model at a step: (step, Task.weights, what is called between parts of the work) -> both.
@@ -120,11 +122,12 @@ def run(
         for step in range(start + 1, config.steps + 1):
             state, metrics = step_fn(state, frozen, batch)
             report.add(step, metrics)
+            watchdog.renew()
             stopping, last = stop.reached(), step == config.steps
             guard = partial(stop.guard, partial(end, step, state))  # while the run waits with this state in hand
             due = {name: _is_due(config.every[name], step, last) for name in WORK}
             if not (stopping or last):
-                with guard(), clock.waiting():
+                with guard(), clock.waiting(metrics):
                     batch = sharding.put(next(batches), mesh)
             if any(due.values()) or stopping or last or report.is_long:
                 report.write(step)
@@ -147,15 +150,16 @@ def run(
         state = guard = None  # makes room for another state
         watchdog.close()
         told = str(error)
-        with stop.guard(lambda: told):
+        with stop.guard(lambda: told, code=1):  # the same command comes to this step again
             where = _modules(task, loaders, config, first, frozen, step_fn, mesh, checkpoints, error.step, say, begin)
         raise NonFinite(error.step, f"{told}\n{where}") from None
     finally:
         stop.close()
         watchdog.close()
-        checkpoints.close()
-        writer.close()
-        batches.close()
+        with ExitStack() as closing:  # an error of one does not keep the others open
+            closing.callback(batches.close)
+            closing.callback(writer.close)
+            closing.callback(checkpoints.close)
 
 
 def _is_due(every: int, step: int, last: bool) -> bool:
@@ -179,13 +183,17 @@ def _missed(task: Task, config, workdir: Path, start: int) -> dict[str, bool]:
 
 
 def _modules(task, loaders, config, first, frozen, step_fn, mesh, checkpoints, bad: int, say, begin) -> str:
-    """Tells of which modules the gradient is not finite at step `bad`. The steps since the newest checkpoint are done
-    again for that, if they are not too many."""
-    checkpoints.wait()
+    """Tells of which modules the gradient is not finite at step `bad`, and a save that has failed. The steps since the
+    newest checkpoint are done again for that, if they are not too many."""
+    failed = ""
+    try:
+        checkpoints.wait()
+    except SaveFailed as error:
+        failed = f"{error}.\n"
     start = checkpoints.latest() or 0
     if bad - start > nonfinite.REPLAY:
         return (
-            "Which modules have such gradients is told when a checkpoint is of at most "
+            f"{failed}Which modules have such gradients is told when a checkpoint is of at most "
             f"{nonfinite.REPLAY} steps before (--config.every.checkpoint); the newest one is of step {start}."
         )
     say(f"step {bad} is not finite; steps {start + 1} to {bad} are done again to see where", flush=True)
@@ -197,10 +205,12 @@ def _modules(task, loaders, config, first, frozen, step_fn, mesh, checkpoints, b
     batches.close()
     if not names:
         return (
-            f"The gradients of all {count} modules are finite at step {bad}: its update made the parameters too large."
+            f"{failed}The gradients of all {count} modules are finite at step {bad}: its update made the parameters "
+            "too large."
         )
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return f"Gradients that are not finite, of {len(names)} of {count} modules: {', '.join(names[:8])}{more}."
+    bad_ones = f"{', '.join(names[:8])}{more}"
+    return f"{failed}Gradients that are not finite, of {len(names)} of {count} modules: {bad_ones}."
 
 
 def _first_state(task: Task, seed: int, frozen: Tree, batch: Tree, mesh: Mesh, checkpoints, start: int, begin):
@@ -344,15 +354,24 @@ class _Clock:
         self.began = self.began or time.perf_counter()
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """A context in which the steps wait for data."""
-        began = time.perf_counter()
+    def waiting(self, metrics: Tree) -> Iterator[None]:
+        """A context in which the host gets a batch. The device waits for it from the time at which it has done the
+        newest step, whose `metrics` these are."""
+        began, ready = time.perf_counter(), []
+
+        def note() -> None:
+            with suppress(Exception):  # an error of the step: the main thread meets it, too
+                jax.block_until_ready(metrics)
+                ready.append(time.perf_counter())
+
+        threading.Thread(target=note, name="step is ready", daemon=True).start()
         yield
-        self.waited += time.perf_counter() - began
+        if ready:  # otherwise the device still works
+            self.waited += time.perf_counter() - max(began, ready[0])
 
     def shares(self) -> dict[str, float]:
-        """data_wait: of the last steps' time, the share that they waited for data; goodput: of the process's whole
-        time until now, the share in steps, without that waiting."""
+        """data_wait: of the last steps' time, the share that the device waited for data; goodput: of the process's
+        whole time until now, the share in steps, without that waiting."""
         return {"data_wait": self.wait_share, "goodput": self.stepping / (time.perf_counter() - self.run_began)}
 
 

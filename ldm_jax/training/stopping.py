@@ -8,12 +8,14 @@ depends on what the run does at that moment:
 * in a step: the run saves the state and ends after it, at the next gate;
 * while it has a finished state in hand and waits for something else (data, validation, pictures, the compilation of
   their programs), on one host: another thread saves that state and ends the process, whatever the main thread does;
-* the same on several hosts: all end at the same gate and save. Gates are after each step, after each batch of
-  validation, and after each step of sampling pictures. Hosts do not interrupt a wait for data or a compilation;
+* the same on several hosts: all end at the same gate and save. Gates are after each step, before each batch of
+  validation, after each step of sampling pictures, and before each part of the samples for metrics. Hosts interrupt
+  no wait for data, no compilation, and no comparison of samples with the reference;
 * after the last step: nothing is left to do but to close files, so the run ends by itself.
 
 The exit code is AGAIN: the same command goes on. 0 means that the run is complete. A second Ctrl-C ends the process at
-once with the code 130 and saves nothing.
+once with the code 130, saves nothing and tidies nothing up. A host that gets no answer from another one ends with the
+code 1.
 
 Python runs signal handlers in the main thread only, and not while that compiles or waits for a device. So a thread
 listens: `signal.set_wakeup_fd` writes the signal's number into a pipe as soon as it arrives.
@@ -56,6 +58,7 @@ class Stop:
         self._lock = threading.Lock()
         self._begun = self._closed = False
         self._save: Callable[[], str] | None = None
+        self._code = AGAIN  # with which the process ends after it
         self._gates, self._last_gate = 0, None
         self._hosts: Hosts | None = None
         self._previous: dict[int, Any] = {}
@@ -134,14 +137,20 @@ class Stop:
     def _agree(self, why: str) -> None:
         """Makes the last gate that of the host that is furthest. The lock keeps this host from going on meanwhile.
 
-        A host before its first step cannot have let the others finish theirs: then nothing is new on any host.
+        A host before its first step cannot have let the others finish theirs: then nothing is new on any host. A host
+        that does not learn the others' gates ends with an error: it would go on into a step in which nobody joins it.
         """
         with self._lock:
             try:
                 gates = self._hosts.exchange(self._gates + 1 if self._begun else NOTHING)
-            except Exception as error:  # a host that is lost ends the run in another way
-                print(f"not all hosts answer to the stop that was asked for ({why}): {error}", file=sys.stderr)
-                return
+            except Exception as error:
+                if self._closed:
+                    return  # the run ends by itself
+                self._leave(
+                    f"asked to stop ({why}), but not all hosts answered within {ANSWER:g} s ({error}). This host ends "
+                    "with an error and saves nothing; the same command goes on from the newest checkpoint",
+                    1,
+                )
             self.why = why
             if NOTHING in gates:
                 self._hosts.part()
@@ -149,7 +158,7 @@ class Stop:
             self._last_gate = max(gates)
 
     def at_exit(self, call: Callable[[], None]) -> None:
-        """`call` is called before a stop ends the process, from another thread."""
+        """`call` is called before a stop ends the process, from another thread; not at a second Ctrl-C."""
         self._at_exit.append(call)
 
     def begin(self) -> None:
@@ -176,14 +185,14 @@ class Stop:
             raise Stopped
 
     @contextmanager
-    def guard(self, save: Callable[[], str]) -> Iterator[None]:
+    def guard(self, save: Callable[[], str], code: int = AGAIN) -> Iterator[None]:
         """A context in which the run has a whole state in hand. If it is asked to stop, another thread calls `save`,
-        which returns the last words, and ends the process. On several hosts it does nothing."""
+        which returns the last words, and ends the process with `code`. On several hosts it does nothing."""
         if self._hosts:
             yield
             return
         with self._lock:
-            self._save = save
+            self._save, self._code = save, code
             if self.why:
                 self._save_and_leave()
         try:
@@ -198,7 +207,7 @@ class Stop:
         except BaseException:
             traceback.print_exc()
             self._leave(f"asked to stop ({self.why}), but the state could not be saved", 1)
-        self._leave(told, AGAIN)
+        self._leave(told, self._code)
 
     def _leave_as_it_was(self) -> NoReturn:
         self._leave("asked to stop: nothing was trained yet; the same command starts again", AGAIN)
@@ -206,7 +215,7 @@ class Stop:
     def _leave(self, told: str, code: int) -> NoReturn:
         """Ends the process from any thread."""
         print(told, flush=True)
-        for call in self._at_exit:
+        for call in self._at_exit if code != INTERRUPTED else ():  # such a call may take long, on a disk that is away
             try:
                 call()
             except Exception:

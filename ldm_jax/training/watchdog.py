@@ -6,7 +6,7 @@ import sys
 
 class Watchdog:
     """If it is not renewed for `minutes`, the stacks of all threads go to stderr, and the process ends with the code 1.
-    0 minutes = off."""
+    It begins with the first `renew`. 0 minutes = off."""
 
     def __init__(self, minutes: float):
         self.seconds = minutes * 60

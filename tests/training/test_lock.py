@@ -116,6 +116,30 @@ def test_another_machine_counts_as_alive_while_its_lock_is_renewed(tmp_path, cap
         assert "from a process that is starting, which gave no sign of life for 100 s" in capsys.readouterr().out
 
 
+def test_a_process_that_proc_hides_counts_as_alive_while_its_lock_is_renewed(tmp_path, capsys, monkeypatch):
+    """As one of another user with hidepid=2. Its number may be that of another process by now."""
+    monkeypatch.setattr(lock, "SILENT", 1.0)
+    none = int(Path("/proc/sys/kernel/pid_max").read_text()) + 1  # no process has it
+
+    def kill(pid, number):
+        raise PermissionError if pid == none else ProcessLookupError
+
+    monkeypatch.setattr(lock.os, "kill", kill)
+    as_if(tmp_path, pid=none, began="5")
+    renewed = threading.Timer(0.4, age, [tmp_path, 0])
+    renewed.start()
+    with pytest.raises(ConfigError, match=f"process {none} on "), lock.held(tmp_path):
+        pass
+    renewed.join()
+    with lock.held(tmp_path):
+        pass
+    assert f"from process {none} on" in (said := capsys.readouterr().out) and "which gave no sign of life" in said
+    as_if(tmp_path, pid=none + 1, began="5")
+    with lock.held(tmp_path):
+        pass
+    assert "whose process is gone" in capsys.readouterr().out
+
+
 def test_the_date_is_renewed_and_a_loss_is_said(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(lock, "BEAT", 0.02)
     with lock.held(tmp_path):

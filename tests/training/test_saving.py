@@ -9,7 +9,8 @@ import pytest
 
 from ldm_jax import checkpoint, recipes, tree
 from ldm_jax.errors import Damaged, SaveFailed
-from ldm_jax.training import loop, sharding
+from ldm_jax.training import logging, loop, sharding
+from ldm_jax.training.nonfinite import NonFinite
 from ldm_jax.training.state import TrainState
 
 
@@ -34,6 +35,8 @@ class Counting:
 
 
 class Batches:
+    closed = 0
+
     def __init__(self, start):
         self.k = start
 
@@ -45,12 +48,12 @@ class Batches:
         return {"image": np.full((1,), self.k, np.float32)}
 
     def close(self):
-        pass
+        Batches.closed += 1
 
 
-def train(workdir, task=None, frozen=None, **changes):
+def train(workdir, task=None, frozen=None, log=2, **changes):
     config = recipes.load("quickstart_ldm:tiny").unlock()
-    config.every.update(log=2, evaluate=0, picture=0, checkpoint=5)
+    config.every.update(log=log, evaluate=0, picture=0, checkpoint=5)
     config.update(batch_size=1, **changes)
     loaders = loop.Loaders(Batches, None, None)
     loop.run(task or Counting(), loaders, frozen or {}, config, sharding.make_mesh(), workdir)
@@ -87,6 +90,48 @@ def test_a_failed_save_ends_the_run_at_the_next_log(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "_sign", sign)
     train(tmp_path, steps=20)
     assert checkpoint.steps(tmp_path) == [10, 15, 20] and result(tmp_path, 20) == sum(range(21))
+
+
+class Exploding(Counting):
+    """Its loss is not finite from step 7 on."""
+
+    def step(self, state, frozen, batch):
+        new, metrics = super().step(state, frozen, batch)
+        return new, {"loss": jnp.where(new.step < 7, metrics["loss"], jnp.nan)}
+
+    def gradients(self, state, frozen, batch):
+        return {"counted": {"sum": jnp.float32(jnp.nan)}}, {}
+
+
+def failing(step, monkeypatch):
+    """The save of the step fails."""
+    sign = checkpoint._sign
+
+    def no_space(folder, saved):
+        if saved == step:
+            raise OSError(28, "No space left on device")
+        sign(folder, saved)
+
+    monkeypatch.setattr(checkpoint, "_sign", no_space)
+
+
+def test_all_is_closed_when_the_last_save_fails(tmp_path, monkeypatch):
+    failing(10, monkeypatch)
+    closed, writers = Batches.closed, []
+    monkeypatch.setattr(logging.Writer, "close", lambda self: writers.append(self))
+    with pytest.raises(SaveFailed, match="step 10 could not be written"):
+        train(tmp_path, steps=10)
+    assert len(writers) == 1 and Batches.closed == closed + 1
+
+
+def test_a_failed_save_does_not_hide_that_a_loss_is_not_finite(tmp_path, monkeypatch):
+    failing(5, monkeypatch)
+    monkeypatch.setattr(checkpoint.Checkpoints, "check", lambda self: None)  # as if the save were still going on
+    with pytest.raises(NonFinite) as error:
+        train(tmp_path, Exploding(), steps=20)
+    text = str(error.value)
+    assert "step 7: loss is not finite" in text and "step 5 could not be written" in text, text
+    assert "No space left on device" in text and "of 1 of 1 modules: counted/sum" in text, text
 
 
 def test_a_damaged_checkpoint_costs_steps_alone(tmp_path, capsys):

@@ -114,13 +114,14 @@ def test_the_limit_is_an_option_of_the_command(capsys):
 
 
 def test_the_second_interrupt_ends_at_once(tmp_path):
-    """Also in the first one's save, here one that never ends."""
+    """Also in the first one's save, here one that never ends; and it waits for no disk to give the lock back."""
     code = (
         "import os, signal, time\n"
         "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
         "from ldm_jax.training.stopping import Stop\n"
         "with Stop() as stop:\n"
         "    stop.begin()\n"
+        "    stop.at_exit(lambda: time.sleep(60))\n"
         "    with stop.guard(lambda: time.sleep(60)):\n"
         "        os.kill(os.getpid(), signal.SIGINT)\n"
         "        time.sleep(1)\n"
@@ -139,6 +140,15 @@ def test_a_run_that_is_complete_ends_with_0_whenever_it_is_asked():
     stop.close()
     stop._act("too late")
     assert not stop.why
+
+
+def test_a_stop_while_steps_are_done_again_for_a_loss_that_is_not_finite_is_an_error(tmp_path):
+    """Not AGAIN: the same command would come to the same step, again and again."""
+    process = start(tmp_path, "gradients@2", "nan_at=2")
+    wait_for(process, "at gradients")
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and "step 2: grad_norm, loss is not finite" in out + err
 
 
 def test_handlers_are_put_back():
@@ -265,6 +275,32 @@ def test_hosts_end_at_once_when_one_has_not_begun(monkeypatch):
     while len(left) < 2 and time.monotonic() < until:
         time.sleep(0.01)
     assert sorted(left) == [0, 1]
+
+
+def test_a_host_that_gets_no_answer_ends_with_an_error(monkeypatch):
+    """It would wait in the next step for hosts that have stopped. One that is complete ends by itself."""
+    monkeypatch.setattr(stopping, "POLL", 0.02)
+    monkeypatch.setattr(stopping, "ANSWER", 0.1)
+    left, done = [], threading.Event()
+
+    def leave(told, code):
+        left.append((told, code))
+        done.set()
+        threading.Event().wait()  # the process would end here
+
+    stops = [Stop() for _ in range(2)]
+    for stop in stops:
+        monkeypatch.setattr(stop, "_leave", leave)
+        stop.begin()
+    stops[1].close()
+    for stop in reversed(stops):
+        stop.share(Hosts(Store(), 0, 2))
+        stop.ask("SIGTERM")
+    assert done.wait(10)
+    time.sleep(0.3)
+    ((told, code),) = left
+    assert code == 1 and "asked to stop (SIGTERM), but not all hosts answered within 0.1 s" in told
+    assert "goes on from the newest checkpoint" in told
 
 
 def two_hosts(workdir, *options, waits=("", "")):

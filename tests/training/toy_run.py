@@ -57,6 +57,7 @@ def train(stop: stopping.Stop, waits: Waits, workdir: str, options: dict) -> Non
         """Minimises (w - x)^2; the gradient of the other parameter is the batch's "bad"."""
 
         columns, headline, keeps_frozen, draws = None, ("loss",), False, True
+        traced = 0  # times that the gradients were: 1 for the step, 2 for the modules that are not finite
 
         def init(self, key, frozen, batch):
             waits.at("init")
@@ -64,6 +65,9 @@ def train(stop: stopping.Stop, waits: Waits, workdir: str, options: dict) -> Non
             return TrainState(jnp.int32(0), params, {}, {}, {}, key)
 
         def gradients(self, state, frozen, batch):
+            self.traced += 1
+            waits.at("gradients", self.traced)
+
             def loss(params):
                 net = params["net"]
                 return jnp.mean((net["w"] - batch["x"]) ** 2) + jnp.mean(net["other"] * batch["bad"])
