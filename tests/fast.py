@@ -6,8 +6,11 @@ Results stay within float32 round-off.
 from collections.abc import Callable
 
 import jax
+import jaxlib.version
 
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # options of the compiler
+if jaxlib.version.__version_info__ < (0, 11):  # later ones do not have it, and end at a flag that they do not know
+    QUICK["xla_cpu_use_fusion_emitters"] = False  # the older way to make kernels takes about half the time to compile
 
 
 def flags(*further: str) -> str:
