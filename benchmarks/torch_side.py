@@ -114,7 +114,7 @@ class Side:
     def _load(self, path: Path):
         if not path.exists():
             return None
-        kind = getattr(diffusers, folders._json(path / "config.json")["_class_name"])
+        kind = getattr(diffusers, folders.settings.load(path / "config.json")["_class_name"])
         return kind.from_pretrained(path, low_cpu_mem_usage=False).to(DEVICE).to(memory_format=self.layout)
 
     def _compiled(self, fn):

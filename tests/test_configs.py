@@ -56,6 +56,7 @@ PAPER = {
     "imagenet_classifier:f4": 109.67,
     "first_stage_kl_f4": 55.31,
     "first_stage_kl_f8": 83.65,
+    "first_stage_sd_vae": 83.65,
     "first_stage_kl_f16": 69.61,
     "first_stage_kl_f32": 103.88,
     "first_stage_vq_f4": 55.32,
@@ -136,7 +137,8 @@ def filled(shapes):
 ALIKE = {name for name in RECIPES if ":" in name} - {"celeba_compression:f1"} | {
     "ffhq_ldm4", "lsun_bedrooms_ldm4", "first_stage_vq_f8_n256", "text2img_ldm4", "coco_layout_ldm8",
     "landscapes_semantic_512_ldm4", "places_inpainting_ldm4", "first_stage_kl_f16",
-    "first_stage_vq_f16", "first_stage_kl_f8", "first_stage_kl_f32", "imagenet_ldm8",
+    "first_stage_vq_f16", "first_stage_kl_f8", "first_stage_kl_f32", "first_stage_sd_vae",
+    "imagenet_ldm8",
 } | OURS  # fmt: skip
 # One recipe for each kind of condition and of first stage takes a step here, with one level of its UNet.
 STEPS = {

@@ -2,13 +2,15 @@
 
     python convert.py --config=celeba_ldm4 --from model.ckpt --to runs/celeba
     python convert.py --config=first_stage_vq_f4 --from vqvae/ --to runs/vq_f4
+    python convert.py --from sd-vae-ft-mse --to runs/sd_vae     (a folder of diffusers tells its recipe)
     python convert.py --from runs/celeba --to model.ckpt        (or model.safetensors, or a folder)
     python convert.py --check runs/celeba                       (are all its files whole?)
 
 In: .ckpt, .pth (nothing in them is executed, torch is not needed), .safetensors, or a folder of diffusers with
 unet/, vqvae/, ... or one autoencoder. The run directory works with sample.py and train.py at once. --config is the
 recipe of the model that the file holds; options are overridden as in train.py (--config.latent_scale=0.18). With a
-first-stage recipe, the first stage inside a whole LDM is taken out.
+first-stage recipe, the first stage inside a whole LDM is taken out. Without --config, a folder of diffusers (a whole
+pipeline, a VQModel or an AutoencoderKL) chooses the recipe and the options by its config.json.
 
 Out: the direction follows from --from being a run directory. Names ending in .ckpt, .pth or .safetensors get the
 original's keys, any other name becomes a folder of diffusers. What the original held and nothing here reads is in
@@ -21,6 +23,7 @@ with 1 if one is bad. Installed, the command is ldm-convert.
 import argparse
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -43,7 +46,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Any]:
     add("--from", dest="source", help="file, folder of diffusers, or run directory")
     add("--to", dest="target", help="run directory to make; or file or folder to write")
     add("--check", metavar="RUN", help="instead: says which files of a run directory are damaged")
-    add("--config", help="recipe of the model, NAME[:VARIANT]; needed when --from is not a run directory")
+    add("--config", help="recipe of the model, NAME[:VARIANT]; needed when --from is a file")
     add("--checkpoint", type=int, help="writing: step of the run's checkpoint (default: the newest)")
     add("--no-ema", action="store_true", help="writing a folder: the raw instead of the averaged parameters")
     args, args.overrides = parser.parse_with_overrides(argv)
@@ -56,10 +59,15 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Any]:
         return args, None
     if args.source is None or args.target is None:
         parser.error("--from and --to are needed; or --check RUN")
-    args.importing = args.config is not None
     run = _is_run(Path(args.source))
-    if not args.importing and not run:
-        parser.error(f"{args.source} is no run directory; to convert it to one, give its recipe: --config=NAME")
+    args.chosen = args.config is None and not run
+    if args.chosen:
+        try:
+            args.config, told = recipe_of(Path(args.source))
+        except UsageError as error:
+            parser.error(str(error))
+        args.overrides = told + args.overrides
+    args.importing = args.config is not None
     if args.importing and run:
         parser.error(f"{args.source} is a run directory, which knows its own configuration: leave --config out")
     if args.importing and (args.checkpoint is not None or args.no_ema):
@@ -74,6 +82,36 @@ def _is_run(path: Path) -> bool:
         return "task" in json.loads((path / "config.json").read_text())
     except (OSError, ValueError):
         return False
+
+
+def recipe_of(source: Path) -> tuple[str, list[str]]:
+    """(recipe, options of it) of a folder of diffusers. UsageError if it cannot be told."""
+    from ldm_jax import recipes
+    from ldm_jax.convert import diffusers_recipe, tensors
+
+    if source.suffix not in tensors.ENDINGS:
+        tensors.check_there(source)
+    found = diffusers_recipe.options_of(source)
+    if found is None:
+        raise UsageError(f"{source} is no run directory; to convert it to one, give its recipe: --config=NAME")
+    kind, wanted = found
+    changes = {name: _changes(recipes.load(name), wanted) for name in diffusers_recipe.RECIPES[kind]}
+    best = min(changes, key=lambda name: ("first_stage.ch_mult" in changes[name], len(changes[name])))
+    return best, [f"--config.{option}={value}".replace(" ", "") for option, value in changes[best].items()]
+
+
+def _changes(config, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Those of the options that the recipe has, and with another value."""
+    from ldm_jax.convert.diffusers_settings import same
+
+    known = config.to_dict()
+    out = {}
+    for option, value in wanted.items():
+        section, _, name = option.rpartition(".")
+        options = known.get(section, {}) if section else known
+        if name in options and not same(options[name], value):
+            out[option] = value
+    return out
 
 
 def _betas(config):
@@ -122,6 +160,10 @@ def to_run(args: argparse.Namespace, config) -> None:
     source = tensors.read(Path(args.source), config, template, _latent_size(config))
     weights, beside = tensors.fill(source, config, abstract, frozen, _betas(config))
     step = config.steps if source.step is None else source.step
+    scale = source.scaling_factor
+    if config.task == "first_stage" and "latent_scale" in config and scale and scale != config.latent_scale:
+        config.latent_scale = scale
+        args.overrides.append(f"--config.latent_scale={scale}")
     if config.task == "first_stage":
         weights = {"discriminator": {}} | weights
         weights["discriminator"] = weights["discriminator"] or fresh_discriminator(config)
@@ -136,6 +178,8 @@ def to_run(args: argparse.Namespace, config) -> None:
                 shutil.copytree(Path(args.source) / TOKENIZER, partial / TOKENIZER)
         manifest = {key: [str(array.dtype), list(array.shape)] for key, array in source.state.items()}
         metadata = {"layout": source.layout, "step": str(step), "manifest": json.dumps(manifest)}
+        if scale is not None:
+            metadata["scaling_factor"] = str(scale)
         write_safetensors(partial / tensors.KEPT, tensors.given(beside), metadata)
         checkpoint.save_from_numpy(partial, step, state)
         checkpoint.keep_config(partial, config.to_dict())
@@ -167,6 +211,8 @@ def _whole(target: Path) -> Iterator[Path]:
 def _tell(args, config, source, weights: Tree, beside: dict, step: int) -> None:
     from ldm_jax import conditions, tree
 
+    if args.chosen:
+        print(f"recipe {args.config}, which its config.json fits" + "".join(f"\n  {o}" for o in args.overrides))
     print(f"{args.source}: {len(source.state)} tensors, {len(source.state) - len(beside)} of them used")
     for name, part in weights.items():
         if name not in ("latent_scale", "ema") and tree.count(part):
@@ -185,7 +231,12 @@ def _tell(args, config, source, weights: Tree, beside: dict, step: int) -> None:
     if config.task == "ldm":
         condition = " ".join(part.example for part in conditions.condition_of(config).parts().values())
         print(f"    python sample.py --workdir={args.target} --steps=50 {condition}")
-    changed = " ".join(o for o in args.overrides if not o.startswith("--config.steps"))
+    if config.task == "first_stage" and source.scaling_factor is not None:
+        print(
+            f"    for a diffusion model on it: --config.first_stage.checkpoint={args.target} "
+            f"--config.latent_scale={source.scaling_factor}"
+        )
+    changed = " ".join(shlex.quote(o) for o in args.overrides if not o.startswith("--config.steps"))
     print(
         f"    python train.py --config={args.config} --workdir={args.target} --config.steps={step + 10_000} {changed}"
         "   (fine-tuning, 10,000 steps)"
@@ -243,6 +294,11 @@ def _write_folder(target: Path, config, run: Path, state, frozen: Tree, averaged
         state = state.replace(params=state.ema)
     weights = tensors.weights_of(config, state, frozen, ema=False)
     parts = tensors.components(config, weights, _latent_size(config))
+    if config.task == "ldm":
+        for note in diffusers.check_pipeline(parts, config.conditioner.kind):
+            print(f"note: {note}")
+    elif (scale := tensors.kept_scaling_factor(run)) is not None:
+        parts[0].config["scaling_factor"] = scale
     out = tensors.tensors_of(config, run, state, weights, extras=False)
     with _whole(target) as partial:
         for part in parts:

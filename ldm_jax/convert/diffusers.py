@@ -8,7 +8,6 @@ Facts about names, classes and defaults: huggingface/diffusers, src/diffusers/mo
 """
 
 import json
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,27 +16,18 @@ from typing import Any
 
 import numpy as np
 
+from ldm_jax.convert import diffusers_settings as settings
 from ldm_jax.convert.compvis import CONDITIONER, UNET
+from ldm_jax.convert.diffusers_settings import PIPELINES, USUAL_KL_SCALE, Section
 from ldm_jax.convert.safetensors_file import Spec, read_safetensors, write_safetensors
 from ldm_jax.convert.torch_reader import read_torch
-from ldm_jax.errors import UsageError
-from ldm_jax.files import mistaken
+from ldm_jax.errors import Missing, UsageError
 
-Section = Mapping[str, Any]
 Tensors = Mapping[str, tuple[Spec, Callable[[], np.ndarray]]]
-WEIGHT_FILES = tuple(
-    f"{stem}{variant}.{ending}"
-    for variant in ("", ".fp16")
-    for ending in ("safetensors", "bin")
-    for stem in ("diffusion_pytorch_model", "model", "pytorch_model")
-)
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+ENDINGS = ("safetensors", "bin")
+VARIANTS = ("fp16", "bf16")  # read where there is no full file
 FOLDERS = {"vqvae": ("vqvae", "vae"), "unet": ("unet",), "bert": ("bert",)}
-# What a class takes where config.json is silent, for the values that change a forward pass but no shape.
-DEFAULTS: dict[str, Any] = {"attention_head_dim": 8, "flip_sin_to_cos": True, "freq_shift": 0, "act_fn": "silu",
-                            "norm_num_groups": 32, "center_input_sample": False, "num_vq_embeddings": 256,
-                            "resnet_time_scale_shift": "default", "use_linear_projection": False}  # fmt: skip
-NOT_COMPARED = ("_class_name", "sample_size", "scaling_factor", "norm_eps", "force_upcast", "_diffusers_version")
-USUAL_KL_SCALE = 0.18215  # the classes' default, also of VQModel, for which it means nothing
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 SCHEDULES = {"scaled_linear": "scaled_linear", "linear": "linear", "cosine": "squaredcos_cap_v2"}
@@ -243,19 +233,28 @@ def join_qkv(parts: list[np.ndarray], heads: int, new_order: bool) -> np.ndarray
 # Reading
 
 
-def read_folder(path: str | Path, wanted: list[Component]) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
-    """(state dict with the original's keys, {folder: its config.json}) of the components in `path`.
+def read_folder(
+    path: str | Path, wanted: list[Component], diffusion: Section | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, dict], list[str]]:
+    """(state dict with the original's keys, {folder: its config.json}, notes for the user) of the components in `path`.
 
-    What a component has beyond the wanted keys is kept as "<folder>/<key>". Also gives the scheduler's config.
-    Raises UsageError when a component is missing, damaged, of another class or of other numbers.
+    What a component has beyond the wanted keys is kept as "<folder>/<key>". diffusion: config.diffusion, which the
+    folder's scheduler must fit. Raises UsageError when a component is missing, damaged, of another class or of other
+    numbers.
     """
     path = Path(path)
     state: dict[str, np.ndarray] = {}
     configs: dict[str, dict] = {}
+    notes: list[str] = []
+    if len(wanted) > 1 and (path / "model_index.json").exists():
+        settings.check_index(path / "model_index.json")
     for component in wanted:
         folder = _folder_of(path, component)
-        configs[component.folder] = _checked_config(folder, component)
-        tensors = {_new_name(k): v for k, v in _tensors(folder).items()}
+        configs[component.folder] = settings.load(folder / "config.json")
+        settings.check(folder / "config.json", configs[component.folder], component.kind, component.config)
+        found, note = _tensors(folder)
+        notes += note
+        tensors = {_new_name(k): v for k, v in found.items()}
         for key, names in component.keys.items():
             if all(name in tensors for name in names):
                 parts = [tensors.pop(name) for name in names]
@@ -264,9 +263,9 @@ def read_folder(path: str | Path, wanted: list[Component]) -> tuple[dict[str, np
                 )  # fmt: skip
         state |= {f"{component.folder}/{key}": array for key, array in tensors.items() if key != _POSITION_IDS}
     scheduler = path / "scheduler" / "scheduler_config.json"
-    if scheduler.exists():
-        configs["scheduler"] = _json(scheduler)
-    return state, configs
+    if diffusion is not None and scheduler.exists():
+        settings.check_scheduler(scheduler, settings.load(scheduler), scheduler_config(diffusion))
+    return state, configs, notes
 
 
 _POSITION_IDS = "model.embeddings.position_ids"
@@ -278,19 +277,9 @@ def _new_name(key: str) -> str:
     return f"{match[1]}{OLD_ATTENTION[match[2]]}.{match[3]}" if match else key
 
 
-def _json(path: Path) -> dict:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} cannot be read: {mistaken(path) or error}") from error
-    if not isinstance(found, dict):
-        raise UsageError(f"{path} holds no settings")
-    return found
-
-
 def _folder_of(path: Path, component: Component) -> Path:
     for folder in (*(path / name for name in FOLDERS[component.folder]), path):
-        if (folder / "config.json").is_file() and _json(folder / "config.json").get("_class_name") in (
+        if (folder / "config.json").is_file() and settings.load(folder / "config.json").get("_class_name") in (
             component.kind, *((None,) if component.kind == "LDMBertModel" and folder != path else ()),
         ):  # fmt: skip
             return folder
@@ -300,28 +289,49 @@ def _folder_of(path: Path, component: Component) -> Path:
     )
 
 
-def _checked_config(folder: Path, component: Component) -> dict:
-    """config.json, which must give the numbers of the component; a text encoder's show in its shapes."""
-    found = _json(folder / "config.json")
-    wrong = []
-    for name, value in component.config.items():
-        theirs = found.get(name, DEFAULTS.get(name, value))
-        if name == "attention_head_dim" and isinstance(value, list) != isinstance(theirs, list):
-            levels = len(component.config["block_out_channels"])
-            value, theirs = (x if isinstance(x, list) else [x] * levels for x in (value, theirs))
-        if name not in NOT_COMPARED and component.kind != "LDMBertModel" and theirs != value:
-            wrong.append(f"    {name}: {theirs} in the folder, {value} by the config")
-    if wrong:
-        raise UsageError(f"{folder} holds another {component.kind} than the config's:\n" + "\n".join(wrong))
-    return found
+def _tensors(folder: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """(tensors of the first set of weights that is there, notes of what was chosen). Full files come before variants,
+    and a file before the index of several."""
+    tried = []
+    for variant in ("", *VARIANTS):
+        for stem, ending in ((stem, ending) for ending in ENDINGS for stem in STEMS):
+            name = f"{stem}.{variant}.{ending}" if variant else f"{stem}.{ending}"
+            index = f"{stem}.{ending}.index.{variant}.json" if variant else f"{stem}.{ending}.index.json"
+            tried += [name, index]
+            note = [f"{folder.name}: the weights of {name}, {variant}; there is no full file"] if variant else []
+            if (folder / name).is_file():
+                return _read_weights(folder / name), note
+            if (folder / index).is_file():
+                return _shards(folder, index), note
+    raise UsageError(f"{folder} holds no weights; looked for {', '.join(tried)}")
 
 
-def _tensors(folder: Path) -> dict[str, np.ndarray]:
-    for name in WEIGHT_FILES:
-        if (folder / name).is_file():
-            read = read_safetensors if name.endswith(".safetensors") else lambda p: (read_torch(p), {})
-            return dict(read(folder / name)[0])
-    raise UsageError(f"{folder} holds no weights; looked for {', '.join(WEIGHT_FILES)}")
+def _read_weights(path: Path) -> dict[str, np.ndarray]:
+    return dict(read_safetensors(path)[0]) if path.suffix == ".safetensors" else read_torch(path)
+
+
+def _shards(folder: Path, index: str) -> dict[str, np.ndarray]:
+    """The tensors of several files, of which an index says which key is where. UsageError for what is not there."""
+    places = settings.load(folder / index).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise UsageError(f'{folder / index} has no "weight_map" of keys and files')
+    out: dict[str, np.ndarray] = {}
+    for name in sorted(set(places.values())):
+        if name in ("", ".", "..") or Path(name).name != name:
+            raise UsageError(f"{folder / index} names {name[:100]!r}, which is no file beside it")
+        if not (folder / name).is_file():
+            raise Missing(
+                f"{folder / name}, which {index} names, is not there: download the folder again, with all files"
+            )
+        found = _read_weights(folder / name)
+        keys = [key for key, place in places.items() if place == name]
+        missing = [key for key in keys if key not in found]
+        if missing:
+            raise UsageError(
+                f"{folder / name} lacks {len(missing)} tensors that {index} names, first {missing[0][:100]}"
+            )
+        out |= {key: found[key] for key in keys}
+    return out
 
 
 def scale_of(config: Section) -> float | None:
@@ -332,23 +342,6 @@ def scale_of(config: Section) -> float | None:
     if config.get("_class_name") == "VQModel":
         return None if found in (None, USUAL_KL_SCALE) else float(found)
     return float(USUAL_KL_SCALE if found is None else found)
-
-
-def check_scheduler(scheduler: Section, diffusion: Section) -> None:
-    """Raises UsageError when the folder's noise schedule is not that of config.diffusion."""
-    expected = scheduler_config(diffusion)
-    names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
-    wrong = [
-        f"    {name}: {scheduler[name]} in the folder, {expected[name]} by the config"
-        for name in names
-        if name in scheduler and not _same(scheduler[name], expected[name])
-    ]
-    if wrong:
-        raise UsageError("the folder's scheduler has another noise schedule than the config:\n" + "\n".join(wrong))
-
-
-def _same(a: Any, b: Any) -> bool:
-    return math.isclose(a, b, rel_tol=1e-6) if isinstance(b, float) and isinstance(a, float | int) else a == b
 
 
 def scheduler_config(diffusion: Section) -> dict:
@@ -374,15 +367,16 @@ def scheduler_config(diffusion: Section) -> dict:
 
 # Writing
 
-# The condition's kind -> the class of the whole; others have no pipeline in diffusers.
-PIPELINES = {"none": "LDMPipeline", "superres": "LDMSuperResolutionPipeline", "text": "LDMTextToImagePipeline"}
-
 
 def write_component(path: Path, component: Component, tensors: Tensors) -> None:
-    """config.json and the weights, in `path`. Keys without tensors are filled with zeros (the vocabulary head)."""
+    """config.json and the weights, in `path`. Keys without tensors are filled with zeros (the vocabulary head).
+
+    The projections of transformers keep the shape that they came with, as linear layers or as convolutions of 1x1.
+    """
     path.mkdir(parents=True, exist_ok=True)
     head = {} if component.kind == "LDMBertModel" else {"_class_name": component.kind, "_diffusers_version": VERSION}
-    (path / "config.json").write_text(json.dumps(head | component.config, indent=2) + "\n")
+    linear = {"use_linear_projection": True} if _linear_projections(component, tensors) else {}
+    (path / "config.json").write_text(json.dumps(head | component.config | linear, indent=2) + "\n")
     out: dict[str, tuple[Spec, Callable[[], np.ndarray]]] = {}
     for key, names in component.keys.items():
         (dtype, shape), give = tensors.get(key) or _zeros(key, component)
@@ -391,11 +385,39 @@ def write_component(path: Path, component: Component, tensors: Tensors) -> None:
                 part = (shape[0] // 3, *((shape[1],) if len(shape) > 1 else ()))
                 out[name] = ((dtype, part), _Part(give, i, component.heads[key], component.new_order))
             else:
-                linear = (".attentions." in name and component.folder != "unet") or ".to_out.0." in name
-                shape = shape[:2] if linear or name.endswith("proj_attn.weight") else shape
+                flat = (".attentions." in name and component.folder != "unet") or ".to_out.0." in name
+                shape = shape[:2] if flat or name.endswith("proj_attn.weight") else shape
                 out[name] = ((dtype, shape), _Reshaped(give, shape))
     weights = "model.safetensors" if component.kind == "LDMBertModel" else "diffusion_pytorch_model.safetensors"
     write_safetensors(path / weights, out, {"format": "pt"})
+
+
+def _linear_projections(component: Component, tensors: Tensors) -> bool:
+    """Whether proj_in and proj_out around the transformers of a UNet2DConditionModel are linear layers."""
+    first = next((key for key in component.keys if key.endswith(".proj_in.weight") and key in tensors), None)
+    return component.kind == "UNet2DConditionModel" and first is not None and len(tensors[first][0][1]) == 2
+
+
+def check_pipeline(components: list[Component], conditioner: str) -> list[str]:
+    """Notes on how the pipeline of diffusers draws a model. UsageError where it would draw it wrongly."""
+    parts = {component.folder: component.config for component in components}
+    scale, channels = parts["vqvae"]["scaling_factor"], parts["vqvae"]["latent_channels"]
+    if conditioner == "superres":
+        instead = "Write a .ckpt or .safetensors instead, for example --to model.safetensors"
+        if scale != 1:
+            raise UsageError(
+                f"diffusers' {PIPELINES[conditioner]} ignores the latent scale; here it is {scale}, and its pictures "
+                f"would be wrong. {instead}"
+            )
+        if channels != 3:
+            raise UsageError(
+                f"diffusers' {PIPELINES[conditioner]} takes half of the UNet's input channels for the latent, which "
+                f"must have 3 as the picture has; here it has {channels}. {instead}"
+            )
+    f = 2 ** (len(parts["vqvae"]["block_out_channels"]) - 1)
+    if conditioner == "text" and f != 8:
+        return [f"diffusers' {PIPELINES[conditioner]} takes f = 8; here f = {f}: give it height and width times 8/{f}"]
+    return []
 
 
 def _zeros(key: str, component: Component) -> tuple[Spec, Callable[[], np.ndarray]]:

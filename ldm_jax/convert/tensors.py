@@ -5,6 +5,7 @@ it: `betas` [T] of the schedule and `latent_size`, the latent's height; both are
 """
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from ldm_jax.errors import Missing, UsageError
 
 Tree = Any
 STEPS = 2**31  # steps are less: they are int32
+ENDINGS = (".ckpt", ".pth", ".pt", ".safetensors", ".bin")
 KEPT = "original.safetensors"  # in a converted run directory: what has no leaf, and the list of all keys
 
 
@@ -34,6 +36,7 @@ class Source:
     layout: str  # compvis | diffusers
     step: int | None = None
     notes: list[str] = field(default_factory=list)
+    scaling_factor: float | None = None  # what an autoencoder of diffusers says of its latents
 
 
 def weights_of(config: ConfigDict, state: Tree, frozen: Tree, ema: bool) -> Tree:
@@ -73,10 +76,13 @@ def components(config: ConfigDict, weights: Tree, latent_size: int | None) -> li
 def read(path: Path, config: ConfigDict, weights: Tree, latent_size: int | None) -> Source:
     """The model in a file or folder, whatever its format."""
     if path.is_dir():
-        state, configs = diffusers.read_folder(path, components(config, weights, latent_size))
-        return _from_diffusers(Source(state, "diffusers"), configs, config)
-    if not path.exists():
-        raise Missing(f"{path} does not exist")
+        diffusion = config.diffusion if config.task == "ldm" else None
+        state, configs, notes = diffusers.read_folder(path, components(config, weights, latent_size), diffusion)
+        source = Source(state, "diffusers", notes=notes, scaling_factor=diffusers.scale_of(configs["vqvae"]))
+        if config.task == "ldm" and source.scaling_factor is not None:
+            source.state["scale_factor"] = np.float32(source.scaling_factor)
+        return source
+    check_there(path)
     if path.suffix == ".safetensors":
         state, metadata = read_safetensors(path)
         found = metadata.get("global_step", "")
@@ -86,18 +92,21 @@ def read(path: Path, config: ConfigDict, weights: Tree, latent_size: int | None)
     return Source(state, "compvis", step if step is None or step < STEPS else None)
 
 
-def _from_diffusers(source: Source, configs: dict, config: ConfigDict) -> Source:
-    if config.task == "ldm":
-        scale = diffusers.scale_of(configs["vqvae"])
-        if scale is not None:
-            source.state["scale_factor"] = np.float32(scale)
-        if "scheduler" in configs:
-            diffusers.check_scheduler(configs["scheduler"], config.diffusion)
-    for name, found in configs.items():
-        eps = found.get("norm_eps", 1e-5)
-        if name == "unet" and eps != 1e-5:
-            source.notes.append(f"{name}: norm_eps {eps} in the folder; the original and this program have 1e-5")
-    return source
+def check_there(path: Path) -> None:
+    """Raises Missing if there is no such path; for what looks like a name of the hub, with the command that gets it."""
+    if path.exists():
+        return
+    if (
+        re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path))
+        and path.suffix not in ENDINGS
+        and not path.parent.exists()
+    ):
+        raise Missing(
+            f"{path} is no file or folder here. If it is a name of huggingface.co, download it first:\n"
+            f"    pip install huggingface_hub && hf download {path} --local-dir {path.name}\n"
+            f"and give --from {path.name}"
+        )
+    raise Missing(f"{path} does not exist")
 
 
 def fill(source: Source, config: ConfigDict, state: Tree, frozen: Tree, betas: np.ndarray | None) -> tuple[Tree, dict]:
@@ -174,7 +183,9 @@ def tensors_of(
     bfloat16 = {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
     def tensor(path, leaf, key):
-        name, shape = manifest.get(key, ("float32", names.torch_shape(path, leaf.shape)))
+        name, shape = manifest.get(key, ("float32", None))
+        if shape is None or (extras and not complete):  # a folder of diffusers has other shapes than the original
+            shape = names.torch_shape(path, leaf.shape)
         dtype = bfloat16.get(name) or np.dtype(name)
         return (dtype, tuple(shape)), lambda: names.to_torch_array(path, leaf, shape).astype(dtype, copy=False)
 
@@ -194,6 +205,14 @@ def tensors_of(
         kept[compvis.EMA_UPDATES] = np.asarray(updates, np.int32)
         kept.setdefault(compvis.EMA_DECAY, np.asarray(config.ema.decay, np.float32))
     return out | given(kept)
+
+
+def kept_scaling_factor(run: Path) -> float | None:
+    """What the config.json of the autoencoder that became `run` said of its latents, if it said something."""
+    if not (run / KEPT).exists():
+        return None
+    found = read_safetensors(run / KEPT)[1].get("scaling_factor")
+    return None if found is None else float(found)
 
 
 def given(arrays: dict) -> dict:

@@ -1,14 +1,18 @@
 """Names, shapes and settings of diffusers' own models, recorded by make_diffusers_golden.py, and a forward pass."""
 
+import functools
 import json
+import re
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from ldm_jax import build, tree
 from ldm_jax.convert import compvis, diffusers, names
-from ldm_jax.convert.safetensors_file import read_safetensors
-from ldm_jax.convert.tensors import components, fill, read
+from ldm_jax.convert.safetensors_file import read_safetensors, write_safetensors
+from ldm_jax.convert.tensors import components, fill, given, read
+from ldm_jax.diffusion.timetable import make_timetable
 from ldm_jax.errors import UsageError
 from tests.convert.conversion_tools import HERE, checkpoint, from_run, recipe, refused, shapes_of, template, to_run
 from tests.golden import weights as made_up
@@ -86,6 +90,36 @@ def test_the_unet_computes_what_the_librarys_does(celeba):
         assert rel(nchw(y), golden["y"]) < 1e-4
 
 
+@pytest.mark.parametrize("model", ["text/vqvae", "vq_f8"])
+def test_the_autoencoders_compute_what_the_librarys_do(tmp_path, model):
+    folder_of(tmp_path / "vae", model)
+    name = MODELS[model]
+    if model == "text/vqvae":  # the recipe of the first stage alone
+        name = "first_stage_sd_vae:tiny"
+    config, state, frozen = shapes_of(name)
+    source = read(tmp_path / "vae", config, template(name), None)
+    params = fill(source, config, state, frozen, None)[0]["autoencoder"]
+    stage = build.first_stage(config)
+
+    def both(params, image, z):
+        apply = functools.partial(stage.apply, {"params": params})
+        return apply(image, method="moments"), apply(z, method="decode")
+
+    with np.load(HERE / "diffusers_autoencoder.npz") as golden:
+        image, z, *expected = (golden[f"{model}/{part}"] for part in ("image", "z", "moments", "decoded"))
+    for found, theirs in zip(run_once(both, params, nhwc(image), nhwc(z)), expected):
+        assert rel(nchw(found), theirs) < 1e-4
+
+
+@pytest.mark.parametrize("spacing", ["original", "trailing"])
+def test_steps_of_a_pipeline(spacing):
+    """docs/weights.md: which spacing visits the steps of the library's DDIM."""
+    steps = make_timetable(build.schedule(recipe("celeba_ldm4")), 50, spacing)
+    with np.load(HERE / "diffusers_autoencoder.npz") as golden:
+        assert np.array_equal(steps.t, golden[f"{spacing}/t"])
+        assert np.allclose(steps.alpha_bar_prev, golden[f"{spacing}/alpha_bar_prev"], rtol=1e-4, atol=0)
+
+
 def test_there_and_back_bit_by_bit(celeba, tmp_path):
     to_run("celeba_ldm4:tiny", celeba, tmp_path / "run")
     from_run(tmp_path / "run", tmp_path / "back")
@@ -110,13 +144,17 @@ def test_old_attention_names_and_a_lone_autoencoder(tmp_path, capsys):
     assert all(a.tobytes() == made_up.make_weight(f"vq_f8/{k}", a.shape).tobytes() for k, a in after.items())
 
 
-def test_text_model_with_its_tokenizer(tmp_path):
-    source = tmp_path / "text"
+@pytest.fixture
+def text(tmp_path):
     for part in ("unet", "vqvae", "bert"):
-        folder_of(source / part, f"text/{part}")
-    (source / "tokenizer").mkdir()
-    (source / "tokenizer" / "vocab.txt").write_text("[PAD]\n")
-    to_run("text2img_ldm8:tiny", source, tmp_path / "run")
+        folder_of(tmp_path / "text" / part, f"text/{part}")
+    return tmp_path / "text"
+
+
+def test_text_model_with_its_tokenizer(text, tmp_path):
+    (text / "tokenizer").mkdir()
+    (text / "tokenizer" / "vocab.txt").write_text("[PAD]\n")
+    to_run("text2img_ldm8:tiny", text, tmp_path / "run")
     assert (tmp_path / "run" / "tokenizer" / "vocab.txt").exists()
     from_run(tmp_path / "run", tmp_path / "back")
     assert (tmp_path / "back" / "tokenizer" / "vocab.txt").read_text() == "[PAD]\n"
@@ -152,6 +190,117 @@ def test_other_settings_are_refused(celeba, tmp_path, capsys):
     with refused(capsys, r"holds no UNet2DConditionModel.*it holds scheduler, unet, vqvae"):
         to_run("text2img_ldm8:tiny", celeba, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def shards(folder, variant=""):
+    """The weights of a folder in two files and their index, as the library cuts them."""
+    whole = folder / "diffusion_pytorch_model.safetensors"
+    arrays = {key: array.copy() for key, array in read_safetensors(whole)[0].items()}
+    whole.unlink()
+    places = {}
+    for i, keys in enumerate((sorted(arrays)[::2], sorted(arrays)[1::2])):
+        name = f"diffusion_pytorch_model-0000{i + 1}-of-00002{variant}.safetensors"
+        write_safetensors(folder / name, given({key: arrays[key] for key in keys}), {})
+        places |= dict.fromkeys(keys, name)
+    index = folder / f"diffusion_pytorch_model.safetensors.index{variant}.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 0}, "weight_map": places}))
+    return arrays, index
+
+
+@pytest.mark.parametrize("variant", ["", ".fp16"])
+def test_shards(tmp_path, variant):
+    folder_of(tmp_path / "vae", "vq_f8")
+    arrays, _ = shards(tmp_path / "vae", variant)
+    found, notes = diffusers._tensors(tmp_path / "vae")
+    assert found.keys() == arrays.keys() and all(np.array_equal(found[k], arrays[k]) for k in arrays)
+    assert ("fp16" in "".join(notes)) == bool(variant)
+
+
+def test_shards_that_are_not_whole(tmp_path):
+    folder_of(tmp_path / "vae", "vq_f8")
+    _, index = shards(tmp_path / "vae")
+    whole = json.loads(index.read_text())
+    first = next(iter(whole["weight_map"]))
+    for weight_map, message in [
+        ({first: "../secret.safetensors"}, "which is no file beside it"),
+        (whole["weight_map"] | {"a.key": whole["weight_map"][first]}, "lacks 1 tensors of .*, first a.key"),
+        ({first: "gone.safetensors"}, "gone.safetensors, which .*index.json names, is not there"),
+        ({}, 'has no "weight_map"'),
+    ]:
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        with pytest.raises(UsageError, match=message):
+            diffusers._tensors(tmp_path / "vae")
+
+
+def test_variants_stand_in_for_the_full_file(tmp_path, capsys):
+    """They are read in their own precision, and named; with a full file beside them they are not looked at."""
+    folder_of(tmp_path / "vae", "vq_f8")
+    full = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    half = {key: array.astype(ml_dtypes.bfloat16) for key, array in read_safetensors(full)[0].items()}
+    write_safetensors(tmp_path / "vae" / "diffusion_pytorch_model.bf16.safetensors", given(half), {})
+    assert diffusers._tensors(tmp_path / "vae")[1] == []
+    full.unlink()
+    to_run("first_stage_vq_f8:tiny", tmp_path / "vae", tmp_path / "run")
+    assert "weights of diffusion_pytorch_model.bf16.safetensors, bf16" in capsys.readouterr().out
+    from_run(tmp_path / "run", tmp_path / "back")
+    after = read_safetensors(tmp_path / "back" / "diffusion_pytorch_model.safetensors")[0]
+    assert after.keys() == half.keys() and all(after[k].tobytes() == half[k].tobytes() for k in half)
+
+
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "config.json"])
+@pytest.mark.parametrize(
+    "content,message",
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git-LFS pointer.*git lfs pull"),
+        ("<!DOCTYPE html><html></html>", "HTML page"),
+    ],
+)
+def test_what_was_not_downloaded(tmp_path, capsys, name, content, message):
+    folder_of(tmp_path / "vae", "vq_f8")
+    if name.endswith(".bin"):
+        (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    (tmp_path / "vae" / name).write_text(content)
+    with refused(capsys, f"{name}.*{message}"):
+        to_run("first_stage_vq_f8:tiny", tmp_path / "vae", tmp_path / "run")
+
+
+def test_linear_projections(text, tmp_path):
+    """Written as they came, with the setting that the library needs for them; the original's have 1x1 kernels."""
+    file = text / "unet" / "diffusion_pytorch_model.safetensors"
+    flat = {
+        key: array.reshape(array.shape[:2]).copy() if re.search(r"proj_(in|out)\.weight", key) else array.copy()
+        for key, array in read_safetensors(file)[0].items()
+    }
+    file.unlink()
+    write_safetensors(file, given(flat), {})
+    path = text / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_linear_projection": True}))
+    to_run("text2img_ldm8:tiny", text, tmp_path / "run")
+    from_run(tmp_path / "run", tmp_path / "back")
+    assert json.loads((tmp_path / "back" / "unet" / "config.json").read_text())["use_linear_projection"] is True
+    after = read_safetensors(tmp_path / "back" / "unet" / "diffusion_pytorch_model.safetensors")[0]
+    assert {k: a.shape for k, a in after.items()} == {k: a.shape for k, a in flat.items()}
+    from_run(tmp_path / "run", tmp_path / "model.safetensors")
+    theirs, ours = read_safetensors(tmp_path / "model.safetensors")[0], checkpoint("text2img_ldm8:tiny", ema=False)
+    assert {k: theirs[k].shape for k in ours} == {k: a.shape for k, a in ours.items()}
+
+
+def test_super_resolution_that_the_pipeline_would_draw_wrongly():
+    found = parts("imagenet_superres_ldm4:tiny")
+    assert diffusers.check_pipeline(found, "superres") == []
+    found[1].config["scaling_factor"] = 0.5
+    with pytest.raises(UsageError, match=r"ignores the latent scale; here it is 0\.5.*--to model\.safetensors"):
+        diffusers.check_pipeline(found, "superres")
+    found[1].config.update(scaling_factor=1.0, latent_channels=4)
+    with pytest.raises(UsageError, match=r"must have 3.*here it has 4.*--to model\.safetensors"):
+        diffusers.check_pipeline(found, "superres")
+
+
+def test_text_models_of_other_factors_are_told_how_to_be_drawn():
+    found = parts("text2img_ldm8:tiny")
+    assert diffusers.check_pipeline(found, "text") == []
+    found[1].config["block_out_channels"] = [32, 64, 128]
+    assert "f = 4: give it height and width times 8/4" in diffusers.check_pipeline(found, "text")[0]
 
 
 @pytest.mark.parametrize(
