@@ -106,7 +106,7 @@ def test_a_lone_autoencoder_of_another_shape_there_and_back(tmp_path, capsys):
     folder_of(tmp_path / "vae", "text/vqvae")
     file = tmp_path / "vae" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"scaling_factor": 0.25}))
-    convert.main(["--from", str(tmp_path / "vae"), "--to", str(tmp_path / "run")])
+    convert.main(["--from", str(tmp_path / "vae"), "--to", str(tmp_path / "run"), "--config.loss.disc_ndf=8"])
     told = capsys.readouterr().out
     assert "recipe first_stage_sd_vae" in told and "--config.first_stage.ch=32" in told
     assert f"--config.first_stage.checkpoint={tmp_path / 'run'} --config.latent_scale=0.25" in told
