@@ -61,16 +61,20 @@ def gone(pids, within) -> bool:
 
 
 def test_workers_outlive_signals_to_all_but_not_their_parent(parent):
+    def step(k):
+        parent.stdin.write("\n")
+        parent.stdin.flush()
+        assert parent.stdout.readline() == f"batch {k}\n"
+
     assert parent.stdout.readline() == "batch 0\n"
+    step(1)  # of the second worker: both have begun
     pids = workers(parent)
     assert len(pids) == 2
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
         for pid in pids:
             os.kill(pid, number)
-    for k in range(1, 12):  # more than were made before
-        parent.stdin.write("\n")
-        parent.stdin.flush()
-        assert parent.stdout.readline() == f"batch {k}\n"
+    for k in range(2, 13):  # more than were made before
+        step(k)
     parent.kill()
     assert gone(pids, 3)
 
