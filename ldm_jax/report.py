@@ -269,7 +269,10 @@ class Judge:
         return other
 
     def _features(self, pictures: PictureSet, extractor: features.Extractor) -> metrics.Features:
+        """Kept in files, but for pictures that come only once."""
         taps = metrics.taps_of(extractor.network)
+        if isinstance(pictures, InMemory):
+            return extractor(pictures.images, taps)
         return kept.features_of(pictures, extractor, taps, self.cache, self.say)
 
     def made_once(self, pictures: PictureSet) -> PictureSet:
@@ -281,11 +284,9 @@ class Judge:
     def report(self, pictures: PictureSet) -> Report:
         """All numbers of a set, and its pictures."""
         pictures = self.made_once(pictures)
-        in_memory = isinstance(pictures, InMemory)  # features of pictures that come only once are not kept in files
         numbers, shown = dict(getattr(pictures, "facts", {})), {}
         for extractor in self.extractors:
-            network, taps = extractor.network, metrics.taps_of(extractor.network)
-            ours = extractor(pictures.images, taps) if in_memory else self._features(pictures, extractor)
+            network, ours = extractor.network, self._features(pictures, extractor)
             if self.reference is not None:
                 if network.name not in self._reference_features:
                     self._reference_features[network.name] = self._features(self.reference, extractor)
@@ -392,15 +393,14 @@ class TrainingMetrics:
         if config.task == "first_stage" or config.conditioner.kind not in ("none", "class"):
             data = data_of(config, workdir, train=False, count=m.samples, examples=True)
         self._data = data
-        reference = data_of(config, workdir, train=True, count=m.reference or None)
+        reference = data
+        if config.task == "ldm":
+            reference = data_of(config, workdir, train=True, count=m.reference or None)
         networks = [name for name in m.networks.split(",") if name]
         self._check_best(networks)
         if config.task == "ldm":
             self._check_request()
-        self._judge = Judge(
-            networks, data if config.task == "first_stage" else reference, weights_folder=m.weights, batch=m.batch,
-            say=say,
-        )  # fmt: skip
+        self._judge = Judge(networks, reference, weights_folder=m.weights, batch=m.batch, say=say)
 
     def __call__(
         self, step: int, weights: dict[str, tuple[Tree, Tree]], check: Callable[[], None] = lambda: None

@@ -29,6 +29,16 @@ from ldm_jax.diffusion.timetable import Timetable
 Known = Callable[[jax.Array, Step], jax.Array]
 
 
+def _extrapolated(
+    ratio: jax.Array, k: jax.Array, x0: jax.Array, x0_before: jax.Array, h_before: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """(h, x0 extrapolated linearly over half a step) of step k, whose e^(-h) is `ratio`. The first step, and one to
+    alpha_bar 1, keep x0."""
+    first_order = (k == 0) | (ratio == 0)
+    h = -jnp.log(jnp.where(ratio == 0, 1, ratio))
+    return h, x0 + jnp.where(first_order, 0, h / (2 * h_before)) * (x0 - x0_before)
+
+
 @sampler(spacing="log_snr")
 def dpm_solver_pp_2m(
     denoise: Denoise,
@@ -54,10 +64,8 @@ def dpm_solver_pp_2m(
         (z, x0_before, h_before), (s, k) = carry, x
         z = known(z, s)
         x0 = x0_of(z, denoise(z, batched(s.t, z)), s.a)
-        ratio = jnp.sqrt((1 - s.a_prev) / s.a_prev * s.a / (1 - s.a))  # exp(-h), h the step in lambda
-        first_order = (k == 0) | (ratio == 0)
-        h = -jnp.log(jnp.where(ratio == 0, 1, ratio))
-        x0_ahead = x0 + jnp.where(first_order, 0, h / (2 * h_before)) * (x0 - x0_before)
+        ratio = _ratio(s.a, s.a_prev)
+        h, x0_ahead = _extrapolated(ratio, k, x0, x0_before, h_before)
         scale = jnp.sqrt((1 - s.a_prev) / (1 - s.a))
         return (scale * z + jnp.sqrt(s.a_prev) * (1 - ratio) * x0_ahead, x0, h), x0
 
@@ -95,9 +103,7 @@ def dpm_solver_pp_2m_sde(
         z = known(z, s)
         x0 = x0_of(z, denoise(z, batched(s.t, z)), s.a)
         ratio = _ratio(s.a, s.a_prev)
-        first_order = (k == 0) | (ratio == 0)
-        h = -jnp.log(jnp.where(ratio == 0, 1, ratio))
-        x0_ahead = x0 + jnp.where(first_order, 0, h / (2 * h_before)) * (x0 - x0_before)
+        h, x0_ahead = _extrapolated(ratio, k, x0, x0_before, h_before)
         scale = jnp.sqrt((1 - s.a_prev) / (1 - s.a)) * jnp.exp(-eta * h)
         z = scale * z + jnp.sqrt(s.a_prev) * (1 - ratio * jnp.exp(-eta * h)) * x0_ahead
         if noise is not None:
