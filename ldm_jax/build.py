@@ -131,10 +131,15 @@ def classifier(config: ConfigDict) -> LatentClassifier:
     return LatentClassifier(LatentSpace(first_stage(config)), network, schedule(config))
 
 
+def reduction(first_stage: ConfigDict) -> int:
+    """f: pixels of an image's side for one of its latent's."""
+    return 1 if first_stage.kind == "identity" else first_stage.get("patch", 1) * 2 ** (len(first_stage.ch_mult) - 1)
+
+
 def latent_shape(config: ConfigDict, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
     """(h, w, c) of the latents of images of `size` (H, W), by default config.data.image_size."""
     s = config.first_stage
-    f = 1 if s.kind == "identity" else 2 ** (len(s.ch_mult) - 1)
+    f = reduction(s)
     height, width = size or (config.data.image_size,) * 2
     if height % f or width % f:
         raise ConfigError(f"images of {height}x{width} pixels do not divide by the first stage's f={f}")

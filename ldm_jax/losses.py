@@ -40,6 +40,7 @@ from jaxtyping import Float, Int
 
 from ldm_jax.arrays import Array
 from ldm_jax.errors import ConfigError
+from ldm_jax.models.layers import fold
 
 Tree = Any
 Scalar = Float[Array, ""]
@@ -115,8 +116,8 @@ def adopt_weight(step: Int[Array, ""] | int, start: int, value: float = 1.0) -> 
 
 
 def adaptive_weight(
-    features: Float[Array, "B H W ch"],
-    kernel: Float[Array, "3 3 ch C"],
+    features: Float[Array, "B _ _ ch"],
+    kernel: Float[Array, "3 3 ch _"],
     grad_nll: Float[Array, "B H W C"],
     grad_g: Float[Array, "B H W C"],
     *,
@@ -128,8 +129,10 @@ def adaptive_weight(
     The norms are of the gradients to `kernel` [3,3,ch,C] of the last convolution. Its input `features`
     [B,H,W,ch] and the gradients to the reconstruction, `grad_nll` and `grad_g` [B,H,W,C], determine them,
     so no second pass through the decoder is needed. A constant for differentiation; finite for zero
-    gradients.
+    gradients. A decoder that makes squares of pixels has a kernel [3,3,ch,p*p*C] and features [B,H/p,W/p,ch].
     """
+    patch = grad_nll.shape[1] // features.shape[1]
+    grad_nll, grad_g = (fold(grad, patch) for grad in (grad_nll, grad_g)) if patch > 1 else (grad_nll, grad_g)
     features, kernel = features.astype(jnp.float32), kernel.astype(jnp.float32)
 
     def last_convolution(kernel: Array) -> Array:
@@ -148,13 +151,13 @@ def adaptive_weight(
 def generator_objective(
     image: Float[Array, "B H W C"],
     reconstruction: Float[Array, "B H W C"],
-    features: Float[Array, "B H W ch"],
-    kernel: Float[Array, "3 3 ch C"],
+    features: Float[Array, "B _ _ ch"],
+    kernel: Float[Array, "3 3 ch _"],
     *,
     family: str,
     penalty: Scalar | float,
     distance: Callable[[Array], Array] | None,
-    logits: Callable[[Array], tuple[Array, Tree]],
+    logits: Callable[[Array], tuple[Array, Tree]] | None,
     disc_factor: Scalar | float,
     disc_weight: float,
     perceptual_weight: float = 1.0,
@@ -166,7 +169,8 @@ def generator_objective(
     image, reconstruction: [B,H,W,C] in [-1,1]; features [B,H,W,ch], kernel [3,3,ch,C]: input and kernel of
     the decoder's last convolution. family: "kl" (summed) or "vq" (mean), see above. penalty: scalar, already
     weighted; its gradient reaches the autoencoder through the caller's vjp. distance: reconstruction -> LPIPS
-    [B], or None. logits: reconstruction -> (logits [B,h,w,1], the discriminator's new running statistics).
+    [B], or None. logits: reconstruction -> (logits [B,h,w,1], the discriminator's new running statistics), or None:
+    without discriminator.
     Returns (loss, gradient to the reconstruction [B,H,W,C] in its dtype, metrics, running statistics).
     """
     if family not in FAMILIES:
@@ -183,21 +187,20 @@ def generator_objective(
         return generator_loss(values), variables
 
     (nll, perceptual), grad_nll = jax.value_and_grad(nll_of, has_aux=True)(reconstruction)
+    measured = {
+        "nll": nll,
+        "l1": jnp.abs(image - reconstruction).mean(),
+        "lpips": perceptual,
+        "psnr": psnr(image, reconstruction).mean(),
+    }
+    if logits is None:
+        return nll + penalty, grad_nll.astype(reconstruction.dtype), {"loss": nll + penalty} | measured, {}
     (g, variables), grad_g = jax.value_and_grad(g_of, has_aux=True)(reconstruction)
     d_weight = disc_weight * adaptive_weight(features, kernel, grad_nll, grad_g)
     pull = (d_weight * disc_factor).astype(jnp.float32)
     loss = nll + pull * g + penalty
     grad = (grad_nll.astype(jnp.float32) + pull * grad_g.astype(jnp.float32)).astype(reconstruction.dtype)
-    metrics = {
-        "loss": loss,
-        "nll": nll,
-        "g_loss": g,
-        "d_weight": d_weight,
-        "l1": jnp.abs(image - reconstruction).mean(),
-        "lpips": perceptual,
-        "psnr": psnr(image, reconstruction).mean(),
-    }
-    return loss, grad, metrics, variables
+    return loss, grad, {"loss": loss, "g_loss": g, "d_weight": d_weight} | measured, variables
 
 
 def discriminator_objective(

@@ -12,6 +12,7 @@ import pytest
 
 from ldm_jax import losses
 from ldm_jax.models.discriminator import NLayerDiscriminator
+from ldm_jax.models.layers import Conv, unfold
 from tests.golden_kinds import judge
 from tests.golden_tools import load, rel
 from tests.golden_training import KINK, LossRun, distance_to, move, record, settled
@@ -110,6 +111,32 @@ def test_adaptive_weight_of_zero_gradients_is_finite_and_clamped():
     assert losses.adaptive_weight(0 * features, kernel, one, one) == 0
     bf16 = losses.adaptive_weight(*(x.astype(jnp.bfloat16) for x in (features, kernel, one, one)))
     assert bf16.dtype == jnp.float32 and abs(float(bf16) - 1) < 1e-5
+
+
+def test_adaptive_weight_of_a_decoder_of_squares_of_pixels():
+    """Its last kernel makes 2x2x3 values a place; the gradients arrive at the pixels that these become."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    features, kernel = jax.random.normal(keys[0], (2, 4, 4, 8)), jax.random.normal(keys[1], (3, 3, 8, 12))
+    grads = [jax.random.normal(key, (2, 8, 8, 3)) for key in keys[2:]]
+
+    def image(kernel):
+        return unfold(Conv(12).apply({"params": {"kernel": kernel, "bias": jnp.zeros(12)}}, features), 2)
+
+    norms = [jnp.linalg.norm(jax.vjp(image, kernel)[1](grad)[0]) for grad in grads]
+    weight = losses.adaptive_weight(features, kernel, *grads)
+    np.testing.assert_allclose(weight, norms[0] / (norms[1] + 1e-4), rtol=1e-5)
+
+
+def test_without_a_discriminator_the_loss_is_the_likelihood():
+    image = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3), minval=-1)
+    features, kernel = jnp.ones((2, 8, 8, 4)), jnp.ones((3, 3, 4, 3))
+    loss, grad, metrics, variables = losses.generator_objective(
+        image, image + 0.5, features, kernel, family="kl", penalty=2.0, distance=None, logits=None, disc_factor=1.0,
+        disc_weight=0.0,
+    )  # fmt: skip
+    np.testing.assert_allclose(loss, 0.5 * 8 * 8 * 3 + 2, rtol=1e-6)
+    np.testing.assert_allclose(grad, np.full(image.shape, 0.5), rtol=1e-6)  # 1 / batch
+    assert variables == {} and "g_loss" not in metrics
 
 
 def test_discriminator_enters_at_its_step():

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, Key
 
 from ldm_jax.arrays import Array
 from ldm_jax.models.attention import AttnBlock, LinearAttention
-from ldm_jax.models.layers import AE_EPS, AEDownsample, AEResnetBlock, Conv, GroupNorm32, Upsample
+from ldm_jax.models.layers import AE_EPS, AEDownsample, AEResnetBlock, Conv, GroupNorm32, Upsample, fold, unfold
 from ldm_jax.models.quantizer import DiagonalGaussian, VectorQuantizer
 
 Keys = Key[Array, ""] | Key[Array, " B"] | None  # one key, a key per sample, or none: nothing is drawn
@@ -110,7 +110,11 @@ class Decoder(nn.Module):
 
 
 class _Autoencoder(nn.Module):
-    """Fields, encoder and decoder that both first stages share."""
+    """Fields, encoder and decoder that both first stages share.
+
+    patch: the networks see squares of patch x patch pixels as channels, so that nothing is computed at full
+    resolution; f = patch * 2^(levels-1). The paper's have 1.
+    """
 
     ch: int = 128
     ch_mult: tuple[int, ...] = (1, 2, 4)
@@ -123,6 +127,7 @@ class _Autoencoder(nn.Module):
     z_channels: int = 3
     embed_dim: int = 3
     dropout: float = 0.0
+    patch: int = 1
     dtype: DTypeLike = jnp.float32
 
     def _build(self, encoder_channels: int, moments: int) -> None:
@@ -133,32 +138,34 @@ class _Autoencoder(nn.Module):
             num_res_blocks=self.num_res_blocks,
             attn_resolutions=self.attn_resolutions,
             attn_type=self.attn_type,
-            resolution=self.resolution,
+            resolution=self.resolution // self.patch,
             dropout=self.dropout,
             dtype=self.dtype,
         )
         self.encoder = Encoder(**shared, out_channels=encoder_channels)
-        self.decoder = Decoder(**shared, out_channels=self.out_channels)
+        self.decoder = Decoder(**shared, out_channels=self.out_channels * self.patch**2)
         self.quant_conv = Conv(moments, (1, 1), dtype=self.dtype)
         self.post_quant_conv = Conv(self.z_channels, (1, 1), dtype=self.dtype)
 
     def _encode(self, image: Float[Array, "B H W C"], train: bool = False) -> Float[Array, "B h w moments"]:
         """[B,H,W,in] -> [B,h,w,moments] float32. Raises ValueError for sizes that do not divide by f."""
-        f = 2 ** (len(self.ch_mult) - 1)
+        f = self.patch * 2 ** (len(self.ch_mult) - 1)
         height, width, channels = image.shape[1:]
         if height % f or width % f or channels != self.in_channels:
             raise ValueError(
                 f"image of {height}x{width}x{channels}: this first stage takes {self.in_channels} channels "
                 f"and sizes that are multiples of {f}; resize or crop the images"
             )
-        return self.quant_conv(self.encoder(image, train)).astype(jnp.float32)
+        folded = fold(image, self.patch) if self.patch > 1 else image
+        return self.quant_conv(self.encoder(folded, train)).astype(jnp.float32)
 
     def _decode(
         self, z: Float[Array, "B h w c"], train: bool = False
-    ) -> tuple[Float[Array, "B H W C"], Float[Array, "B H W ch"]]:
-        """[B,h,w,c] -> (image [B,H,W,out] float32, features [B,H,W,ch])."""
+    ) -> tuple[Float[Array, "B H W C"], Float[Array, "B _ _ ch"]]:
+        """[B,h,w,c] -> (image [B,H,W,out] float32, features [B,H/patch,W/patch,ch])."""
         image, features = self.decoder(self.post_quant_conv(z), train)
-        return image.astype(jnp.float32), features
+        image = image.astype(jnp.float32)
+        return unfold(image, self.patch) if self.patch > 1 else image, features
 
 
 class AutoencoderKL(_Autoencoder):

@@ -185,7 +185,7 @@ def autoencoder(first_stage: dict, image_size: int = 256) -> ConfigDict:
             codebook_weight=1.0,
             disc_start=50_001,  # the generator sees the discriminator from this step on
             disc_learns_from=-1,  # the discriminator learns from this step on; -1 = disc_start, as the original
-            disc_weight=0.5,
+            disc_weight=0.5,  # 0 = no discriminator
             disc_loss="hinge",  # hinge | vanilla
             disc_layers=3,
             disc_ndf=64,
@@ -348,7 +348,7 @@ def finish(config: ConfigDict, variant: str) -> ConfigDict:
 
 
 def _shrink(config: ConfigDict) -> None:
-    f = 2 ** (len(config.first_stage.ch_mult) - 1)
+    f = config.first_stage.get("patch", 1) * 2 ** (len(config.first_stage.ch_mult) - 1)
     network = config.get("unet") or config.get("classifier")
     levels = len(network.channel_mult) if network else 1
     size = min(max(16, 2 ** (levels - 1), 32 // f) * f, config.data.image_size)

@@ -217,7 +217,8 @@ class FirstStageSettings:
     """Weights of the first-stage loss (losses.py). `family` is "kl" or "vq"; `n_embed` is 0 for KL.
 
     The generator sees the discriminator from step `disc_start` on; the discriminator learns from step
-    `disc_learns_from` on (the original: the same step, so it enters untrained).
+    `disc_learns_from` on (the original: the same step, so it enters untrained). With `disc_weight` 0 it is
+    neither asked nor trained.
     """
 
     family: str
@@ -288,13 +289,13 @@ class FirstStageTask:
 
     def step(self, state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         (grads, metrics), stats = self._all_gradients(state, frozen, batch)
-        params, opt_state = {}, {}
+        params, opt_state = dict(state.params), dict(state.opt_state)
         for name, grad in grads.items():
             updates, opt_state[name] = self.optimizer.update(grad, state.opt_state[name], state.params[name])
             params[name] = optax.apply_updates(state.params[name], updates)
         metrics |= {
             "grad_norm": optax.global_norm(grads["autoencoder"]),
-            "disc_grad_norm": optax.global_norm(grads["discriminator"]),
+            "disc_grad_norm": optax.global_norm(grads.get("discriminator", {})),
             "param_norm": optax.global_norm(params),
             "learning_rate": self.learning_rate(state.step),
         }
@@ -313,6 +314,8 @@ class FirstStageTask:
             reconstruction, aux = self.model.apply({"params": autoencoder}, image, posterior, train=True, rngs=rngs)
             return (reconstruction, self._penalty(aux)), aux
 
+        adversarial = s.disc_weight != 0
+
         def discriminate(disc, stats, x):
             logits, new = self.discriminator.apply(
                 {"params": disc, "batch_stats": stats}, x, train=True, mutable=["batch_stats"]
@@ -320,7 +323,7 @@ class FirstStageTask:
             return logits, new["batch_stats"]
 
         (reconstruction, penalty), pull_back, aux = jax.vjp(forward, params["autoencoder"], has_aux=True)
-        _, grad, metrics, stats = losses.generator_objective(
+        _, grad, metrics, after_generator = losses.generator_objective(
             image,
             reconstruction,
             aux["features"],
@@ -328,23 +331,26 @@ class FirstStageTask:
             family=s.family,
             penalty=penalty,
             distance=self._distance(frozen, image),
-            logits=lambda x: discriminate(params["discriminator"], stats, x),
+            logits=(lambda x: discriminate(params["discriminator"], stats, x)) if adversarial else None,
             disc_factor=losses.adopt_weight(state.step, s.disc_start),
             disc_weight=s.disc_weight,
             perceptual_weight=s.perceptual_weight,
         )
         (autoencoder_grads,) = pull_back((grad, jnp.ones_like(penalty)))
+        metrics |= losses.latent_statistics(aux["latents"]) | self._regularity(aux)
+        if not adversarial:
+            return ({"autoencoder": autoencoder_grads}, metrics), stats
         fake = jax.lax.stop_gradient(reconstruction)
 
         def discriminator_loss(disc):
-            real, after_real = discriminate(disc, stats, image)
+            real, after_real = discriminate(disc, after_generator, image)
             false, after_both = discriminate(disc, after_real, fake)
             factor = losses.adopt_weight(state.step, s.disc_learns_from)
             value, disc_metrics = losses.discriminator_objective(real, false, factor, s.disc_loss)
             return value, (disc_metrics, after_both)
 
         disc_grads, (disc_metrics, stats) = jax.grad(discriminator_loss, has_aux=True)(params["discriminator"])
-        metrics |= disc_metrics | losses.latent_statistics(aux["latents"]) | self._regularity(aux)
+        metrics |= disc_metrics
         return ({"autoencoder": autoencoder_grads, "discriminator": disc_grads}, metrics), stats
 
     def _penalty(self, aux: dict) -> jax.Array:

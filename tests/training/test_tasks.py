@@ -85,6 +85,21 @@ def stepped(request):
     return kind, states, told
 
 
+def test_without_its_weight_there_is_no_discriminator():
+    rate = learning_rate("constant", 1e-3)
+    settings = tasks.FirstStageSettings("kl", perceptual_weight=0.0, disc_start=0, disc_learns_from=0, disc_weight=0.0)
+    task = tasks.FirstStageTask(
+        AutoencoderKL(**SMALL), NLayerDiscriminator(8, 1), None, settings, make_optimizer("adam", rate), rate
+    )
+    batch = {"image": jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)), jnp.float32)}
+    state = jax.jit(task.init)(jax.random.key_data(jax.random.key(0)), {}, batch)
+    after, metrics = jax.jit(task.step)(state, {}, batch)
+    assert all(moved(state.params["autoencoder"]["decoder"], after.params["autoencoder"]["decoder"]))
+    for name in ("params", "opt_state"):
+        assert not any(moved(getattr(state, name)["discriminator"], getattr(after, name)["discriminator"]))
+    assert "logits_real" not in metrics and float(metrics["loss"]) > 0
+
+
 def moved(before, after):
     return [bool(jnp.any(a != b)) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after))]
 
