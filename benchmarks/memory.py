@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> list[common.Row]:
 def measure(config, size: int, remat: bool | None, device: jax.Device) -> common.Row:
     """Plans one step of `size` images; donated arguments are counted once."""
     if remat is not None:
-        config.unet.remat = remat
+        config[config.network.kind].remat = remat
     config.batch_size = size * config.optim.accumulate
     task, state, frozen = work.abstract(config)
     where = jax.sharding.SingleDeviceSharding(device)

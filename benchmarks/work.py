@@ -203,8 +203,9 @@ def encode(model: Model, size: int) -> Program:
 def formula(make: Callable[..., Program], model: Model, *args) -> Any:
     """The jaxpr of make(model, *args) in plain formulations and without recomputed activations."""
     config = model.config.copy_and_resolve_references()
-    if "unet" in config:
-        config.unet.remat = False
+    for network in ("unet", "dit"):
+        if network in config:
+            config[network].remat = False
     with kernels.plain():
         program = make(replace(model, config=config, task=setup.task(config)), *args)
         return jax.make_jaxpr(program.fn)(*program.args)

@@ -20,6 +20,7 @@ from ldm_jax.latent_classifier import LatentClassifier
 from ldm_jax.ldm import LDM, LatentSpace
 from ldm_jax.models.autoencoder import AutoencoderKL, IdentityFirstStage, VQModel
 from ldm_jax.models.classifier import EncoderUNet
+from ldm_jax.models.dit import DiT
 from ldm_jax.models.unet import UNet
 
 Tree = Any
@@ -75,6 +76,16 @@ def unet(config: ConfigDict) -> UNet:
     return UNet(**keywords(config.unet), context_dim=width, dtype=dtype(config))
 
 
+def dit(config: ConfigDict) -> DiT:
+    context, channels = conditions.condition_of(config).context_dim(), latent_shape(config)[2]
+    return DiT(**keywords(config.dit), out_channels=channels, context_dim=context, dtype=dtype(config))
+
+
+def denoiser(config: ConfigDict) -> nn.Module:
+    """The network that config.network.kind names."""
+    return choose("config.network.kind", config.network.kind, {"unet": unet, "dit": dit})(config)
+
+
 def conditioner(config: ConfigDict) -> ConditionNetwork:
     return conditions.condition_of(config).network(dtype(config))
 
@@ -82,7 +93,9 @@ def conditioner(config: ConfigDict) -> ConditionNetwork:
 def frame(config: ConfigDict, size: tuple[int, int] | None = None) -> Frame:
     """Sizes of an image of `size` (H, W), by default config.data.image_size."""
     size = size or (config.data.image_size,) * 2
-    return Frame(size, latent_shape(config, size)[:2], 2 ** (len(config.unet.channel_mult) - 1))
+    transformer = config.network.kind == "dit"
+    divisor = config.dit.patch_size if transformer else 2 ** (len(config.unet.channel_mult) - 1)
+    return Frame(size, latent_shape(config, size)[:2], divisor)
 
 
 def batch_shapes(config: ConfigDict, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -113,7 +126,7 @@ def ldm(config: ConfigDict) -> LDM:
     d = config.diffusion
     return LDM(
         first_stage=first_stage(config),
-        unet=unet(config),
+        unet=denoiser(config),
         schedule=schedule(config),
         conditioner=conditioner(config),
         cond_drop_prob=config.conditioner.drop_prob,

@@ -470,7 +470,7 @@ def migrate(config: dict, path: Path) -> dict:
         config = {"matmul_precision": "default"} | config
     config |= {name: options | config[name] for name, options in YOUNGER.items() if name in config}
     if config.get("task") == "ldm" and "diffusion" in config:
-        config |= {"diffusion": YOUNGER_DIFFUSION | config["diffusion"]}
+        config = {"network": {"kind": "unet"}} | config | {"diffusion": YOUNGER_DIFFUSION | config["diffusion"]}
     return YOUNGER_OF_RECIPES | config if "every" in config else config
 
 

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
-from ldm_jax import build, checkpoint, recipes
+from ldm_jax import build, checkpoint, recipes, rundir
 from ldm_jax.diffusion.schedule import FlowSchedule, make_schedule
 from ldm_jax.errors import ConfigError
-from ldm_jax.training import setup
+from ldm_jax.models.dit import DiT
+from ldm_jax.models.unet import UNet
+from ldm_jax.training import resume, setup
 
 
 def test_by_default_nothing_is_on():
@@ -46,6 +48,18 @@ def test_options_reach_the_model():
 def test_options_that_do_not_fit(options, message):
     with pytest.raises(ConfigError, match=message):
         build.ldm(recipes.load("celeba_ldm4", [f"--config.diffusion.{option}" for option in options]))
+
+
+def test_runs_from_before_transformers_have_the_unet_and_go_on(tmp_path):
+    config = recipes.load("quickstart_ldm:tiny")
+    older = config.to_dict()
+    del older["network"], older["dit"]
+    checkpoint.keep_config(tmp_path, older)
+    assert isinstance(build.denoiser(rundir.config_of(tmp_path)), UNet)
+    resume.check_same_run(config, tmp_path)
+    assert isinstance(build.denoiser(recipes.load("quickstart_ldm:tiny", ["--config.network.kind=dit"])), DiT)
+    with pytest.raises(ConfigError, match=r"config\.network\.kind='mlp' is not one of unet, dit"):
+        build.denoiser(recipes.load("quickstart_ldm:tiny", ["--config.network.kind=mlp"]))
 
 
 def test_runs_from_before_these_options_load_and_go_on(tmp_path):

@@ -25,6 +25,7 @@ PAPER = {
     "lsun_churches_ldm8": 294.97,
     "imagenet_ldm4": (400.92, 0.51),
     "imagenet_ldm8": (394.98, 0.51),
+    "imagenet_dit_xl2": (673.68, 1.15),  # table 1 of arXiv 2212.09748: 675M; tests/convert/test_dit.py counts them
     "text2img_ldm8": (872.30, 542.90),
     "text2img_ldm4": (403.62, 166.59),
     "openimages_layout_ldm4": (246.28, 54.66),
@@ -76,7 +77,7 @@ PAPER = {
 }
 QUICKSTARTS = {f"quickstart_{task}" for task in ("class", "text", "layout", "semantic", "superres", "inpaint")}
 QUICKSTARTS |= {"quickstart_first_stage", "quickstart_superres_first_stage", "quickstart_ldm"}
-QUICKSTARTS |= {"quickstart_classifier", "quickstart_hybrid"}
+QUICKSTARTS |= {"quickstart_classifier", "quickstart_hybrid", "quickstart_dit"}
 EMOJI = {f"emoji_{part}" for part in ("first_stage", "ldm", "text", "class", "superres", "inpaint")}
 OURS = QUICKSTARTS | EMOJI
 

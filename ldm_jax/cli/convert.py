@@ -4,6 +4,8 @@
     python convert.py --config=first_stage_vq_f4 --from vqvae/ --to runs/vq_f4
     python convert.py --from sd-vae-ft-mse --to runs/sd_vae     (a folder of diffusers tells its recipe)
     python convert.py --from runs/celeba --to model.ckpt        (or model.safetensors, or a folder)
+    python convert.py --config=imagenet_dit_xl2 --from DiT-XL-2-256x256.pt --to runs/dit \
+        --config.first_stage.checkpoint=runs/sd_vae             (files of DiT have no first stage)
     python convert.py --check runs/celeba                       (are all its files whole?)
 
 In: .ckpt, .pth (nothing in them is executed, torch is not needed), .safetensors, or a folder of diffusers with
@@ -13,7 +15,8 @@ first-stage recipe, the first stage inside a whole LDM is taken out. Without --c
 pipeline, a VQModel or an AutoencoderKL) chooses the recipe and the options by its config.json.
 
 Out: the direction follows from --from being a run directory. Names ending in .ckpt, .pth or .safetensors get the
-original's keys, any other name becomes a folder of diffusers. What the original held and nothing here reads is in
+original's keys, any other name becomes a folder of diffusers. A diffusion transformer gets the keys of DiT and is
+written without its first stage. What the original held and nothing here reads is in
 the run's original.safetensors, so that a model comes back bit by bit.
 
 --check compares every checkpoint, frozen/ and exported weights with what was written, prints a line each, and exits
@@ -48,7 +51,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Any]:
     add("--check", metavar="RUN", help="instead: says which files of a run directory are damaged")
     add("--config", help="recipe of the model, NAME[:VARIANT]; needed when --from is a file")
     add("--checkpoint", type=int, help="writing: step of the run's checkpoint (default: the newest)")
-    add("--no-ema", action="store_true", help="writing a folder: the raw instead of the averaged parameters")
+    add("--no-ema", action="store_true", help="writing a folder or a DiT: the raw instead of the averaged parameters")
     args, args.overrides = parser.parse_with_overrides(argv)
     for name, path in {"--from": args.source, "--to": args.target, "--check": args.check}.items():
         parser.check_local(name, path)
@@ -158,7 +161,9 @@ def to_run(args: argparse.Namespace, config) -> None:
     abstract, frozen = setup.abstract_run(config)
     template = tensors.weights_of(config, abstract, frozen, ema=False)
     source = tensors.read(Path(args.source), config, template, _latent_size(config))
-    weights, beside = tensors.fill(source, config, abstract, frozen, _betas(config))
+    weights, beside = tensors.fill(source, config, abstract, frozen, _betas(config), _latent_size(config))
+    if source.layout == "dit":
+        weights["first_stage"] = setup.frozen(config, target)["first_stage"].get("params", {})
     step = config.steps if source.step is None else source.step
     scale = source.scaling_factor
     if config.task == "first_stage" and "latent_scale" in config and scale and scale != config.latent_scale:
@@ -220,7 +225,9 @@ def _tell(args, config, source, weights: Tree, beside: dict, step: int) -> None:
     if config.task == "ldm":
         where = "the file's" if "scale_factor" in source.state else "the recipe's"
         print(f"  latent scale {float(weights['latent_scale']):.5f} ({where})")
-        if config.ema.decay:
+        if source.layout == "dit":
+            print("  averaged weights: the file has one set of weights, which is taken for both")
+        elif config.ema.decay:
             print("  averaged weights: " + ("yes" if "ema" in weights else "none in the file; the raw ones stand in"))
         elif any(key.startswith("model_ema.") for key in beside):
             print("  averaged weights: in the file but not used, because the recipe has config.ema.decay=0")
@@ -258,7 +265,7 @@ def to_file(args: argparse.Namespace) -> None:
     state, frozen = restore(config, source, args.checkpoint)
     if target.suffix in (*TORCH_ENDINGS, ".safetensors"):
         target.parent.mkdir(parents=True, exist_ok=True)
-        _write_file(target, config, source, state, frozen)
+        _write_file(target, config, source, state, frozen, averaged=not args.no_ema)
     else:
         _write_folder(target, config, source, state, frozen, averaged=not args.no_ema)
     print(f"{target} holds the model of {source} at step {int(state.step)}")
@@ -273,13 +280,19 @@ def restore(config, run: Path, step: int | None) -> tuple[Any, Tree]:
     return state, rundir.kept_frozen(config, run) if config.task == "ldm" else {}
 
 
-def _write_file(target: Path, config, run: Path, state, frozen: Tree) -> None:
-    from ldm_jax.convert import tensors
+def _write_file(target: Path, config, run: Path, state, frozen: Tree, averaged: bool) -> None:
+    from ldm_jax.convert import dit, tensors
     from ldm_jax.convert.safetensors_file import write_safetensors
     from ldm_jax.convert.torch_writer import write_torch
 
-    weights = tensors.weights_of(config, state, frozen, ema=True)
-    out = tensors.tensors_of(config, run, state, weights, extras=True, betas=_betas(config))
+    if dit.chosen(config):
+        dit.check(config)
+        chosen = state.replace(params=state.ema) if averaged and state.ema else state
+        weights = dit.parts_of(tensors.weights_of(config, chosen, frozen, ema=False))
+    else:
+        weights = tensors.weights_of(config, state, frozen, ema=True)
+    of_config = dict(betas=_betas(config), latent_size=_latent_size(config))
+    out = tensors.tensors_of(config, run, state, weights, extras=True, **of_config)
     step = int(state.step)
     if target.suffix == ".safetensors":
         write_safetensors(target, out, {"format": "pt", "global_step": str(step)})

@@ -13,9 +13,17 @@ from ldm_jax.data.fields import Field, Placed
 from ldm_jax.errors import ConfigError, RequestError
 
 
-def section(n_classes: int, dim: int, drop_prob: float = 0.0) -> dict:
-    """A learned vector per class; with dropping, one more for "any class"."""
-    return dict(kind="class", n_classes=n_classes, dim=dim, null_class=drop_prob > 0, drop_prob=drop_prob)
+def section(n_classes: int, dim: int, drop_prob: float = 0.0, embedding_std: float = 1.0) -> dict:
+    """A learned vector per class, at first normal with this standard deviation; with dropping, one more for "any
+    class"."""
+    return dict(
+        kind="class",
+        n_classes=n_classes,
+        dim=dim,
+        null_class=drop_prob > 0,
+        embedding_std=embedding_std,
+        drop_prob=drop_prob,
+    )
 
 
 class ClassEmbedder(ConditionNetwork):
@@ -24,11 +32,13 @@ class ClassEmbedder(ConditionNetwork):
     n_classes: int
     embed_dim: int
     null_class: bool = False
+    embedding_std: float = 1.0
 
     @nn.compact
     def __call__(self, batch: Batch, encode: Encode) -> Cond:
         rows = self.n_classes + self.null_class
-        table = nn.Embed(rows, self.embed_dim, embedding_init=nn.initializers.normal(1.0), name="embedding")
+        init = nn.initializers.normal(self.embedding_std)
+        table = nn.Embed(rows, self.embed_dim, embedding_init=init, name="embedding")
         return Cond(context=table(batch["label"])[:, None])
 
     def null(self, batch: Batch) -> Batch:
@@ -75,7 +85,7 @@ class ClassLabel(Condition):
         c = self.section
         if c.drop_prob and not c.null_class:
             raise ConfigError(f"config.conditioner.drop_prob={c.drop_prob} needs config.conditioner.null_class=True")
-        return ClassEmbedder(c.n_classes, c.dim, c.null_class)
+        return ClassEmbedder(c.n_classes, c.dim, c.null_class, c.get("embedding_std", 1.0))
 
     def shapes(self, frame):
         return {"label": ((), np.int32)}

@@ -3,7 +3,7 @@
 Names: join the path with "."; every "_<digits>" before "_" or the end of a component becomes ".<digits>",
 and a "_" after those digits "."; the last component kernel, scale or embedding becomes weight, mean and var
 become running_mean and running_var. Exceptions: the middle blocks of the first stages, whose names hold
-"_1" and "_2" in the original too (mid_block_1 <-> mid.block_1).
+"_1" and "_2" in the original too (mid_block_1 <-> mid.block_1), and x_embedder_proj <-> x_embedder.proj.
     input_blocks_4_0/in_layers_0/scale -> input_blocks.4.0.in_layers.0.weight
     down_0_block_1/conv1/kernel        -> down.0.block.1.conv1.weight
 Arrays: [in,out] <-> [out,in], HWIO <-> OIHW, [k,in,out] <-> [out,in,k]; all others are the same.
@@ -27,6 +27,7 @@ LEAVES = {
     "var": "running_var",
 }
 RENAMED = {f"mid_{part}": f"mid.{part}" for part in ("block_1", "attn_1", "block_2")}
+RENAMED["x_embedder_proj"] = "x_embedder.proj"
 COLLECTIONS = ("params", "batch_stats")
 # Kernel axes in torch's order, by number of axes.
 TORCH_AXES = {2: (1, 0), 3: (2, 1, 0), 4: (3, 2, 0, 1)}

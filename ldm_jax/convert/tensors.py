@@ -1,4 +1,5 @@
-"""A run's arrays <-> the tensors of a file, under the original's keys (compvis.py), for every layout of a file.
+"""A run's arrays <-> the tensors of a file, under the original's keys (compvis.py; of transformers dit.py), for every
+layout of a file.
 
 `state` and `frozen` are a run's, of arrays or of shapes. Beside the configuration some functions need what is made of
 it: `betas` [T] of the schedule and `latent_size`, the latent's height; both are None for a first stage.
@@ -17,7 +18,7 @@ import optax
 from ml_collections import ConfigDict
 
 from ldm_jax import tree
-from ldm_jax.convert import compvis, diffusers, names
+from ldm_jax.convert import compvis, diffusers, dit, names
 from ldm_jax.convert.safetensors_file import read_safetensors
 from ldm_jax.convert.torch_reader import read_torch_checkpoint
 from ldm_jax.errors import Missing, UsageError
@@ -33,7 +34,7 @@ class Source:
     """A model as read: tensors with the original's keys, its step if it says one, and what was noticed."""
 
     state: dict
-    layout: str  # compvis | diffusers
+    layout: str  # compvis | diffusers | dit
     step: int | None = None
     notes: list[str] = field(default_factory=list)
     scaling_factor: float | None = None  # what an autoencoder of diffusers says of its latents
@@ -54,6 +55,8 @@ def weights_of(config: ConfigDict, state: Tree, frozen: Tree, ema: bool) -> Tree
 
 def components(config: ConfigDict, weights: Tree, latent_size: int | None) -> list[diffusers.Component]:
     """The parts that a folder of diffusers has for this configuration."""
+    if dit.chosen(config):
+        raise UsageError("transformers have no folder of diffusers here; use a file, .pt or .safetensors, instead")
     leaves = tree.flatten(weights)
     shapes = {k: names.torch_shape(p, leaves[p].shape) for p, k in compvis.original_keys(weights).items()}
     if config.task == "first_stage":
@@ -89,7 +92,8 @@ def read(path: Path, config: ConfigDict, weights: Tree, latent_size: int | None)
         step = int(found) if found.isdecimal() and len(found) < 20 else None
     else:
         state, step = read_torch_checkpoint(path)
-    return Source(state, "compvis", step if step is None or step < STEPS else None)
+    layout = "dit" if dit.chosen(config) else "compvis"
+    return Source(state, layout, step if step is None or step < STEPS else None)
 
 
 def check_there(path: Path) -> None:
@@ -109,8 +113,22 @@ def check_there(path: Path) -> None:
     raise Missing(f"{path} does not exist")
 
 
-def fill(source: Source, config: ConfigDict, state: Tree, frozen: Tree, betas: np.ndarray | None) -> tuple[Tree, dict]:
-    """(weights tree of arrays, what has no leaf). Adds to the source's notes what was decided."""
+def fill(
+    source: Source,
+    config: ConfigDict,
+    state: Tree,
+    frozen: Tree,
+    betas: np.ndarray | None,
+    latent_size: int | None = None,
+) -> tuple[Tree, dict]:
+    """(weights tree of arrays, what has no leaf). Adds to the source's notes what was decided.
+
+    Of a transformer's file the tree has no first stage."""
+    if source.layout == "dit":
+        dit.check(config)
+        parts = dit.parts_of(weights_of(config, state, frozen, ema=False))
+        filled, beside = dit.split(source.state, parts, dit.table(config, latent_size))
+        return filled | {"latent_scale": _scale(source, config, {})}, beside
     weights = weights_of(config, state, frozen, ema=compvis.has_ema(source.state))
     if config.task == "first_stage":
         inside = compvis.first_stage_of(source.state)
@@ -169,7 +187,13 @@ def train_state(config: ConfigDict, abstract: Tree, weights: Tree, step: int) ->
 
 
 def tensors_of(
-    config: ConfigDict, run: Path, state: Tree, weights: Tree, extras: bool, betas: np.ndarray | None = None
+    config: ConfigDict,
+    run: Path,
+    state: Tree,
+    weights: Tree,
+    extras: bool,
+    betas: np.ndarray | None = None,
+    latent_size: int | None = None,
 ) -> dict:
     """{the original's key: ((type, shape), function that gives the array)} of a run.
 
@@ -179,7 +203,8 @@ def tensors_of(
     kept, metadata = read_safetensors(run / KEPT) if (run / KEPT).exists() else ({}, {})
     manifest = json.loads(metadata.get("manifest", "{}"))
     trained = int(state.step) - int(metadata.get("step", 0))
-    complete = bool(manifest) and metadata["layout"] == "compvis"
+    transformer = dit.chosen(config)
+    complete = bool(manifest) and metadata["layout"] == ("dit" if transformer else "compvis")
     bfloat16 = {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
     def tensor(path, leaf, key):
@@ -190,8 +215,10 @@ def tensors_of(
         return (dtype, tuple(shape)), lambda: names.to_torch_array(path, leaf, shape).astype(dtype, copy=False)
 
     leaves = tree.flatten(weights)
-    keys = compvis.original_keys(weights)
+    keys = {path: dit.key_of(path) for path in leaves} if transformer else compvis.original_keys(weights)
     out = {key: tensor(path, leaves[path], key) for path, key in keys.items()}
+    if transformer:
+        return out | given({dit.POSITIONS: dit.table(config, latent_size)} | kept)
     if complete and not trained:
         out = {key: value for key, value in out.items() if key in manifest}
     elif config.task == "ldm" and "scale_factor" not in manifest and float(weights["latent_scale"]) == 1.0:

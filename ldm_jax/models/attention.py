@@ -17,13 +17,13 @@ from ldm_jax.models.layers import AE_EPS, UNET_EPS, Conv, Dense, GroupNorm32
 LAYER_NORM_EPS = 1e-5  # torch's default; flax's is 1e-6
 
 
-def _split_heads(x: Float[Array, "B Q C"], heads: int) -> Float[Array, "B {heads} Q D"]:
+def split_heads(x: Float[Array, "B Q C"], heads: int) -> Float[Array, "B {heads} Q D"]:
     """[B,Q,heads*D] -> [B,heads,Q,D]."""
     batch, length, width = x.shape
     return x.reshape(batch, length, heads, width // heads).transpose(0, 2, 1, 3)
 
 
-def _join_heads(x: Float[Array, "B heads Q D"]) -> Float[Array, "B Q heads*D"]:
+def join_heads(x: Float[Array, "B heads Q D"]) -> Float[Array, "B Q heads*D"]:
     """[B,heads,Q,D] -> [B,Q,heads*D]."""
     batch, heads, length, dim = x.shape
     return x.transpose(0, 2, 1, 3).reshape(batch, length, heads * dim)
@@ -48,10 +48,10 @@ class AttentionBlock(nn.Module):
         h = GroupNorm32(UNET_EPS, dtype=self.dtype, name="norm")(tokens)
         qkv = Conv(3 * channels, (1,), dtype=self.dtype, name="qkv")(h)  # [B,Q,3C], Q = H*W
         if self.new_order:
-            q, k, v = (_split_heads(a, self.num_heads) for a in jnp.split(qkv, 3, axis=-1))
+            q, k, v = (split_heads(a, self.num_heads) for a in jnp.split(qkv, 3, axis=-1))
         else:
-            q, k, v = jnp.split(_split_heads(qkv, self.num_heads), 3, axis=-1)
-        h = _join_heads(attend(q, k, v))
+            q, k, v = jnp.split(split_heads(qkv, self.num_heads), 3, axis=-1)
+        h = join_heads(attend(q, k, v))
         h = Conv(channels, (1,), zero_init=True, dtype=self.dtype, name="proj_out")(h)
         return x.astype(self.dtype) + h.reshape(x.shape)
 
@@ -77,10 +77,10 @@ class CrossAttention(nn.Module):
 
         def project(name: str, source: Array) -> Array:
             y = Dense(inner, use_bias=False, dtype=self.dtype, name=name)(source)
-            return _split_heads(y, self.num_heads)
+            return split_heads(y, self.num_heads)
 
         h = attend(project("to_q", x), project("to_k", context), project("to_v", context), mask)
-        return Dense(x.shape[-1], dtype=self.dtype, name=self.out_name)(_join_heads(h))
+        return Dense(x.shape[-1], dtype=self.dtype, name=self.out_name)(join_heads(h))
 
 
 class FeedForward(nn.Module):
@@ -202,6 +202,6 @@ class AttentionPool(nn.Module):
         tokens = jnp.concatenate([tokens.mean(axis=1, keepdims=True), tokens], axis=1)  # [B,1+H*W,C]
         places = self.param("positional_embedding", nn.initializers.normal(channels**-0.5), tokens.shape[1:])
         qkv = Conv(3 * channels, (1,), dtype=self.dtype, name="qkv_proj")(tokens + places.astype(tokens.dtype))
-        q, k, v = (_split_heads(a, self.num_heads) for a in jnp.split(qkv, 3, axis=-1))
-        h = _join_heads(attend(q[:, :, :1], k, v))  # [B,1,C]: what the positions would see is not used
+        q, k, v = (split_heads(a, self.num_heads) for a in jnp.split(qkv, 3, axis=-1))
+        h = join_heads(attend(q[:, :, :1], k, v))  # [B,1,C]: what the positions would see is not used
         return Conv(self.features, (1,), dtype=self.dtype, name="c_proj")(h)[:, 0]

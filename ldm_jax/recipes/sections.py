@@ -209,7 +209,9 @@ def openimages(config: ConfigDict, crop_only: bool = False) -> None:
 
 
 def ldm(first_stage: dict, unet: dict, conditioner: dict | None = None, image_size: int = 256) -> ConfigDict:
-    """Second stage: UNet on the first stage's latents (paper, section 3.2), with a condition (3.3)."""
+    """Second stage: UNet on the first stage's latents (paper, section 3.2), with a condition (3.3).
+
+    A diffusion transformer takes the UNet's place with config.network.kind="dit" (`transformer`)."""
     config = _base("ldm", image_size)
     config.first_stage = ConfigDict(first_stage)
     config.latent_scale = 0.0  # 0 = measured over latent_scale_batches batches and kept with the run
@@ -222,6 +224,7 @@ def ldm(first_stage: dict, unet: dict, conditioner: dict | None = None, image_si
         )
         | section
     )
+    config.network = ConfigDict(dict(kind="unet"))  # unet: config.unet | dit: config.dit; the other has no effect
     config.unet = ConfigDict(
         dict(
             model_channels=128,
@@ -240,6 +243,18 @@ def ldm(first_stage: dict, unet: dict, conditioner: dict | None = None, image_si
             remat=False,  # recompute activations in the backward pass: less memory, about 1/3 more time
         )
         | unet
+    )
+    config.dit = ConfigDict(
+        dict(
+            width=384,  # of a token; the defaults are DiT-S/2 of arXiv 2212.09748
+            depth=12,  # blocks
+            num_heads=6,
+            patch_size=2,  # side of the latent's square that is a token
+            # How the context gets in: adaln (one token, as of classes: with the time) | cross_attention (any number)
+            context="adaln" if section["kind"] == "class" else "cross_attention",
+            learn_sigma=False,  # further outputs of the released models, which nothing here trains or uses
+            remat=False,  # recompute activations in the backward pass
+        )
     )
     config.diffusion = ConfigDict(
         dict(
@@ -264,6 +279,12 @@ def ldm(first_stage: dict, unet: dict, conditioner: dict | None = None, image_si
     config.ema = ConfigDict(dict(decay=0.9999, warmup=True))
     config.sample = ConfigDict(dict(steps=50, eta=0.0, number=16, seed=0))
     return config
+
+
+def transformer(config: ConfigDict, **numbers) -> None:
+    """Makes the model of a recipe a diffusion transformer (arXiv 2212.09748) with these numbers in config.dit."""
+    config.network.kind = "dit"
+    config.dit.update(numbers)
 
 
 def classifier(first_stage: dict, network: dict, image_size: int = 256) -> ConfigDict:
@@ -370,6 +391,7 @@ def _shrink(config: ConfigDict) -> None:
         config.classifier.n_classes = 64
     if config.task == "ldm":
         config.sample.update(steps=4, number=4)
+        config.dit.update(width=32, depth=1, num_heads=2, remat=False)
         for kind, section in config.conditioner.get("parts", {config.conditioner.kind: config.conditioner}).items():
             smaller = dict(
                 dim=64 if kind == "vectors" else 32, depth=1, n_classes=9 if kind == "semantic" else 64, min_objects=1

@@ -12,12 +12,12 @@ from ldm_jax.errors import ConfigError, Damaged, Missing
 
 Tree = Any
 # What a run's checkpoints depend on; of the last two only whether they are 0.
-STATE_OPTIONS = ("task", "first_stage.", "conditioner.", "unet.", "classifier.", "diffusion.", "guides", "latent_scale",
-                 "loss.disc_layers", "loss.disc_ndf", "optim.name")  # fmt: skip
+STATE_OPTIONS = ("task", "first_stage.", "conditioner.", "network.", "unet.", "dit.", "classifier.", "diffusion.",
+                 "guides", "latent_scale", "loss.disc_layers", "loss.disc_ndf", "optim.name")  # fmt: skip
 # Of config.diffusion, what only the loss reads.
 _OF_LOSS = "loss weighting min_snr_gamma elbo_weight offset_noise t_distribution t_mean t_std"
 LOSS_OPTIONS = tuple(f"diffusion.{name}" for name in _OF_LOSS.split())
-NOT_STATE = ("drop_prob", "tokenizer", "conditioner.checkpoint", ".remat", *LOSS_OPTIONS)  # ends of names
+NOT_STATE = ("drop_prob", "tokenizer", "conditioner.checkpoint", ".embedding_std", ".remat", *LOSS_OPTIONS)  # ends
 # What may change without being asked for: when something happens, where things are, how they are computed, and what
 # frozen/ or tokenizer/ has kept. A name that ends in "." is a section.
 HARMLESS = ("steps", "init_from", "every.", "keep", "keep_every", "mesh.", "sample.", "metrics.", "data.workers",
@@ -30,7 +30,9 @@ ON_OFF_OPTIONS = ("ema.decay", "optim.clip_norm")
 def check_same_run(config: ConfigDict, workdir: str | Path, accept_changes: bool = False) -> None:
     """ConfigError when the run in `workdir` was begun with other options than `config`: with those that
     its checkpoints cannot follow, and without `accept_changes` also with those that change what the model learns."""
+    unused = {"unet": "dit.", "dit": "unet."}.get(config.get("network", {}).get("kind"), ())
     changed = checkpoint.changes(workdir, config.to_dict())
+    changed = {name: values for name, values in changed.items() if not name.startswith(unused)}
     wrong = _lines(
         (name, before, now)
         for name, (before, now) in changed.items()

@@ -275,7 +275,7 @@ def _conditioner_of_run(config: ConfigDict) -> Tree:
             "    --config.conditioner.checkpoint=runs/ldm"
         )
     theirs = rundir.config_of(run, "the conditioner")
-    skip = {"checkpoint", "trainable", "tokenizer", "drop_prob"}
+    skip = {"checkpoint", "trainable", "tokenizer", "drop_prob", "embedding_std"}
     ours, found = ({k: v for k, v in rundir.leaves_of(c).items() if k.rpartition(".")[2] not in skip}
                    for c in (config.conditioner, theirs.get("conditioner", ConfigDict())))  # fmt: skip
     different = [f"    {k}: {found.get(k)!r} in {run}, {v!r} here" for k, v in ours.items() if found.get(k) != v]

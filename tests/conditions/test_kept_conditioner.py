@@ -80,6 +80,8 @@ def test_mistakes(trained, tmp_path):
     with pytest.raises(ValueError, match=r"has another conditioner[^!]*parts\.text\.max_length: 6 in .*, 9 here"):
         setup.frozen(other, tmp_path)
     config = text_model(trainable=False, checkpoint=run)
+    config.conditioner.parts.text.embedding_std = 0.5
+    assert setup.frozen(config, tmp_path)["conditioner"]  # of the first numbers alone, which do not count
     with pytest.raises(ValueError, match="trainable: True there, False here"):
         resume.check_same_run(config, run)
     config.conditioner.trainable = True

@@ -27,6 +27,7 @@ def run(tmp_path):
         {"steps": 9, "every.checkpoint": 1, "keep": 7, "keep_every": 100},
         {"mesh.fsdp": 2, "data.workers": 3, "data.cache_latents": "x", "unet.remat": True, "data.validation_images": 4},
         {"sample.number": 2},
+        {"dit.width": 64},  # the run has a UNet
     ],
 )
 def test_what_does_not_change_the_model_may_change(run, changes):
@@ -53,7 +54,9 @@ def test_what_changes_the_model_must_be_accepted(run, name, value):
     resume.check_same_run(recipe(**{name: value}), run, accept_changes=True)
 
 
-@pytest.mark.parametrize(("name", "value"), [("unet.model_channels", 64), ("first_stage.checkpoint", "other")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("unet.model_channels", 64), ("first_stage.checkpoint", "other"), ("network.kind", "dit")]
+)
 def test_what_checkpoints_cannot_follow_is_refused(run, name, value):
     with pytest.raises(ConfigError, match=rf"{name}: .* there, .* here\nUse another --workdir"):
         resume.check_same_run(recipe(**{name: value}), run, accept_changes=True)
