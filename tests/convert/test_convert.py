@@ -23,7 +23,7 @@ from tests.convert.test_compvis import RECIPES
 from tests.convert.test_torch_reader import Call, Global, Storage, tensor, write_zip
 from tests.golden import weights as made_up
 
-LDM, FIRST_STAGE, KL = "celeba_ldm4:tiny", "first_stage_vq_f4:tiny", "lsun_churches_ldm8:tiny"
+LDM, FIRST_STAGE, KL = "celeba_ldm4:tiny", "first_stage_vq_f4:tiny", "quickstart_ldm:tiny"
 EMA = "model_ema.diffusion_model"
 
 

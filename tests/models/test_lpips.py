@@ -125,7 +125,7 @@ def test_one_channel_counts_as_three_equal_ones(made):
 def test_gradients_are_finite_where_features_vanish(dtype):
     net = LPIPS("alex", dtype)
     (a, _), black = images(1, 32, 32, 3), jnp.full((1, 32, 32, 3), -1.0)
-    params = net.init(jax.random.key(1), a, a)
+    params = jax.jit(net.init)(jax.random.key(1), a, a)
     dead = jax.tree.map(jnp.zeros_like, params)  # without biases every feature is 0
     gradient = jax.jit(jax.grad(lambda y, p, x: net.apply(p, x, y).sum()))
     half_dead = {"params": params["params"] | {"net_2": dead["params"]["net_2"]}}
@@ -172,4 +172,4 @@ def test_bad_inputs_are_named():
     ):
         with pytest.raises(ValueError, match=message):
             LPIPS(net).init(jax.random.key(0), a, b)
-    LPIPS("squeeze").init(jax.random.key(0), x[:, :17, :17], x[:, :17, :17])
+    jax.eval_shape(LPIPS("squeeze").init, jax.random.key(0), x[:, :17, :17], x[:, :17, :17])
