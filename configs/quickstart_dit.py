@@ -6,7 +6,7 @@
     python sample.py --workdir=runs/quickstart/dit --label 9 --num=16 --steps=100 --eta=1 --guidance=2
     python scripts/check_quickstart.py runs/quickstart/dit
 
-8 blocks of width 192 (5.4M parameters) over 64 tokens, the 2x2 patches of latents of 16x16x3. The class comes with the
+8 blocks of width 192 (5.5M parameters) over 64 tokens, the 2x2 patches of latents of 16x16x3. The class comes with the
 time, by adaLN-Zero (Peebles and Xie 2023, arXiv 2212.09748).
 """
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from ldm_jax import build, recipes, rundir, tree
 from ldm_jax import checkpoint as checkpoints
-from ldm_jax import recipes, tree
 from ldm_jax.cli import convert
 from ldm_jax.convert import dit, names
 from ldm_jax.convert.safetensors_file import read_safetensors, write_safetensors
@@ -15,9 +15,10 @@ from ldm_jax.convert.tensors import KEPT, given
 from ldm_jax.convert.torch_reader import read_torch
 from ldm_jax.convert.torch_writer import write_torch
 from ldm_jax.errors import UsageError
-from tests.convert.conversion_tools import assert_same, checkpoint, from_run, refused, shapes_of, template, to_run
+from tests.convert.conversion_tools import assert_same, from_run, refused, to_run
 
-XL, TINY, FIRST_STAGE = "imagenet_dit_xl2", "imagenet_dit_xl2:tiny", "first_stage_sd_vae:tiny"
+TINY, FIRST_STAGE = "imagenet_dit_xl2:tiny", "first_stage_sd_vae:tiny"
+SMALLER = ("--config.first_stage.ch_mult=(1,)", "--config.data.image_size=16")  # latents of 16x16x4, too
 
 
 def released(width: int, depth: int, tokens: int) -> dict[str, tuple[int, ...]]:
@@ -37,22 +38,37 @@ def released(width: int, depth: int, tokens: int) -> dict[str, tuple[int, ...]]:
     return found | linear("final_layer.adaLN_modulation.1", width, 2 * width)
 
 
-def keys_of(name: str) -> dict[str, tuple[int, ...]]:
+def parts_of(config) -> tree.Tree:
+    """Shapes of the network and its classes."""
+    table = jax.eval_shape(build.conditioner(config).init, jax.random.key(0), {"label": np.zeros(1, np.int32)}, None)
+    context = np.zeros((1, 1, config.conditioner.dim), np.float32)
+    z = np.zeros((1, *build.latent_shape(config)), np.float32)
+    unet = jax.eval_shape(build.denoiser(config).init, jax.random.key(0), z, np.zeros(1, np.int32), context)
+    return {"unet": unet["params"], "conditioner": table["params"]}
+
+
+def keys_of(config) -> dict[str, tuple[int, ...]]:
     """Keys and shapes of the file of a recipe's model."""
-    leaves = tree.flatten(dit.parts_of(template(name, ema=False)))
+    leaves = tree.flatten(parts_of(config))
     return {dit.key_of(path): names.torch_shape(path, leaf.shape) for path, leaf in leaves.items()}
 
 
 def test_keys_shapes_and_number_of_the_released_parameters():
-    expected = released(1152, 28, 256)
-    assert keys_of(XL) | {"pos_embed": (1, 256, 1152)} == expected
-    assert sum(int(np.prod(shape)) for shape in expected.values()) == 675_129_632
+    """At full width; of the 28 blocks, which are alike, one is traced and all are counted."""
+    config = recipes.load("imagenet_dit_xl2").unlock()
+    assert (config.dit.depth, build.latent_shape(config)) == (28, (32, 32, 4))
+    config.dit.depth = 1
+    found = keys_of(config) | {"pos_embed": (1, 256, 1152)}
+    assert found == released(1152, 1, 256)
+    numbers = {key: int(np.prod(shape)) for key, shape in found.items()}
+    block = sum(number for key, number in numbers.items() if key.startswith("blocks.0."))
+    assert sum(numbers.values()) + 27 * block == 675_129_632
 
 
 def made_up(width: int, side: int, dtype=np.float32) -> dict[str, np.ndarray]:
     """A file of the tiny recipe, with random numbers."""
     rng = np.random.default_rng(0)
-    state = {key: rng.standard_normal(shape).astype(dtype) for key, shape in keys_of(TINY).items()}
+    state = {key: rng.standard_normal(shape).astype(dtype) for key, shape in keys_of(recipes.load(TINY)).items()}
     return state | {"pos_embed": dit.positions(side, side, width)[None].astype(dtype)}
 
 
@@ -63,28 +79,28 @@ def restored(run):
 
 @pytest.fixture(scope="module")
 def first_stage(tmp_path_factory):
-    """(its state dict, the option that names its run)."""
-    folder, state = tmp_path_factory.mktemp("first"), checkpoint(FIRST_STAGE)
-    write_torch(folder / "m.ckpt", state)
-    to_run(FIRST_STAGE, folder / "m.ckpt", folder / "run")
-    return state, f"--config.first_stage.checkpoint={folder / 'run'}"
+    """(its variables, options of a model on it)."""
+    folder, config = tmp_path_factory.mktemp("first"), recipes.load(FIRST_STAGE, SMALLER)
+    shapes = build.first_stage_variables(build.first_stage(config), 16, 3)
+    variables = jax.tree.map(lambda s: np.full(s.shape, 0.5, np.float32), shapes)
+    rundir.write_exported(folder, config, {}, {"first_stage": variables, "latent_scale": np.float32(1)}, "float32")
+    return variables, (*SMALLER, f"--config.first_stage.checkpoint={folder}")
 
 
 def test_there_and_back_with_the_first_stage_of_another_run(first_stage, tmp_path, capsys):
-    encoder, option = first_stage
+    variables, options = first_stage
     state = made_up(32, 8)
     write_torch(tmp_path / "m.pt", state)
     with refused(capsys, r"(?s)the first stage, whose latents.*configs/first_stage_sd_vae\.py"):
-        to_run(TINY, tmp_path / "m.pt", tmp_path / "run", "--config.first_stage.checkpoint=")
-    to_run(TINY, tmp_path / "m.pt", tmp_path / "run", option)
+        to_run(TINY, tmp_path / "m.pt", tmp_path / "run", *SMALLER, "--config.first_stage.checkpoint=")
+    to_run(TINY, tmp_path / "m.pt", tmp_path / "run", *options)
     told = capsys.readouterr().out
     assert "one set of weights" in told and "latent scale 0.18215 (the recipe's)" in told
     _, run, frozen = restored(tmp_path / "run")
     assert np.array_equal(run.ema["unet"]["blocks_0"]["attn"]["qkv"]["kernel"], state["blocks.0.attn.qkv.weight"].T)
     table = run.params["conditioner"]["embedding"]["embedding"]
     assert np.array_equal(table, state["y_embedder.embedding_table.weight"])
-    kernel = frozen["first_stage"]["params"]["decoder"]["conv_in"]["kernel"]
-    assert np.array_equal(kernel, encoder["decoder.conv_in.weight"].transpose(2, 3, 1, 0))
+    jax.tree.map(np.testing.assert_array_equal, frozen["first_stage"], variables)
     from_run(tmp_path / "run", tmp_path / "back.pt")
     assert_same(read_torch(tmp_path / "back.pt"), state)
     with refused(capsys, "transformers have no folder of diffusers"):
@@ -96,7 +112,7 @@ def test_half_precision_and_a_run_of_our_own(first_stage, tmp_path):
     or of the raw parameters."""
     state = made_up(32, 8, ml_dtypes.bfloat16)
     write_safetensors(tmp_path / "m.safetensors", given(state), {})
-    to_run(TINY, tmp_path / "m.safetensors", tmp_path / "run", first_stage[1])
+    to_run(TINY, tmp_path / "m.safetensors", tmp_path / "run", *first_stage[1])
     from_run(tmp_path / "run", tmp_path / "back.safetensors")
     assert_same(read_safetensors(tmp_path / "back.safetensors")[0], state)
     (tmp_path / "run" / KEPT).unlink()
@@ -129,7 +145,8 @@ def test_models_of_texts_are_refused():
 
 
 def test_other_files_are_refused():
-    config, parts = shapes_of(TINY)[0], dit.parts_of(template(TINY, ema=False))
+    config = recipes.load(TINY)
+    parts = parts_of(config)
 
     def refuse(message, **changes):
         with pytest.raises(UsageError, match=message):

@@ -15,7 +15,7 @@ from ldm_jax.models.dit import DiT, positions
 from ldm_jax.training import sharding
 from tests.fast import compiled
 
-SMALL = dict(width=16, depth=2, num_heads=2, patch_size=2, out_channels=4)
+SMALL = dict(width=16, depth=1, num_heads=2, patch_size=2, out_channels=4)
 Z, T = np.float32(np.random.default_rng(1).standard_normal((2, 8, 8, 4))), np.int32([3, 700])
 
 
@@ -39,7 +39,7 @@ def golden():
 def test_equals_an_independent_implementation(golden):
     """Weights by the released names, the noise [B,h,w,4] and, as the first of two halves, no variance."""
     state = {name.removeprefix("weights."): a for name, a in golden.items() if name.startswith("weights.")}
-    model = DiT(**SMALL, learn_sigma=True, context_dim=16, context="adaln")
+    model = DiT(**SMALL | {"depth": 2}, learn_sigma=True, context_dim=16, context="adaln")
     z, labels = golden["x"].transpose(0, 2, 3, 1), golden["y"]
     unet = shapes_of(model, z, np.zeros((2, 1, 16), np.float32))
     table = jax.ShapeDtypeStruct((11, 16), jnp.float32)
@@ -63,9 +63,10 @@ def test_starts_at_zero_with_blocks_that_change_nothing():
         params = model.init(key, Z, T, context)["params"]
         return params, model.apply({"params": params}, Z, T, context)
 
-    params, out = compiled(begin, jax.random.key(0))(jax.random.key(0))
+    key = jax.random.key(0, impl="unsafe_rbg")  # compiles faster
+    params, out = compiled(begin, key)(key)
     zero = {name for name, leaf in tree.flatten(params).items() if name.endswith("kernel") and not np.any(leaf)}
-    expected = {f"blocks_{i}/{part}/kernel" for i in range(2) for part in ("adaLN_modulation_1", "cross_attn/proj")}
+    expected = {f"blocks_0/{part}/kernel" for part in ("adaLN_modulation_1", "cross_attn/proj")}
     assert zero == expected | {"final_layer/adaLN_modulation_1/kernel", "final_layer/linear/kernel"}
     assert not np.any(out)
 
@@ -150,9 +151,9 @@ def test_any_recipe_can_have_a_transformer(name):
 
 
 def test_parameters_are_sharded():
-    """Under fsdp=8 all large arrays of DiT-XL/2 are split: less than 1 % is left whole."""
+    """Under fsdp=8 all large arrays of DiT-XL/2 are split: of a block and what is around it less than 1 % is whole."""
     config = recipes.load("imagenet_dit_xl2")
-    shapes = shapes_of(build.denoiser(config), jnp.zeros((1, 32, 32, 4)), jnp.zeros((1, 1, 1152)))
+    shapes = shapes_of(build.denoiser(config).clone(depth=1), jnp.zeros((1, 32, 32, 4)), jnp.zeros((1, 1, 1152)))
 
     mesh = SimpleNamespace(shape={"data": 1, "fsdp": 8})
     whole = [s.size for s in jax.tree.leaves(shapes) if sharding.leaf_spec(s.shape, mesh) == PartitionSpec()]
