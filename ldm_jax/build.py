@@ -72,7 +72,7 @@ def first_stage(config: ConfigDict) -> nn.Module:
 
 def unet(config: ConfigDict) -> UNet:
     context = conditions.condition_of(config).context_dim()
-    width = context if config.unet.use_spatial_transformer else None
+    width = context if config.unet.use_spatial_transformer or config.unet.get("context") == "embedding" else None
     return UNet(**keywords(config.unet), context_dim=width, dtype=dtype(config))
 
 

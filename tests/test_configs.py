@@ -79,7 +79,7 @@ QUICKSTARTS = {f"quickstart_{task}" for task in ("class", "text", "layout", "sem
 QUICKSTARTS |= {"quickstart_first_stage", "quickstart_superres_first_stage", "quickstart_ldm"}
 QUICKSTARTS |= {"quickstart_classifier", "quickstart_hybrid", "quickstart_dit"}
 EMOJI = {f"emoji_{part}" for part in ("first_stage", "ldm", "text", "class", "superres", "inpaint")}
-OURS = QUICKSTARTS | EMOJI
+OURS = QUICKSTARTS | EMOJI | {"demo_first_stage", "demo_class"}
 
 
 def recipe(name, tiny=False):

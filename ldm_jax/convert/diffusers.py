@@ -109,6 +109,10 @@ _UNET_ENDS = {"time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_e
 
 def unet(section: Section, shapes: Mapping[str, tuple[int, ...]], context_dim: int | None, size: int) -> Component:
     """The UNet of config.unet `section` on latents of `size`. Raises UsageError for what neither class can express."""
+    if section.get("context", "cross_attention") != "cross_attention":
+        raise UsageError(
+            f"diffusers has no UNet that takes a context in its time embedding (unet.context='{section['context']}')"
+        )
     head_width, spatial = section["num_head_channels"], section["use_spatial_transformer"]
     if section["resblock_updown"] or section["use_scale_shift_norm"]:
         raise UsageError("diffusers' UNets cannot express unet.resblock_updown or unet.use_scale_shift_norm")

@@ -22,6 +22,8 @@ from ldm_jax.models.layers import (
     timestep_embedding,
 )
 
+CONTEXTS = ("cross_attention", "embedding")
+
 
 class UNet(nn.Module):
     """z_t [B,h,w,c], t [B] -> [B,h,w,out_channels] float32.
@@ -35,6 +37,8 @@ class UNet(nn.Module):
     legacy: width of a transformer's heads when num_head_channels does not divide the channels:
         channels // heads (True) or num_head_channels (False).
     num_classes: adds an embedding of the labels y [B] to the time embedding.
+    context: how it gets in: "cross_attention" (any number of tokens), or "embedding": its one token (a class) is added
+        to the time embedding after a linear map, as ADM has it for classes; needs no transformers.
     n_embed: predict logits of that many codebook entries instead of out_channels values.
     remat: recompute the blocks in the backward pass instead of keeping their activations.
     """
@@ -57,6 +61,7 @@ class UNet(nn.Module):
     legacy: bool = True
     use_new_attention_order: bool = False
     n_embed: int | None = None
+    context: str = "cross_attention"
     remat: bool = False
     dtype: DTypeLike = jnp.float32
 
@@ -73,6 +78,8 @@ class UNet(nn.Module):
         """z [B,h,w,c], t [B] int32 or float32 in training steps, context [B,L,D], y [B] int labels."""
         self._check(z, context, y)
         emb = self._embedding(t, y)
+        if context is not None and self.context == "embedding":
+            emb, context = emb + self._vector(context), None
         levels = len(self.channel_mult)
         h, skips = self._encode(z, emb, context, train)
 
@@ -101,8 +108,11 @@ class UNet(nn.Module):
             )
         if (self.num_heads == -1) == (self.num_head_channels == -1):
             raise ValueError(f"num_heads={self.num_heads}, num_head_channels={self.num_head_channels}: set exactly one")
+        if self.context not in CONTEXTS:
+            raise ValueError(f"context={self.context!r} is not one of {', '.join(CONTEXTS)}")
         context_width = None if context is None else context.shape[-1]
-        if context_width != self.context_dim or (context_width is not None and not self.use_spatial_transformer):
+        attends = self.use_spatial_transformer or self.context == "embedding"
+        if context_width != self.context_dim or (context_width is not None and not attends):
             raise ValueError(
                 f"context of width {context_width}, but context_dim={self.context_dim} and "
                 f"use_spatial_transformer={self.use_spatial_transformer}: give the UNet the context it was "
@@ -122,6 +132,15 @@ class UNet(nn.Module):
             table = nn.Embed(self.num_classes, emb.shape[-1], embedding_init=normal, name="label_emb")
             emb = emb + table(y)
         return emb
+
+    def _vector(self, context: Float[Array, "B L D"]) -> Float[Array, "B width"]:
+        """The one token of a context, for the time embedding."""
+        if context.shape[1] != 1:
+            raise ValueError(
+                f"context of {context.shape[1]} tokens: context='embedding' takes one, context='cross_attention' any "
+                "number"
+            )
+        return Dense(4 * self.model_channels, name="context_embed")(context[:, 0].astype(jnp.float32))
 
     def _encode(self, z: Array, emb: Array, context: Array | None, train: bool) -> tuple[Array, list[Array]]:
         """The way down and the middle: features [B,h',w',C'], and what the way up joins, the last first."""

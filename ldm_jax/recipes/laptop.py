@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from ldm_jax.conditions import class_label
 from ldm_jax.recipes import sections
 
 
@@ -63,4 +64,33 @@ def emoji(conditioner: dict | None = None, num_res_blocks: int = 2) -> ConfigDic
     config.every.update(evaluate=2000, picture=2000, checkpoint=1000)
     config.sample.steps = 100
     config.data.update(source="folder", path="datasets/emoji", flip=True)
+    return config
+
+
+def demo_first_stage() -> dict:
+    """32 px -> 8x8x4 through squares of 4x4 pixels: nothing is computed above 8x8."""
+    return sections.small_first_stage(
+        "demo_first_stage", "kl", 1, ch=64, z_channels=4, resolution=32, num_res_blocks=1, patch=4
+    )
+
+
+def demo() -> ConfigDict:
+    """Classes of shapes: a UNet of 64 and 128 channels on latents of 8x8x4, the class in its time embedding."""
+    unet = dict(
+        model_channels=64,
+        num_res_blocks=1,
+        channel_mult=(1, 2),
+        attention_downsamples=(2,),
+        num_head_channels=32,
+        use_spatial_transformer=False,
+        use_scale_shift_norm=True,
+        context="embedding",
+    )
+    conditioner = class_label.section(64, dim=64, drop_prob=0.1)
+    config = sections.ldm(demo_first_stage(), unet, conditioner, image_size=32)
+    config.batch_size = 16
+    config.optim.update(learning_rate=1e-3, schedule="cosine", warmup_steps=100, clip_norm=1.0)
+    config.ema.decay = 0.998
+    config.diffusion.prediction = "v"
+    config.data.update(simple_scenes=True, validation_images=128)
     return config

@@ -198,6 +198,26 @@ def test_dropout_only_in_training():
     assert not np.allclose(still, apply(variables, z, t, train=True, rngs=rngs))
 
 
+def test_a_context_in_the_time_embedding_is_a_label_there():
+    """The same as num_classes, whose table holds what the linear map makes of each class's vector."""
+    z, t, y = jax.random.normal(jax.random.key(1), (2, 4, 4, 4)), jnp.array([3, 700]), jnp.array([1, 0])
+    vectors = jax.random.normal(jax.random.key(2), (2, 8))
+    module = UNet(**SMALL, num_heads=2, context_dim=8, context="embedding")
+    rng = np.random.default_rng(0)
+    draw = lambda a: jnp.asarray(0.08 * rng.normal(size=a.shape) + (a.ndim == 1), a.dtype)  # noqa: E731
+    params = jax.tree.map(draw, shapes_of(module, z, vectors[y][:, None]))
+    linear = params["context_embed"]
+    table = {"label_emb": {"embedding": vectors @ linear["kernel"] + linear["bias"]}}
+    labelled = UNet(**SMALL, num_heads=2, num_classes=2)
+    theirs = {name: part for name, part in params.items() if name != "context_embed"} | table
+    out = jax.jit(module.apply)({"params": params}, z, t, vectors[y][:, None])
+    np.testing.assert_allclose(out, jax.jit(labelled.apply)({"params": theirs}, z, t, None, y=y), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="context of 2 tokens"):
+        shapes_of(module, z, jnp.zeros((2, 2, 8)))
+    with pytest.raises(ValueError, match="'adaln' is not one of cross_attention, embedding"):
+        shapes_of(UNet(**SMALL, num_heads=2, context="adaln"), z)
+
+
 def test_starts_at_zero():
     z = jnp.ones((1, 8, 8, 4))
     module = UNet(**SMALL, num_heads=2)
