@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed-$(VERSION)
 RUNS ?= runs
 
-.PHONY: help setup demo test test-all lint clean
+.PHONY: help setup demo web test test-all lint clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 14
@@ -25,6 +25,13 @@ $(INSTALLED): $(LOCK)
 
 demo: setup      ## train a small first stage and a small LDM on built-in shapes, sample (minutes on 2 cores)
 	$(PY) scripts/demo.py --out=$(RUNS)/demo
+
+web: $(VENV)/.web  ## a page to play with a model: make web RUN=runs/text
+	$(PY) web.py $(addprefix --workdir=,$(RUN)) $(addprefix --run=,$(WATCH))
+
+$(VENV)/.web: $(INSTALLED)
+	$(PY) -m pip install --quiet --constraint $(LOCK) 'gradio>=6.0'
+	touch $@
 
 test: setup      ## the tests that run everywhere
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
