@@ -1,5 +1,6 @@
 """The page itself: a tab for each model, and one for each run that is training."""
 
+import html
 import secrets
 import shutil
 import tempfile
@@ -45,7 +46,7 @@ def build(models: Models, watched: Sequence[str], every: float) -> gr.Blocks:
 
 def told(error: UsageError) -> gr.Error:
     """The error as a message on the page; the server's log gets no traceback."""
-    return gr.Error(str(error), duration=30, title="", print_exception=False)
+    return gr.Error(html.escape(str(error)), duration=30, title="Not so", print_exception=False)
 
 
 # --- a model

@@ -62,6 +62,6 @@ def application(models: Models, watched: Sequence[str], every: float) -> Local:
     app = gr.mount_gradio_app(
         fastapi.FastAPI(docs_url=None, redoc_url=None), page.build(models, watched, every), path="/",
         allowed_paths=folders, max_file_size=UPLOAD, show_error=False, theme=page.theme(), css=page.CSS,
-        head=page.HEAD, footer_links=[], ssr_mode=False,
+        head=page.HEAD, footer_links=[], run_history=False, ssr_mode=False,
     )  # fmt: skip
     return Local(app)

@@ -125,7 +125,7 @@ def test_a_hole_is_painted_and_filled(web, visiting, runs, tmp_path):
 def test_bad_uploads_get_a_sentence(visiting, runs, tmp_path):
     visiting.choose(str(runs / "inpaint"))
     (tmp_path / "a.png").write_text("no picture")
-    Image.new("L", (9000, 9000)).save(tmp_path / "b.png")
+    Image.new("1", (9000, 9000)).save(tmp_path / "b.png")
     for name, sentence in (("a.png", "a.png is not a picture"), ("b.png", "it has 9000x9000 pixels")):
         visiting.upload(tmp_path / name)
         told = visiting.told()
