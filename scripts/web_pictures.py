@@ -42,12 +42,12 @@ def chromium() -> str:
 
 
 @contextmanager
-def served(*options: str) -> Iterator[str]:
-    """Starts web.py with these options; its address."""
+def served(*options: str, folder: Path | None = None) -> Iterator[str]:
+    """Starts web.py with these options, in a folder; its address."""
     with socket.socket() as trial:
         trial.bind(("127.0.0.1", 0))
         port = trial.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "web.py", f"--port={port}", *options], cwd=ROOT)
+    process = subprocess.Popen([sys.executable, str(ROOT / "web.py"), f"--port={port}", *options], cwd=folder)
     try:
         for _ in range(600):
             if process.poll() is not None:
@@ -121,7 +121,7 @@ class Visitor:
 
     def made(self) -> str:
         """Waits for the images of the visible tab; what the page then says."""
-        status = self.page.locator(".ldm-status:visible")
+        status = self.page.locator(".ldm-status:visible").last
         status.get_by_text("images, ").wait_for(timeout=WAIT)
         self.page.locator(".ldm-images:visible img").first.wait_for()
         return status.inner_text()

@@ -46,7 +46,7 @@ def build(models: Models, watched: Sequence[str], every: float) -> gr.Blocks:
 
 def told(error: UsageError) -> gr.Error:
     """The error as a message on the page; the server's log gets no traceback."""
-    return gr.Error(html.escape(str(error)), duration=30, title="Not so", print_exception=False)
+    return gr.Error(html.escape(str(error)), duration=30, print_exception=False)
 
 
 # --- a model
@@ -65,11 +65,11 @@ def _model_tab(models: Models, run: str, form: Form, name: str) -> None:
         with gr.Column():
             status = gr.Markdown(elem_classes="ldm-status")
             gallery = gr.Gallery(label="Images", object_fit="contain", height=420, elem_classes="ldm-images")
-            files = gr.Files(label="Files: PNG with their settings inside", interactive=False)
             command = gr.Code(
                 label="The same by a command", language="shell", interactive=False, elem_classes="ldm-command"
             )
             lines = gr.Code(label="The same in Python", language="python", interactive=False, elem_classes="ldm-python")
+            files = gr.Files(label="Files: PNG with their settings inside", interactive=False)
     names = list(inputs)
 
     def make(*values: Any) -> Iterator[dict]:
