@@ -151,10 +151,14 @@ def picture(path: Path, size: int = 64, number: int = 3) -> Path:
     return path
 
 
-def fill(visiting: Visitor, path: Path) -> None:
-    """Gives a picture, and paints a hole in its middle."""
+def give(visiting: Visitor, path: Path) -> None:
+    """Uploads a picture, and waits until the page shows it."""
     visiting.upload(path)
     visiting.page.locator(".ldm-draw canvas:visible").wait_for()
+
+
+def paint_hole(visiting: Visitor) -> None:
+    """In the middle of the picture."""
     visiting.drag((0.35, 0.45), (0.65, 0.45), (0.65, 0.6), (0.35, 0.6))
 
 
@@ -173,7 +177,8 @@ def main() -> None:
         print(visiting.made())
         print(visiting.save(args.out / "web_text.png"))
         visiting.choose(args.inpaint)
-        fill(visiting, picture(Path(folder) / "picture.png"))
+        give(visiting, picture(Path(folder) / "picture.png"))
+        paint_hole(visiting)
         visiting.set("Steps", args.steps)
         visiting.press()
         print(visiting.made())
