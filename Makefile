@@ -4,11 +4,12 @@ PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 LOCK := $(if $(filter 3.11,$(VERSION)),requirements.lock,requirements-py312.lock)
 VENV := .venv
+WEB := .venv-web
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed-$(VERSION)
 RUNS ?= runs
 
-.PHONY: help setup demo test test-all lint clean
+.PHONY: help setup demo web test test-all lint clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 14
@@ -26,6 +27,18 @@ $(INSTALLED): $(LOCK)
 demo: setup      ## train a small first stage and a small LDM on built-in shapes, sample (minutes on 2 cores)
 	$(PY) scripts/demo.py --out=$(RUNS)/demo
 
+web: $(WEB)/.installed-$(VERSION)  ## a page to play with a model: make web RUN=runs/text
+	$(WEB)/bin/python web.py $(addprefix --workdir=,$(RUN)) $(addprefix --run=,$(WATCH))
+
+# Gradio wants an older Pillow than the lock: its environment is its own.
+$(WEB)/.installed-$(VERSION): $(LOCK)
+	rm -rf $(WEB)
+	$(PYTHON) -m venv $(WEB)
+	$(WEB)/bin/python -m pip install --quiet --upgrade pip
+	$(WEB)/bin/python -m pip install --quiet -r $(LOCK)
+	$(WEB)/bin/python -m pip install --quiet 'gradio>=6.31'
+	touch $@
+
 test: setup      ## the tests that run everywhere
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -38,4 +51,4 @@ lint: setup      ## ruff: rules and format; mypy on networks and mathematics
 	$(VENV)/bin/mypy
 
 clean:           ## remove .venv and caches (keeps runs/)
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(WEB) .pytest_cache .ruff_cache

@@ -5,4 +5,5 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["ldm_jax", "ldm_jax.*"]), "ldm_jax.configs"],
     package_dir={"ldm_jax.configs": "configs"},
+    package_data={"ldm_jax.web": ["draw.js"]},
 )

@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from ldm_jax.errors import ConfigError, Damaged, DataError, Missing, RequestError, UsageError  # noqa: F401
     from ldm_jax.images import Images  # noqa: F401
     from ldm_jax.pipeline import Pipeline, Progress, load  # noqa: F401
+    from ldm_jax.provenance import read_settings  # noqa: F401
     from ldm_jax.request import SampleRequest  # noqa: F401
 
 _WHERE = {
     "load": "pipeline", "Pipeline": "pipeline", "Progress": "pipeline", "SampleRequest": "request", "Images": "images",
     "UsageError": "errors", "ConfigError": "errors", "DataError": "errors", "RequestError": "errors",
-    "Missing": "errors", "Damaged": "errors",
+    "Missing": "errors", "Damaged": "errors", "read_settings": "provenance",
 }  # fmt: skip
 __version__ = "0.2.0.dev0"
 __all__ = [*_WHERE, "__version__", "errors"]

@@ -8,6 +8,7 @@
 sample.py and scripts/check_quickstart.py use it. The pictures during training come from the same programs.py.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from ldm_jax import build, images, process, request, rundir
+from ldm_jax import build, images, process, provenance, request, rundir
 from ldm_jax.conditions.base import Asked
 from ldm_jax.diffusion import starts
 from ldm_jax.diffusion.timetable import Timetable, make_timetable
@@ -157,7 +158,7 @@ class Pipeline:
         wanted = self.request(wanted, **options)
         stream = self.stream(wanted, on_progress=on_progress, on_preview=on_preview, preview_every=preview_every)
         made = list(stream)
-        return Images([image for _, image in made], [name for name, _ in made], self.settings(wanted))
+        return Images([image for _, image in made], [name for name, _ in made], self.texts(wanted))
 
     def stream(
         self, wanted: SampleRequest | None = None, *, on_progress: OnProgress | None = None,
@@ -187,8 +188,21 @@ class Pipeline:
     def tokenizer(self) -> Path | None:
         return rundir.tokenizer_of(self.path) if self.path else None
 
+    def texts(self, wanted: SampleRequest) -> dict[str, Any]:
+        """The text entries of a request's PNGs: `settings`, and under "ldm_jax" the JSON that `read_settings` reads."""
+        return self.settings(wanted) | {provenance.KEY: json.dumps(self.record(wanted))}
+
+    def record(self, wanted: SampleRequest) -> dict[str, Any]:
+        """The request, the command and the model, as JSON has them (provenance.py)."""
+        return provenance.record(wanted, self.origin)
+
+    @property
+    def origin(self) -> provenance.Model:
+        raw = self.weights == "raw" and bool(self.config.get("ema", {}).get("decay", 0.0))
+        return provenance.Model(str(self.path), self.step, raw)
+
     def settings(self, wanted: SampleRequest) -> dict[str, Any]:
-        """What is needed to make the images of a request again: the text entries of their PNGs."""
+        """What is needed to make the images of a request again, for people to read: text entries of their PNGs."""
         source = f"{self.path} step {self.step}" if self.step is not None else str(self.path)
         timetable = self._timetable(wanted)
         said = dict(

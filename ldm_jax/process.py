@@ -28,8 +28,8 @@ VARIABLE, SETTING = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
 SWITCH = "LDM_JAX_HUGEPAGES"
 
 # What may start anew: these scripts of a checkout, all benchmarks, and the commands that an installation makes.
-SCRIPTS = ("train.py", "sample.py", "evaluate.py", "scripts/check_quickstart.py")
-COMMANDS = ("ldm-train", "ldm-sample", "ldm-evaluate")
+SCRIPTS = ("train.py", "sample.py", "evaluate.py", "web.py", "scripts/check_quickstart.py")
+COMMANDS = ("ldm-train", "ldm-sample", "ldm-evaluate", "ldm-web")
 # Options of the interpreter that such a start may have.
 _OPTIONS = {"-u", "-B", "-E", "-I", "-s", "-O"}
 

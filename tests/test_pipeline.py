@@ -103,6 +103,11 @@ def test_the_script_gives_the_same_pixels(pipe, run, tmp_path):
     assert (out / "grid.png").is_file()
     texts = Image.open(out / "000003_class-5.png").text
     assert texts["seed"] == "7" and texts["steps"] == "4" and texts["spacing"] == "even" and texts["index"] == "3"
+    told, grid = (ldm_jax.read_settings(out / name) for name in ("000003_class-5.png", "grid.png"))
+    assert told["index"] == 3 and told["model"]["path"] == str(run) and told["request"] == grid["request"]
+    np.testing.assert_array_equal(pipe.sample(**told["request"])[3], images[3])
+    (path,) = images[3:].save(tmp_path / "saved")
+    assert ldm_jax.read_settings(path)["request"] == told["request"]
 
 
 def test_progress_and_previews_change_nothing(pipe):

@@ -12,7 +12,7 @@
     python sample.py --workdir=runs/superres --image=picture.png --patch=512 --stride=256
 
 Writes PNGs, a grid and, with --npz, all images in one file. Image i depends on (--seed, i) and its condition alone:
-another --batch, or asking for more images, gives the same picture. Each PNG carries its settings as text.
+another --batch, or asking for more images, gives the same picture. Each PNG carries its settings (read_settings).
 A model takes the conditions that it was trained with; files may be folders, too. From Python:
 `ldm_jax.load(WORKDIR).sample(...)` takes the same options.
 """
@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> Path:
         process.join_hosts()
     process.setup()
     pipe = pipeline.load(args.workdir, checkpoint=args.checkpoint, averaged=not args.no_ema)
-    asked, settings = pipe.resolve(wanted), pipe.settings(wanted)
+    asked, settings, texts = pipe.resolve(wanted), pipe.settings(wanted), pipe.texts(wanted)
     out, writes = Path(args.out or Path(args.workdir) / "samples"), jax.process_index() == 0
     line = _Line(pipe, len(asked), writes)
     line.say(", ".join(f"{name} {value}" for name, value in settings.items()))
@@ -154,12 +154,12 @@ def run(args: argparse.Namespace) -> Path:
     for name, image in stream:
         index = wanted.first + len(names)
         names.append(file_name(index, name))
-        save_png(out / names[-1], image, png_texts(settings, index, name))
+        save_png(out / names[-1], image, png_texts(texts, index, name))
         if args.npz or len(kept) < GRID:
             kept.append(image)
     line.end()
     if len({image.shape for image in kept}) == 1:
-        save_png(out / "grid.png", grid(np.stack(kept[:GRID])), settings)
+        save_png(out / "grid.png", grid(np.stack(kept[:GRID])), texts)
         if args.npz:
             np.savez(out / "samples.npz", np.stack(kept))
     else:
