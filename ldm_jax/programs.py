@@ -23,6 +23,7 @@ from ldm_jax.diffusion.samplers import advance, latent, start_noise
 from ldm_jax.diffusion.timetable import Timetable, pad
 from ldm_jax.generate import DiffusionModel
 from ldm_jax.latent_classifier import LatentClassifier
+from ldm_jax.ldm import latents_of
 from ldm_jax.models.lpips import LPIPS
 
 Tree = Any
@@ -230,7 +231,7 @@ def _begin(
     counts = {"entries": generate.valid_entries(loop), "done": loop.entries[0].k + 1}
     start = {"keys": keys, "z_T": z_T, "cond": cond, "null": null}
     if weaker is not None:
-        kept = {name: frozen[name] for name in ("first_stage", "latent_scale")} | weaker_trees["frozen"]
+        kept = latents_of(frozen) | weaker_trees["frozen"]
         start["weaker"] = weaker.condition(weaker_trees["params"], kept, batch)
     return start, loop.carry, jnp.zeros_like(z_T), counts
 

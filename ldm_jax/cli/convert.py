@@ -161,9 +161,11 @@ def to_run(args: argparse.Namespace, config) -> None:
     weights, beside = tensors.fill(source, config, abstract, frozen, _betas(config))
     step = config.steps if source.step is None else source.step
     scale = source.scaling_factor
-    if config.task == "first_stage" and "latent_scale" in config and scale and scale != config.latent_scale:
-        config.latent_scale = scale
-        args.overrides.append(f"--config.latent_scale={scale}")
+    told = _latent_options(source) if config.task == "first_stage" else {}
+    if "latent_scale" in config:
+        for name, value in _changes(config, told).items():
+            config[name] = value
+            args.overrides.append(f"--config.{name}={value}".replace(" ", ""))
     if config.task == "first_stage":
         weights = {"discriminator": {}} | weights
         weights["discriminator"] = weights["discriminator"] or fresh_discriminator(config)
@@ -180,10 +182,20 @@ def to_run(args: argparse.Namespace, config) -> None:
         metadata = {"layout": source.layout, "step": str(step), "manifest": json.dumps(manifest)}
         if scale is not None:
             metadata["scaling_factor"] = str(scale)
+        if source.latents:
+            metadata["latents"] = json.dumps(source.latents)
         write_safetensors(partial / tensors.KEPT, tensors.given(beside), metadata)
         checkpoint.save_from_numpy(partial, step, state)
         checkpoint.keep_config(partial, config.to_dict())
     _tell(args, config, source, weights, beside, step)
+
+
+def _latent_options(source) -> dict[str, Any]:
+    """Options of a recipe that say what the folder of an autoencoder says of its latents."""
+    if source.channels is not None:
+        shift, scale = source.channels
+        return dict(latent_scale_kind="channels", latent_channel_shift=shift, latent_channel_scale=scale)
+    return dict(latent_scale=source.scaling_factor) if source.scaling_factor else {}
 
 
 @contextmanager
@@ -231,11 +243,9 @@ def _tell(args, config, source, weights: Tree, beside: dict, step: int) -> None:
     if config.task == "ldm":
         condition = " ".join(part.example for part in conditions.condition_of(config).parts().values())
         print(f"    python sample.py --workdir={args.target} --steps=50 {condition}")
-    if config.task == "first_stage" and source.scaling_factor is not None:
-        print(
-            f"    for a diffusion model on it: --config.first_stage.checkpoint={args.target} "
-            f"--config.latent_scale={source.scaling_factor}"
-        )
+    if config.task == "first_stage" and (told := _latent_options(source)):
+        for_latents = " ".join(shlex.quote(f"--config.{n}={v}".replace(" ", "")) for n, v in told.items())
+        print(f"    for a diffusion model on it: --config.first_stage.checkpoint={args.target} {for_latents}")
     changed = " ".join(shlex.quote(o) for o in args.overrides if not o.startswith("--config.steps"))
     print(
         f"    python train.py --config={args.config} --workdir={args.target} --config.steps={step + 10_000} {changed}"
@@ -255,6 +265,7 @@ def to_file(args: argparse.Namespace) -> None:
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise UsageError(f"{target} exists already; give a new name")
     config = ConfigDict(checkpoint.load_config(source))
+    _check_writable(config, target)
     state, frozen = restore(config, source, args.checkpoint)
     if target.suffix in (*TORCH_ENDINGS, ".safetensors"):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -262,6 +273,23 @@ def to_file(args: argparse.Namespace) -> None:
     else:
         _write_folder(target, config, source, state, frozen, averaged=not args.no_ema)
     print(f"{target} holds the model of {source} at step {int(state.step)}")
+
+
+def _check_writable(config, target: Path) -> None:
+    """UsageError for models that neither the original's files nor folders of diffusers can hold."""
+    from ldm_jax import build
+
+    if config.task == "ldm" and build.has_channel_scale(config):
+        raise UsageError(
+            "config.latent_scale_kind='channels': the original's files and diffusers' pipelines of latent diffusion "
+            "have one latent scale. In Python, ldm_jax.load(RUN).save(FOLDER) writes the model alone"
+        )
+    missing = [n for n in ("use_quant_conv", "use_post_quant_conv") if not config.first_stage.get(n, True)]
+    if missing and target.suffix in (*TORCH_ENDINGS, ".safetensors"):
+        raise UsageError(
+            f"config.first_stage.{missing[0]}=False: first stages of the original have this convolution. Write a "
+            "folder of diffusers: --to FOLDER"
+        )
 
 
 def restore(config, run: Path, step: int | None) -> tuple[Any, Tree]:
@@ -288,6 +316,7 @@ def _write_file(target: Path, config, run: Path, state, frozen: Tree) -> None:
 
 
 def _write_folder(target: Path, config, run: Path, state, frozen: Tree, averaged: bool) -> None:
+    from ldm_jax import build
     from ldm_jax.convert import diffusers, tensors
 
     if averaged and state.ema:
@@ -297,8 +326,10 @@ def _write_folder(target: Path, config, run: Path, state, frozen: Tree, averaged
     if config.task == "ldm":
         for note in diffusers.check_pipeline(parts, config.conditioner.kind):
             print(f"note: {note}")
-    elif (scale := tensors.kept_scaling_factor(run)) is not None:
-        parts[0].config["scaling_factor"] = scale
+    else:
+        channels = build.channel_scale(config)
+        told = {} if channels is None else diffusers.latents_config(channels[1], channels[0])
+        parts[0].config.update(tensors.kept_latents(run) or told)
     out = tensors.tensors_of(config, run, state, weights, extras=False)
     with _whole(target) as partial:
         for part in parts:

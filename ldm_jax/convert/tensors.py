@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from ldm_jax import tree
 from ldm_jax.convert import compvis, diffusers, names
+from ldm_jax.convert import diffusers_settings as settings
 from ldm_jax.convert.safetensors_file import read_safetensors
 from ldm_jax.convert.torch_reader import read_torch_checkpoint
 from ldm_jax.errors import Missing, UsageError
@@ -36,7 +37,9 @@ class Source:
     layout: str  # compvis | diffusers
     step: int | None = None
     notes: list[str] = field(default_factory=list)
-    scaling_factor: float | None = None  # what an autoencoder of diffusers says of its latents
+    scaling_factor: float | None = None  # what an autoencoder of diffusers says of its latents: one scale,
+    channels: tuple[tuple, tuple] | None = None  # or a shift and a scale of each channel
+    latents: dict = field(default_factory=dict)  # as it stands in its config.json
 
 
 def weights_of(config: ConfigDict, state: Tree, frozen: Tree, ema: bool) -> Tree:
@@ -78,7 +81,16 @@ def read(path: Path, config: ConfigDict, weights: Tree, latent_size: int | None)
     if path.is_dir():
         diffusion = config.diffusion if config.task == "ldm" else None
         state, configs, notes = diffusers.read_folder(path, components(config, weights, latent_size), diffusion)
-        source = Source(state, "diffusers", notes=notes, scaling_factor=diffusers.scale_of(configs["vqvae"]))
+        found = configs["vqvae"]
+        source = Source(state, "diffusers", notes=notes, scaling_factor=diffusers.scale_of(found))
+        source.channels = diffusers.channels_of(path, found)
+        source.latents = {name: found[name] for name in settings.LATENTS if found.get(name) is not None}
+        if config.task == "ldm" and source.channels is not None:
+            raise UsageError(
+                f"{path} has an autoencoder that shifts its latents, which diffusers' pipelines of latent diffusion "
+                "ignore: what its UNet was trained with cannot be told. The autoencoder alone can be converted: give "
+                "--from its folder"
+            )
         if config.task == "ldm" and source.scaling_factor is not None:
             source.state["scale_factor"] = np.float32(source.scaling_factor)
         return source
@@ -121,6 +133,10 @@ def fill(source: Source, config: ConfigDict, state: Tree, frozen: Tree, betas: n
             del weights["discriminator"]
             source.notes.append("no discriminator in it: fine-tuning begins with an untrained one")
         return compvis.split(source.state, weights)
+    if "latent_shift" in frozen:
+        raise UsageError(
+            "config.latent_scale_kind='channels': a file or folder of a whole diffusion model has one latent scale"
+        )
     compvis.check_schedule(source.state, betas)
     if "scale_factor" not in source.state:
         weights["latent_scale"] = {}
@@ -207,12 +223,13 @@ def tensors_of(
     return out | given(kept)
 
 
-def kept_scaling_factor(run: Path) -> float | None:
-    """What the config.json of the autoencoder that became `run` said of its latents, if it said something."""
+def kept_latents(run: Path) -> dict[str, Any]:
+    """What the config.json of the autoencoder that became `run` said of its latents: settings.LATENTS."""
     if not (run / KEPT).exists():
-        return None
-    found = read_safetensors(run / KEPT)[1].get("scaling_factor")
-    return None if found is None else float(found)
+        return {}
+    metadata = read_safetensors(run / KEPT)[1]
+    older = {"scaling_factor": float(metadata["scaling_factor"])} if "scaling_factor" in metadata else {}
+    return older | json.loads(metadata.get("latents", "{}"))
 
 
 def given(arrays: dict) -> dict:

@@ -110,7 +110,8 @@ class Decoder(nn.Module):
 
 
 class _Autoencoder(nn.Module):
-    """Fields, encoder and decoder that both first stages share."""
+    """Fields, encoder and decoder that both first stages share. Without a 1x1 convolution (use_quant_conv after the
+    encoder, use_post_quant_conv before the decoder) its channels stay as they are: embed_dim is z_channels."""
 
     ch: int = 128
     ch_mult: tuple[int, ...] = (1, 2, 4)
@@ -123,6 +124,8 @@ class _Autoencoder(nn.Module):
     z_channels: int = 3
     embed_dim: int = 3
     dropout: float = 0.0
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
     dtype: DTypeLike = jnp.float32
 
     def _build(self, encoder_channels: int, moments: int) -> None:
@@ -139,8 +142,10 @@ class _Autoencoder(nn.Module):
         )
         self.encoder = Encoder(**shared, out_channels=encoder_channels)
         self.decoder = Decoder(**shared, out_channels=self.out_channels)
-        self.quant_conv = Conv(moments, (1, 1), dtype=self.dtype)
-        self.post_quant_conv = Conv(self.z_channels, (1, 1), dtype=self.dtype)
+        if self.use_quant_conv:
+            self.quant_conv = Conv(moments, (1, 1), dtype=self.dtype)
+        if self.use_post_quant_conv:
+            self.post_quant_conv = Conv(self.z_channels, (1, 1), dtype=self.dtype)
 
     def _encode(self, image: Float[Array, "B H W C"], train: bool = False) -> Float[Array, "B h w moments"]:
         """[B,H,W,in] -> [B,h,w,moments] float32. Raises ValueError for sizes that do not divide by f."""
@@ -151,13 +156,14 @@ class _Autoencoder(nn.Module):
                 f"image of {height}x{width}x{channels}: this first stage takes {self.in_channels} channels "
                 f"and sizes that are multiples of {f}; resize or crop the images"
             )
-        return self.quant_conv(self.encoder(image, train)).astype(jnp.float32)
+        h = self.encoder(image, train)
+        return (self.quant_conv(h) if self.use_quant_conv else h).astype(jnp.float32)
 
     def _decode(
         self, z: Float[Array, "B h w c"], train: bool = False
     ) -> tuple[Float[Array, "B H W C"], Float[Array, "B H W ch"]]:
         """[B,h,w,c] -> (image [B,H,W,out] float32, features [B,H,W,ch])."""
-        image, features = self.decoder(self.post_quant_conv(z), train)
+        image, features = self.decoder(self.post_quant_conv(z) if self.use_post_quant_conv else z, train)
         return image.astype(jnp.float32), features
 
 

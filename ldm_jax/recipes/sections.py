@@ -104,6 +104,8 @@ def _first_stage(recipe: str, kind: str, f: int, **numbers) -> dict:
         z_channels=3,
         embed_dim=3,
         dropout=0.0,
+        use_quant_conv=True,  # the 1x1 convolution after the encoder; False needs embed_dim = z_channels
+        use_post_quant_conv=True,  # the one before the decoder, likewise
         n_embed=8192,  # vq: codes
         beta=0.25,  # vq: weight of one side of the codebook loss
         legacy_beta=True,  # vq: beta on the codebook side, as the original has it; False = on the encoder side
@@ -208,12 +210,20 @@ def openimages(config: ConfigDict, crop_only: bool = False) -> None:
         config.data.update(resize="none", resize_to=0)
 
 
+def channel_latents(config: ConfigDict) -> None:
+    """Options beside config.latent_scale: another shift and scale for each channel of the latents."""
+    config.latent_scale_kind = "scalar"  # scalar: one number, latent_scale | channels: a shift and a scale for each
+    config.latent_channel_shift = ()  # channels: what is subtracted, numbers or one for all; () = measured
+    config.latent_channel_scale = ()  # channels: what the rest is multiplied by; () = measured
+
+
 def ldm(first_stage: dict, unet: dict, conditioner: dict | None = None, image_size: int = 256) -> ConfigDict:
     """Second stage: UNet on the first stage's latents (paper, section 3.2), with a condition (3.3)."""
     config = _base("ldm", image_size)
     config.first_stage = ConfigDict(first_stage)
     config.latent_scale = 0.0  # 0 = measured over latent_scale_batches batches and kept with the run
     config.latent_scale_batches = 16
+    channel_latents(config)
     section = conditioner or none.section()
     config.conditioner = ConfigDict(
         dict(
@@ -273,6 +283,7 @@ def classifier(first_stage: dict, network: dict, image_size: int = 256) -> Confi
     config.first_stage = ConfigDict(first_stage)
     config.latent_scale = 0.0  # without `guides`: 0 = measured over latent_scale_batches batches
     config.latent_scale_batches = 16
+    channel_latents(config)
     config.classifier = ConfigDict(
         dict(
             n_classes=1000,

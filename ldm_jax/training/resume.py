@@ -70,7 +70,9 @@ def check_frozen(config: ConfigDict, workdir: str | Path, source: Callable[[Conf
     if made is None:  # there is none, or an older version made it
         check_same_run(config, workdir, accept_changes=True)
         return
-    there, here = made["options"], rundir.frozen_options(config)
+    here = rundir.frozen_options(config)
+    younger = {f"first_stage.{name}": value for name, value in checkpoint.YOUNGER["first_stage"].items()}
+    there = {n: value for n, value in younger.items() if n in here} | made["options"]
     wrong = _lines((n, there.get(n), here.get(n)) for n in sorted({*there, *here}) if there.get(n) != here.get(n))
     if not wrong:
         try:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from ldm_jax import losses
 from ldm_jax.diffusion.timetable import Timetable
 from ldm_jax.keys import purpose_key, purpose_of, sample_keys, stream
-from ldm_jax.ldm import DROPOUT_STREAM, LDM, POSTERIOR_STREAM, batch_size, measure_latent_scale
+from ldm_jax.ldm import DROPOUT_STREAM, LDM, POSTERIOR_STREAM, batch_size, measure_channels, measure_latent_scale
 from ldm_jax.models.discriminator import NLayerDiscriminator
 from ldm_jax.models.lpips import LPIPS
 from ldm_jax.programs import Method, Programs, on_host
@@ -129,6 +129,7 @@ class LDMTask:
     """Second stage: the UNet (and conditioner) on latents of a frozen first stage.
 
     `latent_scale` 0 means: measured over `scale_batches` batches before the first step and kept with the run.
+    `by_channel`: a shift and a scale for each channel, given as `channels` or, if that is None, measured in that way.
     `scale_is_given`: frozen came with the latent scale of another run, which stays.
     """
 
@@ -140,6 +141,8 @@ class LDMTask:
     accumulate: int = 1
     latent_scale: float = 0.0
     scale_batches: int = 16
+    by_channel: bool = False
+    channels: tuple[np.ndarray, np.ndarray] | None = field(default=None, compare=False)
     scale_is_given: bool = False
     programs: dict[Mesh, Programs] = field(default_factory=dict, compare=False, repr=False)
 
@@ -151,9 +154,14 @@ class LDMTask:
         """frozen with its latent scale."""
         if self.scale_is_given:
             return frozen
+        some = (b for _, b in zip(range(self.scale_batches), batches))
+        if self.by_channel:
+            shift, scales = self.channels or measure_channels(self.ldm, frozen, some, purpose_key(0, "latent_scale"))
+            if self.channels is None:
+                say(f"latent shift {shift} and scale {scales} of the channels, over {self.scale_batches} batches")
+            return frozen | {"latent_shift": shift, "latent_scale": scales}
         scale = self.latent_scale
         if not scale:
-            some = (b for _, b in zip(range(self.scale_batches), batches))
             scale = measure_latent_scale(self.ldm, frozen, some, purpose_key(0, "latent_scale"))
             say(f"latent scale {scale:.5f}, measured over {self.scale_batches} batches")
         return frozen | {"latent_scale": np.float32(scale)}
