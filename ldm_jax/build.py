@@ -124,6 +124,7 @@ def ldm(config: ConfigDict) -> LDM:
         schedule=schedule(config),
         conditioner=conditioner(config),
         cond_drop_prob=config.conditioner.drop_prob,
+        cond_drop_each=config.conditioner.get("drop_each", 0.0),
         loss_type=d.loss,
         elbo_weight=d.elbo_weight,
         learn_logvar=d.learn_logvar,

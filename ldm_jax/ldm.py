@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float, Int, Key
 
 from ldm_jax.arrays import Array
-from ldm_jax.conditions.base import Cond, ConditionNetwork, drop
+from ldm_jax.conditions.base import Cond, ConditionNetwork, drop, drop_parts
 from ldm_jax.conditions.none import Unconditional
 from ldm_jax.diffusion.schedule import NoiseSchedule
 from ldm_jax.errors import ConfigError
@@ -99,7 +99,8 @@ class LDM:
     """See the module's docstring. `loss_type` is "l1" or "l2"; `elbo_weight` weighs the variational bound term
     (the original's original_elbo_weight); `learn_logvar` learns one log variance per timestep;
     `weighting` is "none" or "min_snr" with `min_snr_gamma` (schedule.loss_weight); `cond_drop_prob`: share of the
-    training samples without their condition. `offset_noise`: standard deviation of a further noise that is the same in
+    training samples without their condition, and `cond_drop_each`: without one alone of several joined conditions, for
+    each of them. `offset_noise`: standard deviation of a further noise that is the same in
     all pixels of a channel, 0 = none. `t_distribution`: "uniform", or "logit_normal": logit(t / T) ~ N(t_mean, t_std^2)
     (Esser et al. 2024, arXiv 2403.03206, eq. 19)."""
 
@@ -113,6 +114,7 @@ class LDM:
     logvar_init: float = 0.0
     weighting: str = "none"
     cond_drop_prob: float = 0.0
+    cond_drop_each: float = 0.0
     min_snr_gamma: float = 5.0
     offset_noise: float = 0.0
     t_distribution: str = "uniform"
@@ -197,7 +199,10 @@ class LDM:
     ) -> dict[str, Float[Array, " B"]]:
         """Per-sample terms [B]: loss (what is minimised), loss_simple, loss_vlb. keys [B], one a sample."""
         z = jax.lax.stop_gradient(self.latents(frozen, batch, stream(keys, POSTERIOR_STREAM)))
-        if train and self.cond_drop_prob:
+        if train and self.cond_drop_each:
+            u = jax.vmap(jax.random.uniform)(stream(keys, CONDITION_STREAM))
+            batch = drop_parts(self.conditioner, batch, u, self.cond_drop_prob, self.cond_drop_each)
+        elif train and self.cond_drop_prob:
             dropped = jax.vmap(lambda k: jax.random.bernoulli(k, self.cond_drop_prob))(stream(keys, CONDITION_STREAM))
             batch = drop(self.conditioner, batch, dropped)
         cond = self.condition(params, frozen, batch)

@@ -47,11 +47,12 @@ def on_host(x: jax.Array) -> np.ndarray:
 class Method:
     """How to sample: what the program depends on (shape, sampler, networks), and numbers that it is given.
 
-    timetable: the steps to run, not padded. guidance: scale of classifier-free guidance, None = without;
-    guidance_rescale: None = off. weaker: (a DiffusionModel of the same latents, {"params", and "frozen": what it has in
-    place of the model's}) for autoguidance, with weaker_scale. interval: (low, high) of sigma for both, None = all.
-    guide_scale: weight of the batch's "guide" (reconstruction guidance); lpips: (LPIPS, its parameters) to compare by,
-    None = pixels. classifier: (LatentClassifier, its parameters, their step), classifier_scale: its weight.
+    timetable: the steps to run, not padded. guidance: scale of classifier-free guidance, or one for each of several
+    conditions, None = without; guidance_rescale: None = off. weaker: (a DiffusionModel of the same latents, {"params",
+    and "frozen": what it has in place of the model's}) for autoguidance, with weaker_scale. interval: (low, high) of
+    sigma for both, None = all. guide_scale: weight of the batch's "guide" (reconstruction guidance); lpips: (LPIPS, its
+    parameters) to compare by, None = pixels. classifier: (LatentClassifier, its parameters, their step),
+    classifier_scale: its weight.
     """
 
     latent_shape: tuple[int, int, int]
@@ -60,7 +61,7 @@ class Method:
     lpips: tuple[LPIPS, Tree] | None = None
     classifier: tuple[LatentClassifier, Tree, int | None] | None = None
     eta: float = 0.0
-    guidance: float | None = None
+    guidance: float | tuple[float, ...] | None = None
     guidance_rescale: float | None = None
     guide_scale: float = 1.0
     classifier_scale: float = 1.0

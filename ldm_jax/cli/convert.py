@@ -5,6 +5,7 @@
     python convert.py --from sd-vae-ft-mse --to runs/sd_vae     (a folder of diffusers tells its recipe)
     python convert.py --from runs/celeba --to model.ckpt        (or model.safetensors, or a folder)
     python convert.py --check runs/celeba                       (are all its files whole?)
+    python convert.py --from runs/celeba --to averaged --ema-sigma=0.08     (an average of another length)
 
 In: .ckpt, .pth (nothing in them is executed, torch is not needed), .safetensors, or a folder of diffusers with
 unet/, vqvae/, ... or one autoencoder. The run directory works with sample.py and train.py at once. --config is the
@@ -15,6 +16,9 @@ pipeline, a VQModel or an AutoencoderKL) chooses the recipe and the options by i
 Out: the direction follows from --from being a run directory. Names ending in .ckpt, .pth or .safetensors get the
 original's keys, any other name becomes a folder of diffusers. What the original held and nothing here reads is in
 the run's original.safetensors, so that a model comes back bit by bit.
+
+--ema-sigma makes, of the averages that a run with config.ema.kind=power kept, the one of another relative width, and
+writes it with the model's other parts into a folder that sample.py, evaluate.py and ldm_jax.load read.
 
 --check compares every checkpoint, frozen/ and exported weights with what was written, prints a line each, and exits
 with 1 if one is bad. Installed, the command is ldm-convert.
@@ -49,10 +53,11 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Any]:
     add("--config", help="recipe of the model, NAME[:VARIANT]; needed when --from is a file")
     add("--checkpoint", type=int, help="writing: step of the run's checkpoint (default: the newest)")
     add("--no-ema", action="store_true", help="writing a folder: the raw instead of the averaged parameters")
+    add("--ema-sigma", type=float, metavar="S", help="average over about this share of the training, e.g. 0.08")
     args, args.overrides = parser.parse_with_overrides(argv)
     for name, path in {"--from": args.source, "--to": args.target, "--check": args.check}.items():
         parser.check_local(name, path)
-    others = (args.source, args.target, args.config, args.checkpoint)
+    others = (args.source, args.target, args.config, args.checkpoint, args.ema_sigma)
     if args.check is not None:
         if args.overrides or args.no_ema or any(other is not None for other in others):
             parser.error("--check goes alone: python convert.py --check RUN")
@@ -60,6 +65,8 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Any]:
     if args.source is None or args.target is None:
         parser.error("--from and --to are needed; or --check RUN")
     run = _is_run(Path(args.source))
+    if args.ema_sigma is not None and (not run or args.no_ema):
+        parser.error("--ema-sigma is for --from RUN, a run directory, and has no --no-ema")
     args.chosen = args.config is None and not run
     if args.chosen:
         try:
@@ -275,6 +282,23 @@ def to_file(args: argparse.Namespace) -> None:
     print(f"{target} holds the model of {source} at step {int(state.step)}")
 
 
+def to_average(args: argparse.Namespace) -> None:
+    """A folder as Pipeline.save writes it, with the average of the width --ema-sigma."""
+    from ldm_jax import rundir
+    from ldm_jax.training import posthoc
+
+    source, target = Path(args.source), Path(args.target)
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise UsageError(f"{target} exists already; give a new name")
+    config = rundir.config_of(source)
+    params, step = posthoc.reconstruct(source, args.ema_sigma, args.checkpoint)
+    with _whole(target) as partial:
+        rundir.write_exported(partial, config, params, rundir.kept_frozen(config, source), "float32")
+        if (source / TOKENIZER).is_dir():
+            shutil.copytree(source / TOKENIZER, partial / TOKENIZER)
+    print(f"{target} holds the model of {source} at step {step}, averaged with the width {args.ema_sigma:g}")
+
+
 def _check_writable(config, target: Path) -> None:
     """UsageError for models that neither the original's files nor folders of diffusers can hold."""
     from ldm_jax import build
@@ -374,6 +398,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if args.check is not None:
             sys.exit(0 if check(args.check) else 1)
-        to_run(args, config) if args.importing else to_file(args)
+        if args.ema_sigma is not None:
+            to_average(args)
+        else:
+            to_run(args, config) if args.importing else to_file(args)
     except UsageError as error:
         options.stop(error)

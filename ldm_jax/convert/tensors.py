@@ -176,7 +176,7 @@ def train_state(config: ConfigDict, abstract: Tree, weights: Tree, step: int) ->
     else:
         params = {name: weights[name] for name in abstract.params}
         ema = params | {"unet": weights.get("ema", params["unet"])} if abstract.ema else {}
-        variables = {}
+        variables = dict.fromkeys(abstract.variables, ema)  # further averages
     opt_state = jax.tree.map(moments, abstract.opt_state, is_leaf=lambda x: isinstance(x, optax.ScaleByScheduleState))
     key = np.asarray(jax.random.key_data(jax.random.key(config.seed)))
     return abstract.replace(

@@ -271,9 +271,22 @@ def ldm(first_stage: dict, unet: dict, conditioner: dict | None = None, image_si
             t_std=1.0,  # logit_normal: its standard deviation
         )
     )
-    config.ema = ConfigDict(dict(decay=0.9999, warmup=True))
+    config.ema = _averages()
     config.sample = ConfigDict(dict(steps=50, eta=0.0, number=16, seed=0))
     return config
+
+
+def _averages() -> ConfigDict:
+    return ConfigDict(
+        dict(
+            decay=0.9999,  # 0 = no average
+            warmup=True,
+            kind="exponential",  # exponential | power: of relative widths, which can be chosen afterwards
+            sigma_rel=(0.05, 0.10),  # power: the widths that are kept; the first one makes pictures
+            snapshot_every=0,  # power: steps; they are kept in WORKDIR/ema/ for convert.py --ema-sigma; 0 = never
+            snapshot_dtype="float16",  # of these files: float16 | bfloat16 | float32
+        )
+    )
 
 
 def classifier(first_stage: dict, network: dict, image_size: int = 256) -> ConfigDict:
@@ -302,7 +315,7 @@ def classifier(first_stage: dict, network: dict, image_size: int = 256) -> Confi
         | network
     )
     config.diffusion = ConfigDict(dict(schedule="scaled_linear", timesteps=1000, start=0.0015, end=0.0195))
-    config.ema = ConfigDict(dict(decay=0.9999, warmup=True))
+    config.ema = _averages()
     return config
 
 

@@ -276,7 +276,7 @@ def _conditioner_of_run(config: ConfigDict) -> Tree:
             "    --config.conditioner.checkpoint=runs/ldm"
         )
     theirs = rundir.config_of(run, "the conditioner")
-    skip = {"checkpoint", "trainable", "tokenizer", "drop_prob"}
+    skip = {"checkpoint", "trainable", "tokenizer", "drop_prob", "drop_each"}
     ours, found = ({k: v for k, v in rundir.leaves_of(c).items() if k.rpartition(".")[2] not in skip}
                    for c in (config.conditioner, theirs.get("conditioner", ConfigDict())))  # fmt: skip
     different = [f"    {k}: {found.get(k)!r} in {run}, {v!r} here" for k, v in ours.items() if found.get(k) != v]
@@ -329,7 +329,7 @@ def _ldm_task(config: ConfigDict) -> tasks.LDMTask:
         optimizer=optimizer(config, rate),
         learning_rate=rate,
         samples=samples,
-        averaging=tasks.Averaging(config.ema.decay, config.ema.warmup),
+        averaging=averaging(config),
         accumulate=config.optim.accumulate,
         latent_scale=config.latent_scale,
         scale_batches=config.latent_scale_batches,
@@ -345,7 +345,7 @@ def _classifier_task(config: ConfigDict) -> ClassifierTask:
         ldm=build.classifier(config),
         optimizer=optimizer(config, rate),
         learning_rate=rate,
-        averaging=tasks.Averaging(config.ema.decay, config.ema.warmup),
+        averaging=averaging(config),
         accumulate=config.optim.accumulate,
         latent_scale=config.latent_scale,
         scale_batches=config.latent_scale_batches,
@@ -386,6 +386,21 @@ def _first_stage_task(config: ConfigDict) -> tasks.FirstStageTask:
         learning_rate=rate,
         accumulate=config.optim.accumulate,
     )
+
+
+def averaging(config: ConfigDict) -> tasks.Averaging:
+    """The moving averages of config.ema. ConfigError for numbers that make none."""
+    e = config.ema
+    if not build.choose("config.ema.kind", e.get("kind", "exponential"), {"exponential": False, "power": True}):
+        return tasks.Averaging(e.decay, e.warmup)
+    if not e.decay or not e.sigma_rel:
+        raise ConfigError(
+            f"config.ema.kind='power' needs a width or more in config.ema.sigma_rel={tuple(e.sigma_rel)}, and "
+            f"config.ema.decay={e.decay} not to be 0, which means no average"
+        )
+    for sigma_rel in e.sigma_rel:
+        optim.power_of(sigma_rel)  # says what is wrong
+    return tasks.Averaging(e.decay, e.warmup, tuple(e.sigma_rel))
 
 
 def mesh(config: ConfigDict) -> Mesh:

@@ -22,7 +22,7 @@ from ldm_jax.ldm import DROPOUT_STREAM, LDM, POSTERIOR_STREAM, batch_size, measu
 from ldm_jax.models.discriminator import NLayerDiscriminator
 from ldm_jax.models.lpips import LPIPS
 from ldm_jax.programs import Method, Programs, on_host
-from ldm_jax.training.optim import ema_update
+from ldm_jax.training.optim import ema_update, power_of, power_update
 from ldm_jax.training.state import TrainState
 
 Tree = Any
@@ -96,17 +96,32 @@ def accumulate(fn: Callable, batch: Batch, keys: jax.Array, carry: Tree, steps: 
 
 @dataclass(frozen=True)
 class Averaging:
-    """Exponential moving average; decay 0 = none. With warm-up the decay is min(decay, (1+n)/(10+n))."""
+    """Moving average; decay 0 = none. With warm-up the decay is min(decay, (1+n)/(10+n)).
+
+    sigma_rel: in place of the exponential one, power functions of these relative widths (optim.power_update). The first
+    is the state's `ema`, the others are tracks beside it: {"ema_1": ..., ...} in the state's `variables`.
+    """
 
     decay: float = 0.9999
     warmup: bool = True
+    sigma_rel: tuple[float, ...] = ()
 
     def init(self, params: Tree) -> Tree:
         return jax.tree.map(jnp.copy, params) if self.decay else {}
 
     def update(self, ema: Tree, params: Tree, step: jax.Array) -> Tree:
         """step: optimiser steps done, 1 after the first."""
+        if self.decay and self.sigma_rel:
+            return power_update(ema, params, step, power_of(self.sigma_rel[0]))
         return ema_update(ema, params, step, self.decay, self.warmup) if self.decay else ema
+
+    def init_tracks(self, params: Tree) -> Tree:
+        """Those beside `ema`; {} for one average or none."""
+        return {f"ema_{i}": jax.tree.map(jnp.copy, params) for i in range(1, len(self.sigma_rel))}
+
+    def update_tracks(self, tracks: Tree, params: Tree, step: jax.Array) -> Tree:
+        powers = {f"ema_{i}": power_of(x) for i, x in enumerate(self.sigma_rel)}
+        return {name: power_update(track, params, step, powers[name]) for name, track in tracks.items()}
 
     def best(self, state: TrainState) -> Tree:
         """The averaged parameters where there are any."""
@@ -173,7 +188,7 @@ class LDMTask:
             params=params,
             ema=self.averaging.init(params),
             opt_state=self.optimizer.init(params),
-            variables={},
+            variables=self.averaging.init_tracks(params),
             key=key_data,
         )
 
@@ -196,7 +211,8 @@ class LDMTask:
         }
         step = state.step + 1
         ema = self.averaging.update(state.ema, params, step)
-        return state.replace(step=step, params=params, ema=ema, opt_state=opt_state), metrics
+        tracks = self.averaging.update_tracks(state.variables, params, step)
+        return state.replace(step=step, params=params, ema=ema, opt_state=opt_state, variables=tracks), metrics
 
     def evaluate(self, state: TrainState, frozen: Tree, batch: Batch, i: int) -> dict[str, jax.Array]:
         """The training loss of the averaged parameters with the same noise at every evaluation."""
