@@ -201,9 +201,7 @@ def sampling(model: DiffusionModel, method: Method) -> Callable[[Tree, Tree, Tre
     weaker, weaker_trees = method.weaker or (None, {})
     judges = {"classifier": classifier_params, "lpips": lpips_params, "weaker": weaker_trees.get("params", {})}
     numbers = jax.tree.map(jnp.asarray, method.numbers())
-    key, z_T = generate.image_keys(0, np.zeros(1, np.int32)), np.zeros((1, *method.latent_shape), np.float32)
-    # A number here, not an array, so that the loop's length is known.
-    entries = int(generate.valid_entries(generate.make_loop(method.sampler, _no_network, z_T, method.timetable, key)))
+    entries = evaluations(method)
 
     def run(params, frozen, batch, seed, indices):
         start, carry, x0, _ = _begin(
@@ -215,6 +213,12 @@ def sampling(model: DiffusionModel, method: Method) -> Callable[[Tree, Tree, Tre
         return latent(state[0])
 
     return run
+
+
+def evaluations(method: Method) -> int:
+    """How often the network is called for an image; a number, so that a loop's length is known."""
+    key, z_T = generate.image_keys(0, np.zeros(1, np.int32)), np.zeros((1, *method.latent_shape), np.float32)
+    return int(generate.valid_entries(generate.make_loop(method.sampler, _no_network, z_T, method.timetable, key)))
 
 
 def _begin(
