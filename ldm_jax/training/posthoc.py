@@ -49,15 +49,15 @@ def coefficients(
 def reconstruct(run: str | Path, sigma_rel: float, step: int | None = None) -> tuple[Tree, int]:
     """(the parameters' average of the relative width sigma_rel at `step`, that step), NumPy float32.
 
-    step: default the last one of which there is a snapshot; snapshots after it are not used. Missing if there is none;
+    step: one of which there is a snapshot, default the last; later ones are not used. Missing if there is none;
     ConfigError for a width that no average has, and for files of another model.
     """
     gamma, there = power_of(sigma_rel), snapshots.steps(run)
     used = [s for s in there if step is None or s <= step]
-    if not used or (step or 0) > there[-1]:
-        before = f" that reach step {step} (there are: {there})" if there else ""
+    if not used or step not in (None, used[-1]):
+        at = f" of step {step} (there are: {there})" if there else ""
         raise Missing(
-            f"averages of the run {run}{before}, kept during training with --config.ema.kind=power "
+            f"averages of the run {run}{at}, kept during training with --config.ema.kind=power "
             "--config.ema.snapshot_every=N"
         )
     files, times, powers = [], [], []
