@@ -5,6 +5,8 @@ The average that is wanted is approximated by a sum of those that were kept (sna
 weights differ least from the wanted ones in the sense of least squares:
 
     A x = b,   A_ij = <p_i, p_j>,   b_i = <p_i, p>
+
+Not in the paper: the coefficients sum to 1, so that with few snapshots, too, parameters keep their size.
 """
 
 import json
@@ -42,8 +44,11 @@ def coefficients(
     kept_t: Float[np.ndarray, " K"], kept_g: Float[np.ndarray, " K"], t: float, gamma: float
 ) -> Float[np.ndarray, " K"]:
     """What each of the kept averages is multiplied by, for the one at step t of the power gamma."""
-    wanted = products(kept_t, kept_g, np.array([t]), np.array([gamma]))[:, 0]
-    return np.linalg.solve(products(kept_t, kept_g, kept_t, kept_g), wanted)
+    number = len(kept_t)
+    system, wanted = np.ones((number + 1, number + 1)), np.ones(number + 1)  # the last row: the sum, by a multiplier
+    system[:number, :number], system[number, number] = products(kept_t, kept_g, kept_t, kept_g), 0
+    wanted[:number] = products(kept_t, kept_g, np.array([t]), np.array([gamma]))[:, 0]
+    return np.linalg.solve(system, wanted)[:number]
 
 
 def reconstruct(run: str | Path, sigma_rel: float, step: int | None = None) -> tuple[Tree, int]:
