@@ -61,10 +61,10 @@ def test_each_channel_has_its_own_shift_and_scale():
     np.testing.assert_allclose(shift, images.mean((0, 1, 2, 3)), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(scale, 1 / images.std((0, 1, 2, 3)), rtol=1e-5)
     frozen = {"first_stage": {}, "latent_shift": shift, "latent_scale": scale}
-    z = np.stack([space.encode(frozen, x) for x in images])
+    z = np.stack([space.encode(frozen, jnp.asarray(x)) for x in images])
     np.testing.assert_allclose(z, (images - shift) * scale, rtol=1e-5, atol=1e-5)
     assert np.allclose(z.mean((0, 1, 2, 3)), 0, atol=1e-4) and np.allclose(z.std((0, 1, 2, 3)), 1, atol=1e-4)
-    np.testing.assert_allclose(space.decode(frozen, z[0]), images[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(space.decode(frozen, jnp.asarray(z[0])), images[0], rtol=1e-5, atol=1e-5)
     moments = space.latents(frozen, {"image": jnp.asarray(images[1])}, KEYS[:8])
     np.testing.assert_array_equal(moments, z[1])
     flat = images.copy()
