@@ -13,7 +13,7 @@ from ldm_jax.convert.diffusers import scheduler_config
 from ldm_jax.convert.tensors import given
 from ldm_jax.errors import UsageError
 from ldm_jax.training import setup
-from tests.convert.conversion_tools import from_run, recipe, refused
+from tests.convert.conversion_tools import from_run, recipe, refused, shapes_of, template
 from tests.convert.test_diffusers import GOLDEN, folder_of, parts
 
 TEXT = "text2img_ldm8:tiny"
@@ -139,17 +139,14 @@ MEAN, STD = [0.5, -1.0, 0.25, 2.0], [1.0, 2.0, 0.5, 4.0]
 
 
 @pytest.mark.parametrize(
-    "settings,options,written_back",
+    "settings,options,by_options",
     [
         ({"scaling_factor": 1.5305, "shift_factor": 0.0609}, ["(0.0609,)", "(1.5305,)"], {}),
         ({"latents_mean": MEAN, "latents_std": STD, "scaling_factor": 0.5},
-         ["(0.5,-1.0,0.25,2.0)", "(0.5,0.25,1.0,0.125)"], {}),
-        ({"latents_mean": MEAN, "latents_std": STD, "scaling_factor": 0.5},
-         ["(0.5,-1.0,0.25,2.0)", "(0.5,0.25,1.0,0.125)"],
-         {"latents_mean": MEAN, "latents_std": [2.0, 4.0, 1.0, 8.0], "scaling_factor": 1.0}),
+         ["(0.5,-1.0,0.25,2.0)", "(0.5,0.25,1.0,0.125)"], {"latents_std": [2.0, 4.0, 1.0, 8.0], "scaling_factor": 1.0}),
     ],
 )  # fmt: skip
-def test_an_autoencoder_that_shifts_its_latents_there_and_back(tmp_path, capsys, settings, options, written_back):
+def test_an_autoencoder_that_shifts_its_latents_there_and_back(tmp_path, capsys, settings, options, by_options):
     """Without its 1x1 convolutions. What is written is what was read; by the options alone it means the same."""
     folder_of(tmp_path / "vae", "text/vqvae")
     file = tmp_path / "vae" / "config.json"
@@ -162,15 +159,19 @@ def test_an_autoencoder_that_shifts_its_latents_there_and_back(tmp_path, capsys,
     shift, scale = (f"--config.latent_channel_{n}={v}" for n, v in zip(("shift", "scale"), options))
     told = capsys.readouterr().out
     assert f"{tmp_path / 'run'} --config.latent_scale_kind=channels '{shift}' '{scale}'" in told
-    if written_back:
-        (tmp_path / "run" / tensors.KEPT).unlink()
-    from_run(tmp_path / "run", tmp_path / "back")
-    back = json.loads((tmp_path / "back" / "config.json").read_text())
-    assert {name: back.get(name) for name in (*settings, *without)} == settings | without | written_back
-    again = diffusers.read_safetensors(tmp_path / "back" / "diffusion_pytorch_model.safetensors")[0]
-    assert again.keys() == state.keys() and all(np.array_equal(again[k], state[k]) for k in state)
     with refused(capsys, r"use_quant_conv=False: first stages of the original have this.*--to FOLDER"):
         from_run(tmp_path / "run", tmp_path / "model.ckpt")
+
+    def written_again(folder):
+        from_run(tmp_path / "run", folder)
+        back = json.loads((folder / "config.json").read_text())
+        return {name: back.get(name) for name in (*settings, *without)}
+
+    assert written_again(tmp_path / "back") == settings | without
+    again = diffusers.read_safetensors(tmp_path / "back" / "diffusion_pytorch_model.safetensors")[0]
+    assert again.keys() == state.keys() and all(np.array_equal(again[k], state[k]) for k in state)
+    (tmp_path / "run" / tensors.KEPT).unlink()
+    assert written_again(tmp_path / "by_options") == settings | without | by_options
 
 
 def test_settings_of_latents_without_a_meaning(tmp_path):
@@ -185,18 +186,21 @@ def test_settings_of_latents_without_a_meaning(tmp_path):
             convert.recipe_of(written(tmp_path, config=SD_VAE | wrong))
 
 
-def test_a_pipeline_does_not_shift_its_latents(tmp_path, capsys):
-    """diffusers' pipelines of latent diffusion ignore a shift."""
-    for part in ("unet", "vqvae"):
-        folder_of(tmp_path / "text" / part, f"text/{part}")
-    folder_of(tmp_path / "text" / "bert", "text/bert")
-    file = tmp_path / "text" / "vqvae" / "config.json"
+def test_a_pipeline_does_not_shift_its_latents(tmp_path):
+    """diffusers' pipelines of latent diffusion ignore a shift, and there is one scale in a file."""
+    for part in ("unet", "vqvae", "bert"):
+        folder_of(tmp_path / part, f"text/{part}")
+    file = tmp_path / "vqvae" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"shift_factor": 0.1}))
-    with refused(capsys, "pipelines of latent diffusion ignore.*--from its folder"):
-        convert.main([f"--config={TEXT}", "--from", str(tmp_path / "text"), "--to", str(tmp_path / "run")])
-    with refused(capsys, "latent_scale_kind='channels': a file or folder of a whole diffusion model"):
-        convert.main([f"--config={TEXT}", "--from", str(tmp_path / "text"), "--to", str(tmp_path / "run"),
-                      "--config.latent_scale_kind=channels"])  # fmt: skip
+    config, state, frozen = shapes_of(TEXT)
+    with pytest.raises(UsageError, match=r"pipelines of latent diffusion ignore.*--from its folder"):
+        tensors.read(tmp_path, config, template(TEXT, ema=False), build.latent_shape(config)[0])
+    with pytest.raises(UsageError, match=r"latent_scale_kind='channels': a file or folder of a whole diffusion model"):
+        tensors.fill(tensors.Source({}, "compvis"), config, state, frozen | {"latent_shift": None}, None)
+    config = config.copy_and_resolve_references().unlock()
+    config.latent_scale_kind = "channels"
+    with pytest.raises(UsageError, match=r"have one latent scale.*ldm_jax\.load\(RUN\)\.save"):
+        convert._check_writable(config, tmp_path / "folder")
 
 
 def test_what_cannot_be_told(tmp_path, capsys):
