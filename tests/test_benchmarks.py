@@ -146,23 +146,23 @@ def test_sampling_is_that_of_a_pipeline(sampler):
 
 def test_what_a_sampler_costs_itself(monkeypatch):
     """The shortest time of the steps without that of as many calls; with guidance the network sees the batch twice."""
-    model = work.make_model(recipes.load("configs/quickstart_ldm.py:tiny"))
-    sizes = []
+    asked = []
 
     class Made:
         def compile(self):
             return lambda: None
 
-    def forward(model, size):
-        sizes.append(size)
+    def making(*args):
+        asked.append(args)
         return Made()
 
-    monkeypatch.setattr(work, "forward", forward)
-    monkeypatch.setattr(work, "sample", lambda *_: Made())
+    monkeypatch.setattr(work, "forward", making)
+    monkeypatch.setattr(work, "sample", making)
+    monkeypatch.setattr(work, "evaluations", lambda model, steps, sampler: 2 * steps - 1)
     times = {"whole": [0.012, 0.010, 0.011], "calls": [0.009, 0.008, 0.0095]}
     monkeypatch.setattr(common, "alternate", lambda runs, repeats: {name: times[name] for name in runs})
-    row = sampling.own_cost(model, 2, 5, 3, "heun", guidance=2.0)
-    assert row["calls"] == 9 and sizes == [4]
+    row = sampling.own_cost("model", 2, 5, 3, "heun", guidance=2.0)
+    assert row["calls"] == 9 and asked == [("model", 4), ("model", 2, 5, "heun", 2.0)]
     assert row["ms own"] == pytest.approx(2) and row["own share"] == pytest.approx(0.2)
 
 

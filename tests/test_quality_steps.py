@@ -3,15 +3,18 @@
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_jax import recipes
+import ldm_jax
+from ldm_jax import recipes, report
 from ldm_jax.errors import UsageError
 from ldm_jax.evaluation import features, kept
 from tests.evaluation.test_features import NETWORK, PARAMS
-from tests.test_pipeline import classes, keep
+from tests.test_pipeline import classes
 
 PATH = Path(__file__).resolve().parents[1] / "scripts" / "quality_steps.py"
 SPEC = importlib.util.spec_from_file_location("quality_steps", PATH)
@@ -46,18 +49,37 @@ def test_guidance_where_the_model_knows_it():
     assert given["autoguidance", 4] == dict(steps=50, autoguide="runs/small", autoguide_scale=4.0)
 
 
+class Drawn:
+    """In place of samples: random pictures that depend on the request."""
+
+    settings, name = {}, "drawn"
+
+    def __init__(self, pipe, num, data, **options):
+        self.identity = json.dumps(options)
+        rng = np.random.default_rng(list(self.identity.encode()))
+        self.images = list(rng.integers(0, 256, (num, 32, 32, 3), np.uint8))
+
+    def __len__(self):
+        return len(self.images)
+
+    def part(self, first, last):
+        return self.images[first:last]
+
+
 def test_a_picture_of_a_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "load", lambda name, folder, batch: features.Extractor(NETWORK, PARAMS, batch=batch))
-    monkeypatch.setattr(kept.features_of, "__defaults__", (tmp_path / "kept", print))
     config = classes()
     config.data.image_size = 32
-    run = keep(tmp_path / "run", config)
+    monkeypatch.setattr(features, "load", lambda name, folder, batch: features.Extractor(NETWORK, PARAMS, batch=batch))
+    monkeypatch.setattr(kept.features_of, "__defaults__", (tmp_path / "kept", print))
+    monkeypatch.setattr(report, "Samples", Drawn)
+    monkeypatch.setattr(ldm_jax, "load", lambda run: SimpleNamespace(config=config))
     options = ["--num=6", "--reference=8", "--steps=2,3", "--samplers=ddim", "--scales=1,2", "--guided-steps=2"]
-    quality_steps.main([f"--workdir={run}", *options, "--batch=6"])
-    record = json.loads((run / "quality_steps.json").read_text())
-    assert [(row["panel"], row["x"]) for row in record["rows"]] == [
-        ("", 0), ("steps", 2), ("steps", 3), ("scale", 1), ("scale", 2), ("scale", 1), ("scale", 2)
+    quality_steps.main([f"--workdir={tmp_path}", *options, "--batch=6"])
+    record = json.loads((tmp_path / "quality_steps.json").read_text())
+    assert [(row["panel"], row["line"], row["x"]) for row in record["rows"]] == [
+        ("", "unseen pictures", 0), ("steps", "ddim", 2), ("steps", "ddim", 3), ("scale", "guidance", 1),
+        ("scale", "guidance", 2), ("scale", "guidance in the interval", 1), ("scale", "guidance in the interval", 2),
     ]  # fmt: skip
     values = [row["distance"] for row in record["rows"]]
-    assert all(value >= 0 for value in values) and values[1] == values[3] == values[5] != values[4]
-    assert Image.open(run / "quality_steps.png").size == (1200, 420)
+    assert min(values) >= 0 and values[3] == values[5] and len(set(values)) == 6
+    assert Image.open(tmp_path / "quality_steps.png").size == (1200, 420)
