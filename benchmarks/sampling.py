@@ -5,10 +5,17 @@
 Every step costs the same, so few are measured (--steps); the columns "images/s at N" are computed for --report steps
 as batch / (N x time of a step + time of decoding the batch), "latents/s" without decoding. "10" and "90 %" are of
 all --steps steps together.
+
+With --own-cost it is measured instead what the samplers themselves cost: the time of --steps steps without that of as
+many bare calls of the network, both in turns, the shortest of --repeats each:
+
+    python benchmarks/sampling.py --config=celeba_ldm4:tiny --own-cost --sampler=ddim,heun --steps=20 --repeats=50
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 if __name__ == "__main__":  # the root, instead of this folder
@@ -23,17 +30,22 @@ def main(argv: list[str] | None = None) -> list[common.Row]:
     p = common.parser(__doc__, batch="1,4")
     p.add_argument("--steps", type=int, default=10, help="steps measured, default 10")
     p.add_argument("--report", type=common.numbers, default=(50, 200), help="steps reported, default 50,200")
-    p.add_argument("--sampler", choices=tuple(SAMPLERS), default="ddim")
+    p.add_argument("--sampler", type=common.words, default=("ddim",), help="names, separated by commas; default ddim")
+    p.add_argument("--own-cost", action="store_true", help="what samplers cost besides the network's calls")
     p.add_argument("--guidance", type=float, help="classifier-free guidance: twice the work")
     args, config = common.load(p, argv)
     if config.task != "ldm":
         p.error(f"{args.config} is a first stage, which has no sampler")
+    if unknown := set(args.sampler) - set(SAMPLERS):
+        p.error(f"--sampler={','.join(unknown)} is not one of {', '.join(SAMPLERS)}")
+    if args.own_cost:
+        return own_costs(args, config)
     env, ceilings = common.environment(), roofline.measure_ceilings(config.dtype)
     print(ceilings)
     model = work.make_model(config)
     rows = []
-    for size in args.batch:
-        rows.append(measure(model, size, args.steps, args.repeats, args.report, ceilings, args.sampler, args.guidance))
+    for size, sampler in product(args.batch, args.sampler):
+        rows.append(measure(model, size, args.steps, args.repeats, args.report, ceilings, sampler, args.guidance))
         print(common.table(rows[-1:]), flush=True)
     extra = {"ms_step": "ms/step", "steps_s": "steps/s", "ms_decode": "ms decode"}
     for n in args.report:
@@ -60,6 +72,32 @@ def measure(
         row[f"images_s_{n}"] = size * 1e3 / (n * ms_step + decode["ms"])
         row[f"latents_s_{n}"] = size * 1e3 / (n * ms_step)
     return row
+
+
+def own_costs(args: argparse.Namespace, config) -> list[common.Row]:
+    env, model, rows = common.environment(), work.make_model(config), []
+    for size, sampler in product(args.batch, args.sampler):
+        rows.append(own_cost(model, size, args.steps, args.repeats, sampler, args.guidance))
+        print(common.table(rows[-1:]), flush=True)
+    print(f"\n{common.table(rows)}")
+    common.save(args, "sampling-own-cost", rows, env, config.dtype)
+    return rows
+
+
+def own_cost(
+    model: work.Model, size: int, steps: int, repeats: int, sampler: str, guidance: float | None = None
+) -> common.Row:
+    """Milliseconds of `steps` steps, of as many calls of the network as they make, and what is left for the sampler."""
+    calls = work.evaluations(model, steps, sampler)
+    network = work.forward(model, size * (1 if guidance is None else 2)).compile()
+    whole = work.sample(model, size, steps, sampler, guidance).compile()
+    runs = {"whole": whole, "calls": lambda: [network() for _ in range(calls)]}
+    ms = {name: 1e3 * min(times) for name, times in common.alternate(runs, repeats).items()}
+    own = ms["whole"] - ms["calls"]
+    return {
+        "sampler": sampler, "batch": size, "steps": steps, "calls": calls, "ms": ms["whole"],
+        "ms of calls": ms["calls"], "ms own": own, "own share": own / ms["whole"],
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax import build, process, tree
+from ldm_jax import build, process, programs, tree
 from ldm_jax.diffusion.timetable import make_timetable
 from ldm_jax.models import kernels
 from ldm_jax.programs import Method, sampling
@@ -187,6 +187,11 @@ def sample(model: Model, size: int, steps: int, sampler: str = "ddim", guidance:
     method = Method(model.latent, make_timetable(ldm.schedule, steps), sampler, guidance=guidance)
     run = partial(sampling(ldm, method), seed=0, indices=np.arange(size))
     return Program(run, (model.state.params, model.frozen, model.batch(size)))
+
+
+def evaluations(model: Model, steps: int, sampler: str) -> int:
+    """How often a sampler calls the network."""
+    return programs.evaluations(Method(model.latent, make_timetable(model.task.ldm.schedule, steps), sampler))
 
 
 def decode(model: Model, size: int) -> Program:

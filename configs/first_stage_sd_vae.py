@@ -20,6 +20,7 @@ from ldm_jax.recipes import sections
 def get_config(variant: str = ""):
     config = sections.autoencoder(sections.kl_f8() | dict(recipe="first_stage_sd_vae"))
     config.latent_scale = 0.18215  # what diffusion models multiply its latents by
+    sections.channel_latents(config)
     config.steps = 246_803
     sections.openimages(config)
     config.loss.update(disc_start=50_001, disc_weight=0.5)

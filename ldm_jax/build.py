@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from ldm_jax import conditions
@@ -66,6 +67,12 @@ def first_stage(config: ConfigDict) -> nn.Module:
     )
     if section.kind == "identity":
         return model()
+    without = [name for name in ("use_quant_conv", "use_post_quant_conv") if not section.get(name, True)]
+    if without and section.embed_dim != section.z_channels:
+        raise ConfigError(
+            f"config.first_stage.{without[0]}=False needs embed_dim={section.embed_dim} to be "
+            f"z_channels={section.z_channels}"
+        )
     skip = NOT_ARCHITECTURE + (() if section.kind == "vq" else VQ_ONLY)
     return model(**keywords(section, skip), dtype=dtype(config))
 
@@ -130,6 +137,7 @@ def ldm(config: ConfigDict) -> LDM:
         schedule=schedule(config),
         conditioner=conditioner(config),
         cond_drop_prob=config.conditioner.drop_prob,
+        cond_drop_each=config.conditioner.get("drop_each", 0.0),
         loss_type=d.loss,
         elbo_weight=d.elbo_weight,
         learn_logvar=d.learn_logvar,
@@ -157,6 +165,31 @@ def latent_shape(config: ConfigDict, size: tuple[int, int] | None = None) -> tup
     if height % f or width % f:
         raise ConfigError(f"images of {height}x{width} pixels do not divide by the first stage's f={f}")
     return height // f, width // f, s.in_channels if s.kind == "identity" else s.embed_dim
+
+
+def channel_scale(config: ConfigDict) -> tuple[np.ndarray, np.ndarray] | None:
+    """(shift [c], scale [c]) of the latents, float32, as given for config.latent_scale_kind="channels"; None where they
+    are measured. ConfigError for numbers that do not fit."""
+    given = {name: np.asarray(config.get(f"latent_channel_{name}", ()), np.float32) for name in ("shift", "scale")}
+    if all(x.size == 0 for x in given.values()):
+        return None
+    if not has_channel_scale(config):
+        raise ConfigError("config.latent_channel_shift and _scale belong to config.latent_scale_kind='channels'")
+    channels = latent_shape(config)[-1]
+    for name, x in given.items():
+        if x.shape not in ((1,), (channels,)) or not np.isfinite(x).all() or (name == "scale" and not (x > 0).all()):
+            above = ", above 0" if name == "scale" else ""
+            raise ConfigError(
+                f"config.latent_channel_{name}={config[f'latent_channel_{name}']} must be {channels} finite numbers"
+                f"{above}, or one for all channels; give both shift and scale, or neither"
+            )
+    return tuple(np.broadcast_to(x, channels).copy() for x in given.values())
+
+
+def has_channel_scale(config: ConfigDict) -> bool:
+    """Whether each channel of the latents has its own shift and scale (config.latent_scale_kind)."""
+    kinds = {"scalar": False, "channels": True}
+    return choose("config.latent_scale_kind", config.get("latent_scale_kind", "scalar"), kinds)
 
 
 def keywords(section: ConfigDict, skip: tuple[str, ...] = ()) -> dict:

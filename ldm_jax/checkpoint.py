@@ -453,7 +453,11 @@ YOUNGER = {
     "optim": {"warmup_fraction": 0.0, "decay_steps": 0, "final_fraction": 0.0},
     "conditioner": {"trainable": True, "checkpoint": ""},
     "data": {"cache_latents": "", "classes": ""},
+    "ema": {"kind": "exponential", "sigma_rel": [0.05, 0.1], "snapshot_every": 0, "snapshot_dtype": "float16"},
+    "first_stage": {"use_quant_conv": True, "use_post_quant_conv": True},
 }
+# The same of recipes with a latent scale.
+YOUNGER_LATENTS = {"latent_scale_kind": "scalar", "latent_channel_shift": [], "latent_channel_scale": []}
 # The same of config.diffusion of diffusion models, of this version's runs, too.
 YOUNGER_DIFFUSION = {"kind": "diffusion", "zero_terminal_snr": False, "min_snr_gamma": 5.0, "offset_noise": 0.0,
                      "t_distribution": "uniform", "t_mean": 0.0, "t_std": 1.0}  # fmt: skip
@@ -469,6 +473,10 @@ def migrate(config: dict, path: Path) -> dict:
     if version < 2:
         config = {"matmul_precision": "default"} | config
     config |= {name: options | config[name] for name, options in YOUNGER.items() if name in config}
+    if config.get("conditioner", {}).get("kind") == "hybrid":
+        config |= {"conditioner": {"drop_each": 0.0} | config["conditioner"]}
+    if "latent_scale" in config:
+        config = YOUNGER_LATENTS | config
     if config.get("task") == "ldm" and "diffusion" in config:
         config = {"network": {"kind": "unet"}} | config | {"diffusion": YOUNGER_DIFFUSION | config["diffusion"]}
     return YOUNGER_OF_RECIPES | config if "every" in config else config

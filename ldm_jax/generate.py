@@ -1,6 +1,7 @@
 """Conditions -> denoiser -> the sampler's loop. Image i depends on (seed, i) alone, not on the batch."""
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -14,6 +15,7 @@ from ldm_jax.diffusion.guidance import (
     autoguidance,
     classifier_free_guidance,
     classifier_guidance,
+    composed_guidance,
     reconstruction_guidance,
     within,
 )
@@ -24,6 +26,7 @@ from ldm_jax.keys import keys_of, purpose_key
 from ldm_jax.ldm import Image, Keys, Latent
 
 Tree = Any
+Guidance = float | Float[Array, ""] | Float[Array, " scales"]
 GUIDE_LIMIT = 1.0  # of reconstruction guidance: how far it may move eps, as a multiple of its norm
 
 
@@ -46,15 +49,24 @@ def image_keys(seed: int | Int[Array, ""], indices: Int[Array, " B"]) -> Keys:
 
 
 def conditions(
-    model: DiffusionModel, params: Tree, frozen: Tree, batch: Batch, guidance: float | Float[Array, ""] | None
-) -> tuple[Cond, Cond | None]:
+    model: DiffusionModel, params: Tree, frozen: Tree, batch: Batch, guidance: Guidance | None
+) -> tuple[Cond, Cond | tuple[Cond, ...] | None]:
     """(condition, null condition) of a batch; the null condition only for classifier-free guidance.
 
+    guidance with a scale for each of the joined conditions: the null condition, then the first alone, the first two ...
     ValueError for guidance of a model that has no value for "no condition".
     """
     cond = model.condition(params, frozen, batch)
     if guidance is None:
         return cond, None
+    if jnp.ndim(guidance):
+        nulls, found = model.conditioner.part_nulls(batch), []
+        if len(nulls) != len(guidance):
+            raise ValueError(f"{len(guidance)} guidance scales for {len(nulls)} conditions")
+        for i in range(len(nulls)):
+            without = batch | reduce(dict.__or__, nulls[i:])
+            found.append(model.condition(params, frozen, without))
+        return cond, tuple(found)
     return cond, model.condition(params, frozen, batch | model.conditioner.null(batch))
 
 
@@ -62,8 +74,8 @@ def denoiser(
     model: DiffusionModel,
     params: Tree,
     cond: Cond,
-    null: Cond | None = None,
-    guidance: float | Float[Array, ""] | None = None,
+    null: Cond | tuple[Cond, ...] | None = None,
+    guidance: Guidance | None = None,
     log_p: Callable[[jax.Array], jax.Array] | None = None,
     classifier: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     rescale: float | Float[Array, ""] | None = None,
@@ -73,7 +85,8 @@ def denoiser(
 ) -> Denoise:
     """(z_t [B,h,w,c], t [B]) -> eps [B,h,w,c] for samplers, with every guidance that is asked for.
 
-    guidance: scale of classifier-free guidance, away from the condition `null`; None = without. rescale: of it, against
+    guidance: scale of classifier-free guidance, away from the condition `null`, or a scale for each of several
+    conditions (composed_guidance), with `null` as `conditions` gives it; None = without. rescale: of it, against
     over-saturation (guidance.py). weaker: autoguidance away from this one, with the scale weaker_scale. interval: these
     two are applied at low < sigma <= high alone. log_p: reconstruction guidance by this function of the clean latent,
     [B,h,w,c] -> [B]. classifier: guidance by this function of the noised latent, (z_t, t) -> [B], its scale included.
@@ -83,10 +96,16 @@ def denoiser(
         z_t = model.schedule.network_input(z_t, t)
         return model.schedule.to_eps(model.predict(params, z_t, t, cond), z_t, t)
 
-    if interval is not None:
-        guidance = guidance if guidance is None else within(guidance, interval, model.schedule)
-        weaker_scale = within(weaker_scale, interval, model.schedule)
-    denoise = classifier_free_guidance(denoise_with, cond, null, guidance, rescale)
+    def limited(scale):
+        return scale if interval is None else within(scale, interval, model.schedule)
+
+    weaker_scale = limited(weaker_scale)
+    if guidance is not None and jnp.ndim(guidance):
+        scales = [limited(guidance[i]) for i in range(len(guidance))]
+        denoise = composed_guidance(denoise_with, cond, null, scales, rescale)
+    else:
+        scale = guidance if guidance is None else limited(guidance)
+        denoise = classifier_free_guidance(denoise_with, cond, null, scale, rescale)
     if weaker is not None:
         denoise = autoguidance(denoise, weaker, weaker_scale)
     if log_p is not None:

@@ -6,7 +6,8 @@
 `LDM` holds modules and numbers, no parameters. Parameters come as two trees:
 `params` = {"unet", "conditioner", "logvar" (if learned)}, moved by the optimiser, and
 `frozen` = {"first_stage": its variables, "latent_scale": float32 []}, which never change during training; a conditioner
-that is not trained is in `frozen` in place of `params`.
+that is not trained is in `frozen` in place of `params`. With a shift and a scale for each channel (not in the paper)
+`frozen` also has "latent_shift": z = scale (E(image) - shift), float32 [c] both.
 """
 
 from collections.abc import Iterable
@@ -21,7 +22,7 @@ import numpy as np
 from jaxtyping import Float, Int, Key
 
 from ldm_jax.arrays import Array
-from ldm_jax.conditions.base import Cond, ConditionNetwork, drop
+from ldm_jax.conditions.base import Cond, ConditionNetwork, drop, drop_parts
 from ldm_jax.conditions.none import Unconditional
 from ldm_jax.diffusion.schedule import NoiseSchedule
 from ldm_jax.errors import ConfigError
@@ -35,6 +36,7 @@ Keys = Key[Array, " B"]  # one a sample
 # Streams drawn from one sample's key; never the same key twice.
 T_STREAM, NOISE_STREAM, POSTERIOR_STREAM, DROPOUT_STREAM, CONDITION_STREAM, OFFSET_STREAM = range(6)
 T_DISTRIBUTIONS = ("uniform", "logit_normal")
+SCALING = ("latent_scale", "latent_shift")  # of `frozen`
 
 
 def batch_size(batch: Batch) -> int:
@@ -42,29 +44,50 @@ def batch_size(batch: Batch) -> int:
     return len(next(iter(batch.values())))
 
 
+def latents_of(frozen: Tree) -> Tree:
+    """The part of `frozen` that makes latents of images."""
+    return {"first_stage": frozen["first_stage"]} | scaling_of(frozen)
+
+
+def scaling_of(frozen: Tree) -> Tree:
+    """The numbers of `scaled`."""
+    return {name: frozen[name] for name in SCALING if name in frozen}
+
+
+def scaled(frozen: Tree, z: Latent) -> Latent:
+    """The first stage's latent [B,h,w,c] -> the diffusion model's."""
+    return (z - frozen["latent_shift"] if "latent_shift" in frozen else z) * frozen["latent_scale"]
+
+
+def unscaled(frozen: Tree, z: Latent) -> Latent:
+    """The inverse of `scaled`."""
+    z = z / frozen["latent_scale"]
+    return z + frozen["latent_shift"] if "latent_shift" in frozen else z
+
+
 @dataclass(frozen=True)
 class LatentSpace:
     """A first stage and the scale of its latents: what a diffusion model and its classifier have in common.
 
-    `frozen` = {"first_stage": variables, "latent_scale": float32 []}. Float32 products are exact ("highest") here, on
-    every accelerator, because an error of the first stage shows in every image.
+    `frozen` = {"first_stage": variables, "latent_scale": float32 []} and "latent_shift" (module's docstring). Float32
+    products are exact ("highest") here, on every accelerator, because an error of the first stage shows in every image.
     """
 
     first_stage: nn.Module
 
     def encode(self, frozen: Tree, image: Image, keys: Keys | None = None) -> Latent:
         """image [B,H,W,C] in [-1,1] -> scaled latent z [B,h,w,c]. KL: a posterior sample per key, or the mode."""
-        return self._apply(frozen, "latents", image, keys) * frozen["latent_scale"]
+        return scaled(frozen, self._apply(frozen, "latents", image, keys))
 
     def latents(self, frozen: Tree, batch: Batch, keys: Keys) -> Latent:
         """z [B,h,w,c] of a training batch: of its "image", or the same from its cached "moments" (data/latents.py)."""
         if "moments" not in batch:
             return self.encode(frozen, batch["image"], keys)
-        return self._apply(frozen, "draw", batch["moments"], keys) * frozen["latent_scale"]
+        return scaled(frozen, self._apply(frozen, "draw", batch["moments"], keys))
 
     def decode(self, frozen: Tree, z: Latent) -> Image:
         """Scaled latent z [B,h,w,c] -> image [B,H,W,C], about [-1,1], not clipped."""
-        return self._apply(frozen, "decode", z / frozen["latent_scale"])
+        return self._apply(frozen, "decode", unscaled(frozen, z))
 
     def _apply(self, frozen: Tree, method: str, *args) -> jax.Array:
         with jax.default_matmul_precision("highest"):
@@ -76,7 +99,8 @@ class LDM:
     """See the module's docstring. `loss_type` is "l1" or "l2"; `elbo_weight` weighs the variational bound term
     (the original's original_elbo_weight); `learn_logvar` learns one log variance per timestep;
     `weighting` is "none" or "min_snr" with `min_snr_gamma` (schedule.loss_weight); `cond_drop_prob`: share of the
-    training samples without their condition. `offset_noise`: standard deviation of a further noise that is the same in
+    training samples without their condition, and `cond_drop_each`: without one alone of several joined conditions, for
+    each of them. `offset_noise`: standard deviation of a further noise that is the same in
     all pixels of a channel, 0 = none. `t_distribution`: "uniform", or "logit_normal": logit(t / T) ~ N(t_mean, t_std^2)
     (Esser et al. 2024, arXiv 2403.03206, eq. 19)."""
 
@@ -90,6 +114,7 @@ class LDM:
     logvar_init: float = 0.0
     weighting: str = "none"
     cond_drop_prob: float = 0.0
+    cond_drop_each: float = 0.0
     min_snr_gamma: float = 5.0
     offset_noise: float = 0.0
     t_distribution: str = "uniform"
@@ -174,7 +199,10 @@ class LDM:
     ) -> dict[str, Float[Array, " B"]]:
         """Per-sample terms [B]: loss (what is minimised), loss_simple, loss_vlb. keys [B], one a sample."""
         z = jax.lax.stop_gradient(self.latents(frozen, batch, stream(keys, POSTERIOR_STREAM)))
-        if train and self.cond_drop_prob:
+        if train and self.cond_drop_each:
+            u = jax.vmap(jax.random.uniform)(stream(keys, CONDITION_STREAM))
+            batch = drop_parts(self.conditioner, batch, u, self.cond_drop_prob, self.cond_drop_each)
+        elif train and self.cond_drop_prob:
             dropped = jax.vmap(lambda k: jax.random.bernoulli(k, self.cond_drop_prob))(stream(keys, CONDITION_STREAM))
             batch = drop(self.conditioner, batch, dropped)
         cond = self.condition(params, frozen, batch)
@@ -227,3 +255,25 @@ def measure_latent_scale(
     if not np.isfinite(std) or std < 1e-6:
         raise ValueError(f"the latents have standard deviation {std}; is the first stage trained?")
     return 1.0 / std
+
+
+def measure_channels(
+    space: LatentSpace | LDM, frozen: Tree, batches: Iterable[Batch], key: Key[Array, ""]
+) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
+    """(shift, scale) [c] float32: each channel's mean and 1 / standard deviation over `batches` of one size.
+
+    Raises ValueError when a channel does not vary.
+    """
+    unit = {name: value for name, value in frozen.items() if name != "latent_shift"} | {"latent_scale": jnp.float32(1)}
+
+    @jax.jit
+    def moments(unit, batch, key):
+        z = space.latents(unit, batch, jax.random.split(key, batch_size(batch)))
+        return jnp.mean(z, (0, 1, 2)), jnp.var(z, (0, 1, 2))
+
+    parts = np.array([moments(unit, b, jax.random.fold_in(key, i)) for i, b in enumerate(batches)], np.float64)
+    means, variances = parts[:, 0], parts[:, 1]  # [N,c]
+    std = np.sqrt(variances.mean(axis=0) + means.var(axis=0))
+    if not np.isfinite(std).all() or (std < 1e-6).any():
+        raise ValueError(f"channels of the latents have the standard deviations {std}; is the first stage trained?")
+    return means.mean(axis=0).astype(np.float32), (1 / std).astype(np.float32)

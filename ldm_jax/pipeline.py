@@ -207,7 +207,7 @@ class Pipeline:
         timetable = self._timetable(wanted)
         said = dict(
             seed=wanted.seed, sampler=wanted.sampler, steps=wanted.steps_of(self.config), eta=wanted.eta,
-            spacing=wanted.spacing_of(self.config), guidance=wanted.guidance,
+            spacing=wanted.spacing_of(self.config), guidance=_numbers(wanted.guidance),
             guidance_rescale=wanted.guidance_rescale, checkpoint=source, weights=self.weights,
             init=_named(wanted.init), strength=None if wanted.init is None else wanted.share,
             invert=wanted.invert or None, guide=_named(wanted.guide),
@@ -277,7 +277,7 @@ class Pipeline:
         weaker = self._weaker_model(wanted)
         return Method(
             build.latent_shape(self.config, size), timetable, wanted.sampler, self._distance(wanted),
-            self._classifier(wanted), wanted.eta, wanted.guidance, wanted.guidance_rescale,
+            self._classifier(wanted), wanted.eta, _numbers(wanted.guidance), wanted.guidance_rescale,
             _or(wanted.guide_scale, 1.0), _or(wanted.classifier_scale, 1.0), weaker and weaker[:2],
             _or(wanted.autoguide_scale, AUTOGUIDE_SCALE), wanted.guidance_interval,
         )  # fmt: skip
@@ -445,6 +445,11 @@ def _named(given: Any) -> str | None:
     if given is None or isinstance(given, str | Path | int):
         return None if given is None else str(given)
     return type(given).__name__
+
+
+def _numbers(given: Any) -> Any:
+    """Several numbers as a tuple; one number as it is."""
+    return tuple(float(x) for x in given) if np.ndim(given) else given
 
 
 def _or(value: Any, default: Any) -> Any:

@@ -23,6 +23,7 @@ from ldm_jax.diffusion.samplers import advance, latent, start_noise
 from ldm_jax.diffusion.timetable import Timetable, pad
 from ldm_jax.generate import DiffusionModel
 from ldm_jax.latent_classifier import LatentClassifier
+from ldm_jax.ldm import latents_of
 from ldm_jax.models.lpips import LPIPS
 
 Tree = Any
@@ -46,11 +47,12 @@ def on_host(x: jax.Array) -> np.ndarray:
 class Method:
     """How to sample: what the program depends on (shape, sampler, networks), and numbers that it is given.
 
-    timetable: the steps to run, not padded. guidance: scale of classifier-free guidance, None = without;
-    guidance_rescale: None = off. weaker: (a DiffusionModel of the same latents, {"params", and "frozen": what it has in
-    place of the model's}) for autoguidance, with weaker_scale. interval: (low, high) of sigma for both, None = all.
-    guide_scale: weight of the batch's "guide" (reconstruction guidance); lpips: (LPIPS, its parameters) to compare by,
-    None = pixels. classifier: (LatentClassifier, its parameters, their step), classifier_scale: its weight.
+    timetable: the steps to run, not padded. guidance: scale of classifier-free guidance, or one for each of several
+    conditions, None = without; guidance_rescale: None = off. weaker: (a DiffusionModel of the same latents, {"params",
+    and "frozen": what it has in place of the model's}) for autoguidance, with weaker_scale. interval: (low, high) of
+    sigma for both, None = all. guide_scale: weight of the batch's "guide" (reconstruction guidance); lpips: (LPIPS, its
+    parameters) to compare by, None = pixels. classifier: (LatentClassifier, its parameters, their step),
+    classifier_scale: its weight.
     """
 
     latent_shape: tuple[int, int, int]
@@ -59,7 +61,7 @@ class Method:
     lpips: tuple[LPIPS, Tree] | None = None
     classifier: tuple[LatentClassifier, Tree, int | None] | None = None
     eta: float = 0.0
-    guidance: float | None = None
+    guidance: float | tuple[float, ...] | None = None
     guidance_rescale: float | None = None
     guide_scale: float = 1.0
     classifier_scale: float = 1.0
@@ -199,9 +201,7 @@ def sampling(model: DiffusionModel, method: Method) -> Callable[[Tree, Tree, Tre
     weaker, weaker_trees = method.weaker or (None, {})
     judges = {"classifier": classifier_params, "lpips": lpips_params, "weaker": weaker_trees.get("params", {})}
     numbers = jax.tree.map(jnp.asarray, method.numbers())
-    key, z_T = generate.image_keys(0, np.zeros(1, np.int32)), np.zeros((1, *method.latent_shape), np.float32)
-    # A number here, not an array, so that the loop's length is known.
-    entries = int(generate.valid_entries(generate.make_loop(method.sampler, _no_network, z_T, method.timetable, key)))
+    entries = evaluations(method)
 
     def run(params, frozen, batch, seed, indices):
         start, carry, x0, _ = _begin(
@@ -213,6 +213,12 @@ def sampling(model: DiffusionModel, method: Method) -> Callable[[Tree, Tree, Tre
         return latent(state[0])
 
     return run
+
+
+def evaluations(method: Method) -> int:
+    """How often the network is called for an image; a number, so that a loop's length is known."""
+    key, z_T = generate.image_keys(0, np.zeros(1, np.int32)), np.zeros((1, *method.latent_shape), np.float32)
+    return int(generate.valid_entries(generate.make_loop(method.sampler, _no_network, z_T, method.timetable, key)))
 
 
 def _begin(
@@ -230,7 +236,7 @@ def _begin(
     counts = {"entries": generate.valid_entries(loop), "done": loop.entries[0].k + 1}
     start = {"keys": keys, "z_T": z_T, "cond": cond, "null": null}
     if weaker is not None:
-        kept = {name: frozen[name] for name in ("first_stage", "latent_scale")} | weaker_trees["frozen"]
+        kept = latents_of(frozen) | weaker_trees["frozen"]
         start["weaker"] = weaker.condition(weaker_trees["params"], kept, batch)
     return start, loop.carry, jnp.zeros_like(z_T), counts
 

@@ -30,6 +30,7 @@ from ldm_jax.evaluation import features, kept, metrics, statistics_file, weights
 from ldm_jax.evaluation.picture_sets import DataPictures, FolderPictures, NpzPictures, PictureSet, three_channels
 from ldm_jax.evaluation.pixels import mean_of_finite, std_of_finite
 from ldm_jax.images import grid, to_float
+from ldm_jax.ldm import scaling_of, unscaled
 from ldm_jax.models.lpips import LPIPS
 from ldm_jax.pipeline import Pipeline
 from ldm_jax.training import setup
@@ -193,11 +194,11 @@ class Reconstructions:
             return found
         network, variables = build.first_stage(config), self.pipe.frozen["first_stage"]
         quantise = jax.jit(lambda z: network.apply(variables, z, method=lambda module, z: module.quantize(z)[2]))
-        counts, scale = np.zeros(config.first_stage.n_embed), float(self.pipe.frozen["latent_scale"])
+        counts, scaling = np.zeros(config.first_stage.n_embed), jax.device_get(scaling_of(self.pipe.frozen))
         for first in range(0, len(self.data), kept.PART):
             z = self.pipe.encode(self._images(first, min(first + kept.PART, len(self.data))), self.batch)
             for row in z:
-                counts += np.bincount(np.asarray(quantise(row[None] / scale)).ravel(), minlength=len(counts))
+                counts += np.bincount(np.asarray(quantise(unscaled(scaling, row[None]))).ravel(), minlength=len(counts))
         share = counts[counts > 0] / counts.sum()
         entropy = float(-(share * np.log(share)).sum())
         return found | {

@@ -52,7 +52,8 @@ class SampleRequest:
       conditions: {option: value} of kinds of condition that are not listed here
       fields: the fields of a batch as training has them, arrays [N,...], in place of all of these: image i has row i
     Guidance:
-      guidance: scale of classifier-free guidance (default: without; 1 gives the same)
+      guidance: scale of classifier-free guidance (default: without; 1 gives the same); of several conditions, trained
+        with config.conditioner.drop_each, also a scale for each, in the order of their kinds' names
       guidance_rescale: 0 (off) .. 1, against over-saturated images at large scales (Lin et al. 2023, section 3.4)
       guidance_interval: (low, high): guidance or autoguide at low < sigma <= high alone, sigma = noise / signal, about
         0.04 .. 84 of the paper's schedule; inf is allowed (default: at all noise levels)
@@ -90,7 +91,7 @@ class SampleRequest:
     vectors: Any = None
     conditions: Mapping[str, Any] = field(default_factory=dict)
     fields: Mapping[str, np.ndarray] | None = None
-    guidance: float | None = None
+    guidance: float | Sequence[float] | None = None
     guidance_rescale: float | None = None
     guidance_interval: tuple[float, float] | None = None
     autoguide: str | Path | None = None
@@ -129,7 +130,9 @@ class SampleRequest:
                  "strength", "feather")  # fmt: skip
         for name in names:
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float | np.number) and np.isfinite(value)):
+            several = value if name == "guidance" and np.ndim(value) else (value,)
+            finite = len(several) and all(isinstance(x, int | float | np.number) and np.isfinite(x) for x in several)
+            if value is not None and not finite:
                 raise RequestError(f"{name}={value!r} must be a finite number")
         if self.eta and not record.takes_eta:
             raise RequestError(f"eta={self.eta:g} has no meaning for sampler={self.sampler}; it belongs to ddim")
@@ -322,10 +325,18 @@ def _check_conditions(request: SampleRequest, condition, config: ConfigDict, run
     missing = [text for text, group in zip(takes, groups) if not set(group) & set(given)]
     if missing and request.fields is None:
         raise RequestError(f"{missing[0]} is missing: {of}")
-    if request.guidance is not None and not config.conditioner.drop_prob:
+    scales = " ".join(f"{x:g}" for x in np.ravel(request.guidance)) if request.guidance is not None else ""
+    if scales and not config.conditioner.drop_prob:
         raise RequestError(
-            f"guidance={request.guidance:g} needs a model that also learnt without its condition, and {run} was "
+            f"guidance={scales} needs a model that also learnt without its condition, and {run} was "
             "trained with config.conditioner.drop_prob=0. Leave guidance out, or train with drop_prob=0.1"
+        )
+    number, parts = np.size(request.guidance), list(condition.parts())
+    if np.ndim(request.guidance) and (number != len(parts) or not config.conditioner.get("drop_each", 0.0)):
+        raise RequestError(
+            f"guidance={scales} has a scale for each of {number} conditions: that needs a model of so many which also "
+            f"learnt without each alone (config.conditioner.drop_each=0.05). {run} has {', '.join(parts)} and "
+            f"drop_each={config.conditioner.get('drop_each', 0.0)}"
         )
 
 

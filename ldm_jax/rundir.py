@@ -22,7 +22,7 @@ from ldm_jax import build, checkpoint, conditions, manifest, tree
 from ldm_jax.convert.safetensors_file import read_safetensors
 from ldm_jax.errors import ConfigError, Damaged, Missing, UsageError
 from ldm_jax.latent_classifier import LatentClassifier
-from ldm_jax.ldm import LDM
+from ldm_jax.ldm import LDM, SCALING, latents_of
 from ldm_jax.models.lpips import load_lpips
 
 Tree = Any
@@ -54,6 +54,9 @@ def frozen_shapes(config: ConfigDict) -> Tree:
     """Shapes of what a task on latents never changes."""
     variables = build.first_stage_variables(build.first_stage(config), config.data.image_size, config.data.channels)
     shapes = {"first_stage": variables, "latent_scale": jax.ShapeDtypeStruct((), jnp.float32)}
+    if config.task != "first_stage" and build.has_channel_scale(config):
+        each = jax.ShapeDtypeStruct(build.latent_shape(config)[-1:], jnp.float32)
+        shapes |= {"latent_scale": each, "latent_shift": each}
     if conditioner_learns(config):
         return shapes
     params = jax.eval_shape(build.ldm(config).init, jax.random.key(0), shapes, build.batch_shapes(config, 1))
@@ -95,8 +98,12 @@ _MEASURED = ("data.source", "data.path", "data.name", "data.split", "data.image_
 
 def frozen_options(config: ConfigDict) -> dict[str, Any]:
     """{dotted name: value} of the options that decide what frozen/ is, as JSON has them."""
-    given = config.latent_scale or config.get("guides") or begins_with_latents(config)
-    names = _FROZEN_OPTIONS + (() if given else _MEASURED)
+    if build.has_channel_scale(config):
+        names, numbers = (*_FROZEN_OPTIONS, *checkpoint.YOUNGER_LATENTS), len(config.latent_channel_scale)
+    else:
+        names, numbers = _FROZEN_OPTIONS, config.latent_scale
+    given = numbers or config.get("guides") or begins_with_latents(config)
+    names += () if given else _MEASURED
     if config.first_stage.checkpoint == "random":
         names += ("seed",)
     every = leaves_of(config)
@@ -112,7 +119,7 @@ def digests(config: ConfigDict, frozen: Tree) -> dict[str, str]:
     """A digest of each part of `frozen` that came from elsewhere; of the latent scale, if it came with the first stage
     from the model that config.guides or config.init_from names."""
     with_scale = config.get("guides") or begins_with_latents(config)
-    given = {"first_stage", "conditioner"} | ({"latent_scale"} if with_scale else set())
+    given = {"first_stage", "conditioner"} | (set(SCALING) if with_scale else set())
     return {name: tree.digest(frozen[name]) for name in sorted(given & frozen.keys())}
 
 
@@ -162,7 +169,7 @@ def write_exported(folder: Path, config: ConfigDict, params: Tree, frozen: Tree,
     arrays = {}
     for name, leaf in named.items():
         array = np.asarray(leaf)
-        if jnp.issubdtype(array.dtype, jnp.floating) and not name.endswith("latent_scale"):
+        if jnp.issubdtype(array.dtype, jnp.floating) and not name.endswith(SCALING):
             array = array.astype(kind)
         arrays[name] = np.asarray(array, order="C")
     folder.mkdir(parents=True, exist_ok=True)
@@ -242,6 +249,13 @@ def first_stage_differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
     return [f"first_stage.{name}: {one.get(name)!r} here, {other.get(name)!r} there" for name in names]
 
 
+def latent_differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
+    """What differs between the latents of two recipes, "option: ours, theirs" each; scales are compared by value."""
+    kinds = [config.get("latent_scale_kind", "scalar") for config in (ours, theirs)]
+    scaling = [] if kinds[0] == kinds[1] else [f"latent_scale_kind: {kinds[0]!r} here, {kinds[1]!r} there"]
+    return first_stage_differences(ours, theirs) + scaling
+
+
 def check_same_latents(ours: ConfigDict, theirs: ConfigDict, run: str | Path) -> None:
     """ConfigError unless a classifier (ours) and the diffusion model in `run` (theirs) have the same noised latents."""
     for name, usual in SCHEDULE_DEFAULTS.items():
@@ -250,7 +264,7 @@ def check_same_latents(ours: ConfigDict, theirs: ConfigDict, run: str | Path) ->
                 f"the model in {run} has diffusion.{name}={theirs.diffusion[name]!r}: classifiers of such latents are "
                 "not supported"
             )
-    wrong = first_stage_differences(ours, theirs) + _schedule_differences(ours, theirs)
+    wrong = latent_differences(ours, theirs) + _schedule_differences(ours, theirs)
     if wrong:
         lines = "\n".join(f"    {line}" for line in wrong)
         raise ConfigError(f"the classifier does not see the noised latents of the model in {run}:\n{lines}\n{_ONE}")
@@ -271,7 +285,7 @@ def weaker_config(run: str | Path, model: ConfigDict, model_run: str | Path) -> 
     config = config_of(run, "the weaker model")
     if config.task != "ldm":
         raise Missing(f"a weaker diffusion model: {run} holds a run of task {config.task!r}")
-    wrong = first_stage_differences(model, config) + _schedule_differences(model, config)
+    wrong = latent_differences(model, config) + _schedule_differences(model, config)
     here, there = (conditions.condition_of(c).shapes(build.frame(c)) for c in (model, config))
     one, other = (c.conditioner.to_dict() for c in (model, config))
     wrong += [
@@ -295,16 +309,29 @@ def weaker_model(
     model's: its conditioner, where that does not learn. ConfigError unless it has the same latents."""
     config = weaker_config(run, model, model_run)
     params, frozen, step = model_of(config, run, step)
-    theirs = jax.device_get({name: model_frozen[name] for name in ("first_stage", "latent_scale")})
+    theirs = jax.device_get(latents_of(model_frozen))
     same = jax.tree.map(np.array_equal, frozen["first_stage"], theirs["first_stage"])
-    close = np.isclose(float(frozen["latent_scale"]), float(theirs["latent_scale"]), rtol=1e-5, atol=0)
-    if not (close and all(jax.tree.leaves(same))):
+    if not (same_scale(frozen, theirs) and all(jax.tree.leaves(same))):
         raise ConfigError(
             f"the model in {run} has another first stage or latent scale than that in {model_run}: train it with the "
             "same config.first_stage.checkpoint and config.latent_scale"
         )
     own = {name: tree for name, tree in frozen.items() if name not in theirs}
     return build.ldm(config), {"params": params, "frozen": own}, step
+
+
+def same_scale(one: Tree, other: Tree) -> bool:
+    """Whether two `frozen` shift and scale latents alike, to 1e-5."""
+    pairs = [[np.asarray(frozen.get(name, 0.0)) for frozen in (one, other)] for name in SCALING]
+    return all(a.shape == b.shape and np.allclose(a, b, rtol=1e-5, atol=0) for a, b in pairs)
+
+
+def describe_scale(frozen: Tree) -> str:
+    """The number or numbers that a `frozen` scales its latents by."""
+    if "latent_shift" not in frozen:
+        return f"{float(frozen['latent_scale']):.6g}"
+    scale, shift = (", ".join(f"{x:.4g}" for x in np.asarray(frozen[name])) for name in SCALING)
+    return f"({scale}) after a shift by ({shift})"
 
 
 def classifier_config(run: str | Path, model: ConfigDict, model_run: str | Path) -> ConfigDict:
@@ -328,11 +355,9 @@ def classifier(
 
 def check_same_weights(classifier: Tree, model: Tree, run: str | Path) -> None:
     """ConfigError unless both `frozen` hold the same latent scale and first stage; `run`: of the model."""
-    ours, theirs = (float(frozen["latent_scale"]) for frozen in (classifier, model))
-    if not np.isclose(ours, theirs, rtol=1e-5, atol=0):
-        raise ConfigError(
-            f"the latent scale is {ours:.6g} of the classifier, {theirs:.6g} of the model in {run}. {_ONE}"
-        )
+    if not same_scale(classifier, model):
+        ours, theirs = (describe_scale(frozen) for frozen in (classifier, model))
+        raise ConfigError(f"the latent scale is {ours} of the classifier, {theirs} of the model in {run}. {_ONE}")
     same = jax.tree.map(np.array_equal, classifier["first_stage"], model["first_stage"])
     if not all(jax.tree.leaves(same)):
         raise ConfigError(

@@ -138,9 +138,32 @@ def test_sampling_is_that_of_a_pipeline(sampler):
     batch, indices = model.batch(size), np.arange(size)
     expected = programs.Programs(ldm).sample(model.state.params, model.frozen, batch, 0, indices, method)
     np.testing.assert_allclose(z, expected, atol=1e-4 * np.std(expected))
+    assert work.evaluations(model, steps, sampler) == {"ddim": 3, "heun": 5}[sampler]
     # The loop's length is known, so that operations can be counted.
     flops = [roofline.count_flops(work.formula(work.sample, model, size, n, sampler)) for n in (3, 4, 6)]
     assert flops[2] - flops[1] == pytest.approx(2 * (flops[1] - flops[0])) and flops[1] > flops[0]
+
+
+def test_what_a_sampler_costs_itself(monkeypatch):
+    """The shortest time of the steps without that of as many calls; with guidance the network sees the batch twice."""
+    asked = []
+
+    class Made:
+        def compile(self):
+            return lambda: None
+
+    def making(*args):
+        asked.append(args)
+        return Made()
+
+    monkeypatch.setattr(work, "forward", making)
+    monkeypatch.setattr(work, "sample", making)
+    monkeypatch.setattr(work, "evaluations", lambda model, steps, sampler: 2 * steps - 1)
+    times = {"whole": [0.012, 0.010, 0.011], "calls": [0.009, 0.008, 0.0095]}
+    monkeypatch.setattr(common, "alternate", lambda runs, repeats: {name: times[name] for name in runs})
+    row = sampling.own_cost("model", 2, 5, 3, "heun", guidance=2.0)
+    assert row["calls"] == 9 and asked == [("model", 4), ("model", 2, 5, "heun", 2.0)]
+    assert row["ms own"] == pytest.approx(2) and row["own share"] == pytest.approx(0.2)
 
 
 def test_latents_of_vq_are_codes():

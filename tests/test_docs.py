@@ -112,7 +112,7 @@ def options(section: ConfigDict, prefix: str = "config") -> set[str]:
 
 @pytest.fixture(scope="module")
 def of_recipes():
-    tasks = ("first_stage", "class", "text", "layout", "semantic", "inpaint", "classifier")
+    tasks = ("first_stage", "class", "text", "layout", "semantic", "inpaint", "hybrid", "classifier")
     return set().union(*(options(recipes.load(f"quickstart_{task}")) for task in tasks))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from ldm_jax.diffusion.schedule import make_flow_schedule, make_schedule
 from ldm_jax.keys import normal, sample_keys, stream
-from ldm_jax.ldm import LDM, NOISE_STREAM
+from ldm_jax.ldm import LDM, NOISE_STREAM, LatentSpace, measure_channels
 from ldm_jax.models.autoencoder import IdentityFirstStage
 
 
@@ -48,6 +48,29 @@ def test_offset_noise_is_shared_by_the_pixels_of_a_channel():
     shift = further[:, 0, 0]
     assert abs(shift.std() - 0.3) < 0.01 and abs(shift.mean()) < 0.01
     assert abs(np.corrcoef(shift.T)[0, 1]) < 0.03  # channels are apart
+
+
+def test_each_channel_has_its_own_shift_and_scale():
+    """z' = (z - shift) scale, there and back; measured over batches, latents have mean 0 and variance 1."""
+    space, rng = LatentSpace(IdentityFirstStage()), np.random.default_rng(0)
+    mean, std = np.array([3.0, -0.5, 0.0], np.float32), np.array([0.1, 2.0, 1.0], np.float32)
+    drift = rng.normal(size=(4, 1, 1, 1, 1))  # of whole batches: it counts as spread
+    images = np.float32(mean + std * (drift + rng.normal(size=(4, 8, 5, 5, 3))))
+    unit = {"first_stage": {}, "latent_scale": jnp.float32(0.5)}  # as a run begins; not used
+    shift, scale = measure_channels(space, unit, ({"image": jnp.asarray(x)} for x in images), jax.random.key(0))
+    np.testing.assert_allclose(shift, images.mean((0, 1, 2, 3)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(scale, 1 / images.std((0, 1, 2, 3)), rtol=1e-5)
+    frozen = {"first_stage": {}, "latent_shift": shift, "latent_scale": scale}
+    z = np.stack([space.encode(frozen, jnp.asarray(x)) for x in images])
+    np.testing.assert_allclose(z, (images - shift) * scale, rtol=1e-5, atol=1e-5)
+    assert np.allclose(z.mean((0, 1, 2, 3)), 0, atol=1e-4) and np.allclose(z.std((0, 1, 2, 3)), 1, atol=1e-4)
+    np.testing.assert_allclose(space.decode(frozen, jnp.asarray(z[0])), images[0], rtol=1e-5, atol=1e-5)
+    moments = space.latents(frozen, {"image": jnp.asarray(images[1])}, KEYS[:8])
+    np.testing.assert_array_equal(moments, z[1])
+    flat = images.copy()
+    flat[..., 1] = 0.25
+    with pytest.raises(ValueError, match="is the first stage trained"):
+        measure_channels(space, unit, ({"image": jnp.asarray(x)} for x in flat), jax.random.key(0))
 
 
 def test_the_loss_of_a_flow_is_that_of_its_velocity():

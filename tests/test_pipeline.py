@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 import ldm_jax
 from ldm_jax import checkpoint, recipes
 from ldm_jax.cli import sample
+from ldm_jax.conditions import class_label, hybrid, semantic
 from ldm_jax.diffusion import samplers
 from ldm_jax.errors import ConfigError, Missing, RequestError
 from ldm_jax.images import to_float, to_uint8
@@ -196,6 +198,32 @@ def weaker(run, tmp_path_factory):
     config = classes()
     config.unet.num_res_blocks = 2
     return keep(tmp_path_factory.mktemp("weaker"), config)
+
+
+def test_a_guidance_scale_for_each_of_two_conditions(tmp_path):
+    """Equal scales are one scale of both; in their order, the class first; others compile nothing."""
+    config = classes()
+    parts = class_label.section(64, dim=32, drop_prob=0.1), semantic.section(9, channels=3)
+    sections = hybrid.section(*parts, drop_prob=0.05, drop_each=0.05)
+    sections["parts"]["semantic"]["n_stages"] = 0
+    config.conditioner = ConfigDict({"trainable": True, "checkpoint": ""} | sections)
+    pipe = ldm_jax.load(keep(tmp_path / "hybrid", config))
+    where = np.arange(256, dtype=np.uint8).reshape(16, 16) % 9
+    options = dict(label=3, segmentation=where, num=2, steps=3)
+
+    def made(**more):
+        return pipe.sample(**options, **more).array.astype(int)
+
+    assert np.abs(made(guidance=4) - made(guidance=(4, 4))).max() <= 1
+    compiled = pipe.compiled
+    usual, more_class, more_map = (made(guidance=scales) for scales in ((1, 1), (6, 1), (1, 6)))
+    assert min(np.abs(a - b).max() for a, b in ((usual, more_class), (usual, more_map), (more_class, more_map))) > 10
+    changed = pipe.sample(**options | {"label": 5}, guidance=(0, 0)).array.astype(int)
+    assert np.abs(changed - made(guidance=(0, 0))).max() == 0  # without either
+    changed = pipe.sample(**options | {"segmentation": where.T.copy()}, guidance=(2, 0)).array.astype(int)
+    assert np.abs(changed - made(guidance=(2, 0))).max() == 0  # the class alone
+    assert pipe.compiled == compiled
+    assert pipe.settings(pipe.request(**options, guidance=[2, 0]))["guidance"] == (2.0, 0.0)
 
 
 def test_autoguidance(pipe, run, weaker):

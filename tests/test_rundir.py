@@ -8,7 +8,8 @@ import pytest
 
 from ldm_jax import checkpoint, recipes, rundir
 from ldm_jax.cli import convert
-from ldm_jax.errors import Damaged
+from ldm_jax.errors import ConfigError, Damaged
+from ldm_jax.training import setup
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,54 @@ def test_an_exported_model_is_compared_too(run, tmp_path, capsys):
     rundir.model_of(config, folder)
     code, lines = checked(folder, capsys)
     assert code == 0 and lines[1].startswith("model.safetensors: not checked: it has no manifest.json")
+
+
+def channels_recipe(**options):
+    given = [f"--config.{name}={value}" for name, value in options.items()]
+    return recipes.load("quickstart_ldm:tiny", ["--config.latent_scale_kind=channels", *given])
+
+
+def test_a_shift_and_a_scale_of_each_channel_are_kept(tmp_path):
+    """Given or measured they are in frozen/ and in exported models, in float32, and are compared."""
+    config = channels_recipe(latent_channel_shift=(0.1,), latent_channel_scale=(2.0, 3.0, 4.0))
+    shapes = rundir.frozen_shapes(config)
+    zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
+    frozen = setup.task(config).prepare(zeros, iter(()), print)
+    np.testing.assert_array_equal(frozen["latent_shift"], np.float32([0.1] * 3))
+    np.testing.assert_array_equal(frozen["latent_scale"], np.float32([2, 3, 4]))
+    checkpoint.save_tree(tmp_path / "run" / "frozen", frozen)
+    params = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), rundir.params_shapes(config))
+    rundir.write_exported(tmp_path / "folder", config, params, frozen, "bfloat16")
+    for found in (rundir.kept_frozen(config, tmp_path / "run"), rundir.model_of(config, tmp_path / "folder")[1]):
+        assert rundir.same_scale(found, frozen) and found["latent_shift"].dtype == np.float32
+    other = frozen | {"latent_shift": frozen["latent_shift"] + np.float32([0, 0, 0.01])}
+    scalar = {"first_stage": frozen["first_stage"], "latent_scale": np.float32(2)}
+    for wrong in (other, scalar):
+        with pytest.raises(ConfigError, match=r"latent scale is .* of the classifier, .* shift by \(0\.1, "):
+            rundir.check_same_weights(wrong, frozen, "runs/ldm")
+    told = rundir.latent_differences(recipes.load("quickstart_ldm:tiny"), config)
+    assert told == ["latent_scale_kind: 'scalar' here, 'channels' there"]
+
+
+@pytest.mark.parametrize("shift,scale", [((0.1, 0.2), (1.0,)), ((), (1.0,)), ((0.1,), (0.0,))])
+def test_numbers_of_channels_that_do_not_fit(shift, scale):
+    with pytest.raises(ConfigError, match=r"latent_channel_\w+=\(.* must be 3 finite numbers"):
+        setup.task(channels_recipe(latent_channel_shift=shift, latent_channel_scale=scale))
+
+
+def test_numbers_of_channels_belong_to_channels():
+    scalar = recipes.load("quickstart_ldm:tiny", ["--config.latent_channel_scale=(1.0,)"])
+    with pytest.raises(ConfigError, match=r"belong to config\.latent_scale_kind='channels'"):
+        setup.task(scalar)
+
+
+def test_options_of_channels_decide_what_frozen_is():
+    """Those of older versions, which had none, are the same."""
+    usual = rundir.frozen_options(recipes.load("quickstart_ldm:tiny"))
+    assert not checkpoint.YOUNGER_LATENTS.keys() & usual.keys()
+    measured, given = channels_recipe(), channels_recipe(latent_channel_shift=(0.1,), latent_channel_scale=(1.0,))
+    assert "data.source" in rundir.frozen_options(measured) and "data.source" not in rundir.frozen_options(given)
+    assert rundir.frozen_options(given)["latent_channel_shift"] == [0.1]
 
 
 def test_check_has_a_line_for_each_part(run, capsys):

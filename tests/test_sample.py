@@ -76,6 +76,13 @@ WRONG = [
     ("inpaint", ["--mask=white.png"], "--image is missing"),
     ("inpaint", ["--image=picture.png", "--mask=black.png"], "marks nothing"),
     ("vectors", ["--vectors=picture.png"], r"not a \.npy"),
+    (
+        "hybrid",
+        ["--label=3", "--segmentation=black.png", "--guidance", "2", "5"],
+        r"--guidance=2 5 has a scale for each of "
+        r"2 .*drop_each=0\.05.* hybrid has class, semantic and drop_each=0\.0",
+    ),
+    ("class", ["--label=3", "--guidance", "2", "5"], r"a model of so many .* class has class and drop_each=0\.0"),
     ("hybrid", [], "--label is missing: .* takes label and segmentation"),
     ("hybrid", ["--label=3"], "--segmentation is missing"),
     ("hybrid", ["--label=3", "--prompt=x", "--segmentation=black.png"], "--prompt means nothing"),

@@ -7,6 +7,7 @@
     python convert.py --config=imagenet_dit_xl2 --from DiT-XL-2-256x256.pt --to runs/dit \
         --config.first_stage.checkpoint=runs/sd_vae             (files of DiT have no first stage)
     python convert.py --check runs/celeba                       (are all its files whole?)
+    python convert.py --from runs/celeba --to averaged --ema-sigma=0.08     (an average of another length)
 
 In: .ckpt, .pth (nothing in them is executed, torch is not needed), .safetensors, or a folder of diffusers with
 unet/, vqvae/, ... or one autoencoder. The run directory works with sample.py and train.py at once. --config is the
@@ -18,6 +19,9 @@ Out: the direction follows from --from being a run directory. Names ending in .c
 original's keys, any other name becomes a folder of diffusers. A diffusion transformer gets the keys of DiT and is
 written without its first stage. What the original held and nothing here reads is in
 the run's original.safetensors, so that a model comes back bit by bit.
+
+--ema-sigma makes, of the averages that a run with config.ema.kind=power kept, the one of another relative width, and
+writes it with the model's other parts into a folder that sample.py, evaluate.py and ldm_jax.load read.
 
 --check compares every checkpoint, frozen/ and exported weights with what was written, prints a line each, and exits
 with 1 if one is bad. Installed, the command is ldm-convert.
@@ -52,10 +56,11 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Any]:
     add("--config", help="recipe of the model, NAME[:VARIANT]; needed when --from is a file")
     add("--checkpoint", type=int, help="writing: step of the run's checkpoint (default: the newest)")
     add("--no-ema", action="store_true", help="writing a folder or a DiT: the raw instead of the averaged parameters")
+    add("--ema-sigma", type=float, metavar="S", help="average over about this share of the training, e.g. 0.08")
     args, args.overrides = parser.parse_with_overrides(argv)
     for name, path in {"--from": args.source, "--to": args.target, "--check": args.check}.items():
         parser.check_local(name, path)
-    others = (args.source, args.target, args.config, args.checkpoint)
+    others = (args.source, args.target, args.config, args.checkpoint, args.ema_sigma)
     if args.check is not None:
         if args.overrides or args.no_ema or any(other is not None for other in others):
             parser.error("--check goes alone: python convert.py --check RUN")
@@ -63,6 +68,8 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Any]:
     if args.source is None or args.target is None:
         parser.error("--from and --to are needed; or --check RUN")
     run = _is_run(Path(args.source))
+    if args.ema_sigma is not None and (not run or args.no_ema):
+        parser.error("--ema-sigma is for --from RUN, a run directory, and has no --no-ema")
     args.chosen = args.config is None and not run
     if args.chosen:
         try:
@@ -166,9 +173,11 @@ def to_run(args: argparse.Namespace, config) -> None:
         weights["first_stage"] = setup.frozen(config, target)["first_stage"].get("params", {})
     step = config.steps if source.step is None else source.step
     scale = source.scaling_factor
-    if config.task == "first_stage" and "latent_scale" in config and scale and scale != config.latent_scale:
-        config.latent_scale = scale
-        args.overrides.append(f"--config.latent_scale={scale}")
+    told = _latent_options(source) if config.task == "first_stage" else {}
+    if "latent_scale" in config:
+        for name, value in _changes(config, told).items():
+            config[name] = value
+            args.overrides.append(f"--config.{name}={value}".replace(" ", ""))
     if config.task == "first_stage":
         weights = {"discriminator": {}} | weights
         weights["discriminator"] = weights["discriminator"] or fresh_discriminator(config)
@@ -185,10 +194,20 @@ def to_run(args: argparse.Namespace, config) -> None:
         metadata = {"layout": source.layout, "step": str(step), "manifest": json.dumps(manifest)}
         if scale is not None:
             metadata["scaling_factor"] = str(scale)
+        if source.latents:
+            metadata["latents"] = json.dumps(source.latents)
         write_safetensors(partial / tensors.KEPT, tensors.given(beside), metadata)
         checkpoint.save_from_numpy(partial, step, state)
         checkpoint.keep_config(partial, config.to_dict())
     _tell(args, config, source, weights, beside, step)
+
+
+def _latent_options(source) -> dict[str, Any]:
+    """Options of a recipe that say what the folder of an autoencoder says of its latents."""
+    if source.channels is not None:
+        shift, scale = source.channels
+        return dict(latent_scale_kind="channels", latent_channel_shift=shift, latent_channel_scale=scale)
+    return dict(latent_scale=source.scaling_factor) if source.scaling_factor else {}
 
 
 @contextmanager
@@ -238,11 +257,9 @@ def _tell(args, config, source, weights: Tree, beside: dict, step: int) -> None:
     if config.task == "ldm":
         condition = " ".join(part.example for part in conditions.condition_of(config).parts().values())
         print(f"    python sample.py --workdir={args.target} --steps=50 {condition}")
-    if config.task == "first_stage" and source.scaling_factor is not None:
-        print(
-            f"    for a diffusion model on it: --config.first_stage.checkpoint={args.target} "
-            f"--config.latent_scale={source.scaling_factor}"
-        )
+    if config.task == "first_stage" and (told := _latent_options(source)):
+        for_latents = " ".join(shlex.quote(f"--config.{n}={v}".replace(" ", "")) for n, v in told.items())
+        print(f"    for a diffusion model on it: --config.first_stage.checkpoint={args.target} {for_latents}")
     changed = " ".join(shlex.quote(o) for o in args.overrides if not o.startswith("--config.steps"))
     print(
         f"    python train.py --config={args.config} --workdir={args.target} --config.steps={step + 10_000} {changed}"
@@ -262,6 +279,7 @@ def to_file(args: argparse.Namespace) -> None:
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise UsageError(f"{target} exists already; give a new name")
     config = ConfigDict(checkpoint.load_config(source))
+    _check_writable(config, target)
     state, frozen = restore(config, source, args.checkpoint)
     if target.suffix in (*TORCH_ENDINGS, ".safetensors"):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -269,6 +287,40 @@ def to_file(args: argparse.Namespace) -> None:
     else:
         _write_folder(target, config, source, state, frozen, averaged=not args.no_ema)
     print(f"{target} holds the model of {source} at step {int(state.step)}")
+
+
+def to_average(args: argparse.Namespace) -> None:
+    """A folder as Pipeline.save writes it, with the average of the width --ema-sigma."""
+    from ldm_jax import rundir
+    from ldm_jax.training import posthoc
+
+    source, target = Path(args.source), Path(args.target)
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise UsageError(f"{target} exists already; give a new name")
+    config = rundir.config_of(source)
+    params, step = posthoc.reconstruct(source, args.ema_sigma, args.checkpoint)
+    with _whole(target) as partial:
+        rundir.write_exported(partial, config, params, rundir.kept_frozen(config, source), "float32")
+        if (source / TOKENIZER).is_dir():
+            shutil.copytree(source / TOKENIZER, partial / TOKENIZER)
+    print(f"{target} holds the model of {source} at step {step}, averaged with the width {args.ema_sigma:g}")
+
+
+def _check_writable(config, target: Path) -> None:
+    """UsageError for models that neither the original's files nor folders of diffusers can hold."""
+    from ldm_jax import build
+
+    if config.task == "ldm" and build.has_channel_scale(config):
+        raise UsageError(
+            "config.latent_scale_kind='channels': the original's files and diffusers' pipelines of latent diffusion "
+            "have one latent scale. In Python, ldm_jax.load(RUN).save(FOLDER) writes the model alone"
+        )
+    missing = [n for n in ("use_quant_conv", "use_post_quant_conv") if not config.first_stage.get(n, True)]
+    if missing and target.suffix in (*TORCH_ENDINGS, ".safetensors"):
+        raise UsageError(
+            f"config.first_stage.{missing[0]}=False: first stages of the original have this convolution. Write a "
+            "folder of diffusers: --to FOLDER"
+        )
 
 
 def restore(config, run: Path, step: int | None) -> tuple[Any, Tree]:
@@ -301,6 +353,7 @@ def _write_file(target: Path, config, run: Path, state, frozen: Tree, averaged: 
 
 
 def _write_folder(target: Path, config, run: Path, state, frozen: Tree, averaged: bool) -> None:
+    from ldm_jax import build
     from ldm_jax.convert import diffusers, tensors
 
     if averaged and state.ema:
@@ -310,8 +363,10 @@ def _write_folder(target: Path, config, run: Path, state, frozen: Tree, averaged
     if config.task == "ldm":
         for note in diffusers.check_pipeline(parts, config.conditioner.kind):
             print(f"note: {note}")
-    elif (scale := tensors.kept_scaling_factor(run)) is not None:
-        parts[0].config["scaling_factor"] = scale
+    else:
+        channels = build.channel_scale(config)
+        told = {} if channels is None else diffusers.latents_config(channels[1], channels[0])
+        parts[0].config.update(tensors.kept_latents(run) or told)
     out = tensors.tensors_of(config, run, state, weights, extras=False)
     with _whole(target) as partial:
         for part in parts:
@@ -356,6 +411,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if args.check is not None:
             sys.exit(0 if check(args.check) else 1)
-        to_run(args, config) if args.importing else to_file(args)
+        if args.ema_sigma is not None:
+            to_average(args)
+        else:
+            to_run(args, config) if args.importing else to_file(args)
     except UsageError as error:
         options.stop(error)

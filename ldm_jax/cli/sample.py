@@ -61,7 +61,14 @@ def parser() -> options.Parser:
     for option in conditions.all_options().values():
         repeats = dict(action="append") if option.repeats else {}
         add(f"--{option.name.replace('_', '-')}", type=option.type, help=option.help, **repeats)
-    add("--guidance", type=float, help="scale of classifier-free guidance (default: without; 1 is the same as without)")
+    add(
+        "--guidance",
+        type=float,
+        nargs="+",
+        metavar="SCALE",
+        help="scale of classifier-free guidance (default: without; 1 is the same as without); of several conditions "
+        "also a scale for each",
+    )
     add("--guidance-rescale", type=float, help="0 (off) .. 1: against over-saturation at large --guidance")
     add(
         "--guidance-interval",
@@ -113,6 +120,8 @@ def request_of(args: argparse.Namespace) -> "SampleRequest":
     from ldm_jax.request import make
 
     given = {name: value for name, value in vars(args).items() if name not in NOT_REQUEST and value is not None}
+    if args.guidance and len(args.guidance) == 1:
+        given["guidance"] = args.guidance[0]
     if args.interpolate and all(end.isdigit() for end in args.interpolate):
         given["interpolate"] = tuple(int(end) for end in args.interpolate)
     return make(given)

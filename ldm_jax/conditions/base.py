@@ -48,14 +48,32 @@ class ConditionNetwork(nn.Module):
         """
         raise NotImplementedError
 
+    def part_nulls(self, batch: Batch) -> tuple[Batch, ...]:
+        """`null` of each of the conditions that are joined here, in their order; else of this one alone."""
+        return (self.null(batch),)
+
 
 def drop(network: ConditionNetwork, batch: Batch, dropped: jax.Array) -> Batch:
     """The batch with the condition's fields null where `dropped` [B] bool."""
+    return _replaced(batch, network.null(batch), dropped)
+
+
+def drop_parts(network: ConditionNetwork, batch: Batch, u: jax.Array, together: float, each: float) -> Batch:
+    """The batch with the fields null of all joined conditions in the share `together` of the samples, and of each one
+    alone in the share `each`. u [B]: uniform in [0, 1)."""
+    for i, null in enumerate(network.part_nulls(batch)):
+        low = together + i * each
+        batch = _replaced(batch, null, (u < together) | ((low <= u) & (u < low + each)))
+    return batch
+
+
+def _replaced(batch: Batch, nulls: Batch, dropped: jax.Array) -> Batch:
+    """The batch with the fields `nulls` where `dropped` [B] bool."""
 
     def choose(null: jax.Array, value: jax.Array) -> jax.Array:
         return jnp.where(dropped.reshape(-1, *(1,) * (value.ndim - 1)), null, value)
 
-    return batch | {name: choose(null, batch[name]) for name, null in network.null(batch).items()}
+    return batch | {name: choose(null, batch[name]) for name, null in nulls.items()}
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,19 @@ from ldm_jax.conditions.base import KINDS, Asked, Batch, Cond, Condition, Condit
 from ldm_jax.errors import ConfigError, RequestError
 
 
-def section(*parts: dict, drop_prob: float = 0.0) -> dict:
-    """Several sections at once. All are dropped together, so that a class needs its null where drop_prob > 0:
-    class_label.section(..., drop_prob) makes it."""
+def section(*parts: dict, drop_prob: float = 0.0, drop_each: float = 0.0) -> dict:
+    """Several sections at once. drop_prob: the share of the samples without all of them; drop_each: without one alone,
+    for each of them, which guidance with a scale for each needs (Brooks et al. 2023, arXiv 2211.09800, 3.2.1: 0.05 and
+    0.05). A class needs its null then: class_label.section(..., drop_prob) makes it."""
     sections = {part["kind"]: {k: v for k, v in part.items() if k != "drop_prob"} for part in parts}
     if len(sections) != len(parts):
         raise ValueError(f"a hybrid of {', '.join(part['kind'] for part in parts)}: each kind once")
-    return dict(kind="hybrid", parts=sections, drop_prob=drop_prob)
+    return dict(kind="hybrid", parts=sections, drop_prob=drop_prob, drop_each=drop_each)
 
 
 class HybridNetwork(ConditionNetwork):
     """Each part its own network: contexts follow each other as tokens [B,L1+L2,D], spatial parts as channels.
-    Dropping leaves out all of them together. The fields that they read must be different ones."""
+    `null` leaves out all of them together. The fields that they read must be different ones."""
 
     parts: dict[str, nn.Module]
 
@@ -36,10 +37,10 @@ class HybridNetwork(ConditionNetwork):
         )
 
     def null(self, batch: Batch) -> Batch:
-        fields = {}
-        for part in self.parts.values():
-            fields |= part.null(batch)
-        return fields
+        return reduce(dict.__or__, self.part_nulls(batch))
+
+    def part_nulls(self, batch: Batch) -> tuple[Batch, ...]:
+        return tuple(part.null(batch) for part in self.parts.values())
 
 
 class Hybrid(Condition):
@@ -52,8 +53,9 @@ class Hybrid(Condition):
         unknown = [name for name in c.parts if name not in KINDS or name in ("none", "hybrid")]
         if unknown:
             raise ConfigError(f"config.conditioner.parts has {unknown[0]!r}, no kind that can be joined with others")
+        dropped = c.drop_prob or c.get("drop_each", 0.0)
         return {
-            name: KINDS[name](ConfigDict({**part.to_dict(), "drop_prob": c.drop_prob}))
+            name: KINDS[name](ConfigDict({**part.to_dict(), "drop_prob": dropped}))
             for name, part in sorted(c.parts.items())
         }
 
@@ -67,6 +69,12 @@ class Hybrid(Condition):
         parts = self.parts()
         if len(parts) < 2:
             raise ConfigError(f"config.conditioner.parts has {list(parts)}: a hybrid has two parts or more")
+        each, together = self.section.get("drop_each", 0.0), self.section.drop_prob
+        if each < 0 or together + len(parts) * each > 1:
+            raise ConfigError(
+                f"config.conditioner.drop_each={each} for each of {len(parts)} parts, and drop_prob={together}, must "
+                "be shares of the samples, 1 at most in sum"
+            )
         self.context_dim()  # checks that the parts have one
         frame = Frame((8, 8), (8, 8), 1)
         read = Counter(name for part in parts.values() for name in part.shapes(frame))

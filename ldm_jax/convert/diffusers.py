@@ -8,6 +8,7 @@ Facts about names, classes and defaults: huggingface/diffusers, src/diffusers/mo
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -79,10 +80,14 @@ def autoencoder(section: Section, shapes: Mapping[str, tuple[int, ...]], prefix:
         latent_channels=section["z_channels"],
         sample_size=section["resolution"],
         norm_num_groups=32,
-        scaling_factor=float(str(np.float32(scale))),  # 0.18215 rather than all digits of its float32
+        **latents_config(scale),
     )
     if section["attn_type"] == "none":
         config["mid_block_add_attention"] = False
+    without = {name: False for name in ("use_quant_conv", "use_post_quant_conv") if not section.get(name, True)}
+    if without and vq:
+        raise UsageError(f"diffusers' VQModel has both of its 1x1 convolutions; here first_stage.{min(without)}=False")
+    config |= without
     if vq:
         config |= dict(num_vq_embeddings=section["n_embed"], vq_embed_dim=section["embed_dim"])
     return Component("vqvae", "VQModel" if vq else "AutoencoderKL", config, keys, {})
@@ -348,6 +353,46 @@ def scale_of(config: Section) -> float | None:
     if config.get("_class_name") == "VQModel":
         return None if found in (None, USUAL_KL_SCALE) else float(found)
     return float(USUAL_KL_SCALE if found is None else found)
+
+
+def channels_of(file: Path, config: Section) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """(shift, scale) of each latent channel, or of all in one number, as an autoencoder's config.json states them:
+    z = (latent - shift) * scale. None where it states one scale and no more. UsageError for settings without a meaning.
+    """
+    shift, mean, std = (config.get(name) for name in settings.LATENTS[1:])
+    if shift is None and mean is None and std is None:
+        return None
+    scale, wanted = scale_of(config) or 1.0, config.get("latent_channels", 4)
+    if shift is not None and mean is None and std is None and _are_numbers([shift]):
+        return (float(shift),), (scale,)
+    each = isinstance(mean, list) and isinstance(std, list) and _are_numbers([*mean, *std]) and 0 not in std
+    if shift is not None or not each or not len(mean) == len(std) == wanted:
+        told = ", ".join(f"{name}: {str(config.get(name))[:60]}" for name in settings.LATENTS[1:])
+        raise UsageError(
+            f"{file} has {told}; what can be read is shift_factor, a number, or latents_mean and latents_std, "
+            f"{wanted} numbers each"
+        )
+    return tuple(float(x) for x in mean), tuple(scale / x for x in std)
+
+
+def _are_numbers(values: list) -> bool:
+    return all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in values)
+
+
+def latents_config(scale: float | np.ndarray, shift: np.ndarray | None = None) -> dict[str, Any]:
+    """What a config.json says of latents: one scale, with one shift, or a shift and a scale [c] for each channel."""
+    scales, shifts = np.ravel(np.float32(scale)), np.ravel(np.float32(0.0 if shift is None else shift))
+    if shift is None:
+        return dict(scaling_factor=_short(scales[0]))
+    if len({*scales}) == len({*shifts}) == 1:
+        return dict(scaling_factor=_short(scales[0]), shift_factor=_short(shifts[0]))
+    mean, std = ([_short(x) for x in values] for values in (shifts, 1 / scales))
+    return dict(scaling_factor=1.0, latents_mean=mean, latents_std=std)
+
+
+def _short(number: np.float32) -> float:
+    """0.18215 rather than all digits of its float32."""
+    return float(str(np.float32(number)))
 
 
 def scheduler_config(diffusion: Section) -> dict:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm_jax.convert import diffusers_settings as settings
-from ldm_jax.convert.diffusers import PREDICTIONS, SCHEDULES, scale_of
+from ldm_jax.convert.diffusers import PREDICTIONS, SCHEDULES, channels_of, scale_of
 from ldm_jax.errors import UsageError
 
 # By class: recipes of the same kind. Of those with the same ch_mult, the one that needs the fewest changes is taken, of
@@ -76,10 +76,16 @@ def _first_stage(file: Path) -> dict[str, Any]:
         z_channels=theirs["latent_channels"],
         embed_dim=theirs["latent_channels"],
     )
+    if kind == "AutoencoderKL":
+        section |= {name: theirs[name] for name in ("use_quant_conv", "use_post_quant_conv")}
     if kind == "VQModel":
         section |= dict(embed_dim=theirs["vq_embed_dim"], n_embed=theirs["num_vq_embeddings"])
     out = {f"first_stage.{name}": value for name, value in section.items()} | {"data.channels": theirs["in_channels"]}
-    scale = scale_of(settings.load(file))
+    found = settings.load(file)
+    if (channels := channels_of(file, found)) is not None:
+        shift, scale = channels
+        return out | dict(latent_scale_kind="channels", latent_channel_shift=shift, latent_channel_scale=scale)
+    scale = scale_of(found)
     return out if scale is None else out | {"latent_scale": scale}
 
 

@@ -90,16 +90,14 @@ _BERT_FREE = {
     "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "unk_token_id", "tie_word_embeddings",
     "gradient_checkpointing",
 }  # fmt: skip
-# Read elsewhere: the latent scale, and whether two projections are written as convolutions of 1x1.
-_READ = {"scaling_factor", "use_linear_projection"}
+# Read elsewhere: what becomes of latents, and whether two projections are written as convolutions of 1x1.
+LATENTS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+_READ = {*LATENTS, "use_linear_projection"}
 _PER_LEVEL = ("attention_head_dim", "transformer_layers_per_block", "only_cross_attention", "cross_attention_dim",
               "layers_per_block")  # fmt: skip
 _WHY = {
-    "shift_factor": "latents are scaled here, not shifted",
-    "latents_mean": "latents are scaled here by one number, not channel by channel",
-    "latents_std": "latents are scaled here by one number, not channel by channel",
-    "use_quant_conv": "the first stages have this convolution",
-    "use_post_quant_conv": "the first stages have this convolution",
+    "use_quant_conv": "the recipe has this convolution: give --config.first_stage.use_quant_conv=False",
+    "use_post_quant_conv": "the recipe has this convolution: give --config.first_stage.use_post_quant_conv=False",
     "norm_num_groups": "normalisation has 32 groups",
     "norm_eps": "the normalisation of the UNet has 1e-5",
     "clip_sample": "samplers do not clip the clean latent; where the file is silent, the class takes true",
@@ -155,7 +153,8 @@ def check(file: Path, found: Section, kind: str, ours: Section) -> None:
     ]
     if wrong:
         raise UsageError(f"{file.parent} holds another {kind} than the config's:\n" + "\n".join(wrong))
-    check_unknown(file, theirs, kind, free | _READ | compared.keys())
+    elsewhere = _READ - (set(LATENTS) - DEFAULTS[kind].keys())  # a VQModel has no shift
+    check_unknown(file, theirs, kind, free | elsewhere | compared.keys())
 
 
 def check_unknown(file: Path, theirs: Section, kind: str, known: set[str]) -> None:

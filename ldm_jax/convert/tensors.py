@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from ldm_jax import tree
 from ldm_jax.convert import compvis, diffusers, dit, names
+from ldm_jax.convert import diffusers_settings as settings
 from ldm_jax.convert.safetensors_file import read_safetensors
 from ldm_jax.convert.torch_reader import read_torch_checkpoint
 from ldm_jax.errors import Missing, UsageError
@@ -37,7 +38,9 @@ class Source:
     layout: str  # compvis | diffusers | dit
     step: int | None = None
     notes: list[str] = field(default_factory=list)
-    scaling_factor: float | None = None  # what an autoencoder of diffusers says of its latents
+    scaling_factor: float | None = None  # what an autoencoder of diffusers says of its latents: one scale,
+    channels: tuple[tuple, tuple] | None = None  # or a shift and a scale of each channel
+    latents: dict = field(default_factory=dict)  # as it stands in its config.json
 
 
 def weights_of(config: ConfigDict, state: Tree, frozen: Tree, ema: bool) -> Tree:
@@ -81,7 +84,16 @@ def read(path: Path, config: ConfigDict, weights: Tree, latent_size: int | None)
     if path.is_dir():
         diffusion = config.diffusion if config.task == "ldm" else None
         state, configs, notes = diffusers.read_folder(path, components(config, weights, latent_size), diffusion)
-        source = Source(state, "diffusers", notes=notes, scaling_factor=diffusers.scale_of(configs["vqvae"]))
+        found = configs["vqvae"]
+        source = Source(state, "diffusers", notes=notes, scaling_factor=diffusers.scale_of(found))
+        source.channels = diffusers.channels_of(path, found)
+        source.latents = {name: found[name] for name in settings.LATENTS if found.get(name) is not None}
+        if config.task == "ldm" and source.channels is not None:
+            raise UsageError(
+                f"{path} has an autoencoder that shifts its latents, which diffusers' pipelines of latent diffusion "
+                "ignore: what its UNet was trained with cannot be told. The autoencoder alone can be converted: give "
+                "--from its folder"
+            )
         if config.task == "ldm" and source.scaling_factor is not None:
             source.state["scale_factor"] = np.float32(source.scaling_factor)
         return source
@@ -139,6 +151,10 @@ def fill(
             del weights["discriminator"]
             source.notes.append("no discriminator in it: fine-tuning begins with an untrained one")
         return compvis.split(source.state, weights)
+    if "latent_shift" in frozen:
+        raise UsageError(
+            "config.latent_scale_kind='channels': a file or folder of a whole diffusion model has one latent scale"
+        )
     compvis.check_schedule(source.state, betas)
     if "scale_factor" not in source.state:
         weights["latent_scale"] = {}
@@ -178,7 +194,7 @@ def train_state(config: ConfigDict, abstract: Tree, weights: Tree, step: int) ->
     else:
         params = {name: weights[name] for name in abstract.params}
         ema = params | {"unet": weights.get("ema", params["unet"])} if abstract.ema else {}
-        variables = {}
+        variables = dict.fromkeys(abstract.variables, ema)  # further averages
     opt_state = jax.tree.map(moments, abstract.opt_state, is_leaf=lambda x: isinstance(x, optax.ScaleByScheduleState))
     key = np.asarray(jax.random.key_data(jax.random.key(config.seed)))
     return abstract.replace(
@@ -234,12 +250,13 @@ def tensors_of(
     return out | given(kept)
 
 
-def kept_scaling_factor(run: Path) -> float | None:
-    """What the config.json of the autoencoder that became `run` said of its latents, if it said something."""
+def kept_latents(run: Path) -> dict[str, Any]:
+    """What the config.json of the autoencoder that became `run` said of its latents: settings.LATENTS."""
     if not (run / KEPT).exists():
-        return None
-    found = read_safetensors(run / KEPT)[1].get("scaling_factor")
-    return None if found is None else float(found)
+        return {}
+    metadata = read_safetensors(run / KEPT)[1]
+    older = {"scaling_factor": float(metadata["scaling_factor"])} if "scaling_factor" in metadata else {}
+    return older | json.loads(metadata.get("latents", "{}"))
 
 
 def given(arrays: dict) -> dict:

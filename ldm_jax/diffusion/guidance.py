@@ -2,6 +2,9 @@
 
 `classifier_free_guidance` (Ho and Salimans 2022), by the condition that the network was trained with:
     eps = eps_null + s (eps_cond - eps_null), scale s:  0 = unconditional, 1 = off (conditional), above 1 = guided.
+`composed_guidance`, by several conditions with a scale each (Brooks et al. 2023, arXiv 2211.09800, equation 3); eps_i
+is that under the first i conditions:
+    eps = eps_0 + s_1 (eps_1 - eps_0) + s_2 (eps_2 - eps_1) + ...
 `autoguidance`, by a weaker model under the same condition (Karras et al. 2024, arXiv 2406.02507), scale s:
     eps = eps_weak + s (eps - eps_weak)
 `classifier_guidance`, by a classifier of noised latents (Dhariwal and Nichol 2021, algorithm 2), scale s:
@@ -10,7 +13,7 @@
     eps = eps(z_t) - sqrt(1 - abar) grad_{z_t} log p(y | z(z_t)),  z(z_t) = (z_t - sqrt(1 - abar) eps(z_t)) / sqrt(abar)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -84,12 +87,38 @@ def classifier_free_guidance(
         eps = denoise_with(jnp.concatenate([z, z]), jnp.concatenate([t, t]), both)
         eps_null, eps_cond = jnp.split(eps, 2)
         mixed = eps_null + _per_sample(_at(scale, t), z) * (eps_cond - eps_null)
-        if rescale is None:
-            return mixed
-        axes = tuple(range(1, z.ndim))
-        factor = jnp.std(eps_cond, axes, keepdims=True) / jnp.std(mixed, axes, keepdims=True)
-        phi = _per_sample(rescale, z)
-        return phi * factor * mixed + (1 - phi) * mixed
+        return mixed if rescale is None else _rescaled(mixed, eps_cond, rescale)
+
+    return denoise
+
+
+def composed_guidance(
+    denoise_with: DenoiseWith,
+    cond: Any,
+    nulls: Sequence[Any],
+    scales: Sequence[Scale | ScaleAt],
+    rescale: Scale | None = None,
+) -> Denoise:
+    """(z_t [B,...], t [B]) -> eps [B,...] under several conditions, each with its scale.
+
+    nulls: what the network gets without all conditions, then with the first, then with the first two, ...; as many as
+    scales. cond: all of them. Of the same structure and shapes. The network sees all in one batch, one more than there
+    are conditions. scales, rescale: as in `classifier_free_guidance`, which this is for one condition.
+    """
+    if len(nulls) != len(scales):
+        raise ValueError(f"{len(scales)} guidance scales need as many null conditions, not {len(nulls)}")
+    for null in nulls:
+        _check_alike(cond, null)
+    every = jax.tree.map(lambda *parts: jnp.concatenate(parts), *nulls, cond)
+    number = len(nulls) + 1
+
+    def denoise(z: Latents, t: Steps) -> Latents:
+        eps = denoise_with(jnp.concatenate([z] * number), jnp.concatenate([t] * number), every)
+        steps = jnp.split(eps, number)
+        mixed = steps[0]
+        for scale, before, after in zip(scales, steps, steps[1:]):
+            mixed = mixed + _per_sample(_at(scale, t), z) * (after - before)
+        return mixed if rescale is None else _rescaled(mixed, steps[-1], rescale)
 
     return denoise
 
@@ -161,6 +190,13 @@ def reconstruction_guidance(
         return eps - move
 
     return moved
+
+
+def _rescaled(mixed: Latents, eps_cond: Latents, rescale: Scale) -> Latents:
+    axes = tuple(range(1, mixed.ndim))
+    factor = jnp.std(eps_cond, axes, keepdims=True) / jnp.std(mixed, axes, keepdims=True)
+    phi = _per_sample(rescale, mixed)
+    return phi * factor * mixed + (1 - phi) * mixed
 
 
 def _at(scale: Scale | ScaleAt, t: Steps) -> Scale:

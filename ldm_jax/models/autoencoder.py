@@ -113,7 +113,9 @@ class _Autoencoder(nn.Module):
     """Fields, encoder and decoder that both first stages share.
 
     patch: the networks see squares of patch x patch pixels as channels, so that nothing is computed at full
-    resolution; f = patch * 2^(levels-1). The paper's have 1.
+        resolution; f = patch * 2^(levels-1). The paper's have 1.
+    use_quant_conv, use_post_quant_conv: 1x1 convolutions after the encoder and before the decoder; without one its
+        channels stay as they are: embed_dim is z_channels.
     """
 
     ch: int = 128
@@ -128,6 +130,8 @@ class _Autoencoder(nn.Module):
     embed_dim: int = 3
     dropout: float = 0.0
     patch: int = 1
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
     dtype: DTypeLike = jnp.float32
 
     def _build(self, encoder_channels: int, moments: int) -> None:
@@ -144,8 +148,10 @@ class _Autoencoder(nn.Module):
         )
         self.encoder = Encoder(**shared, out_channels=encoder_channels)
         self.decoder = Decoder(**shared, out_channels=self.out_channels * self.patch**2)
-        self.quant_conv = Conv(moments, (1, 1), dtype=self.dtype)
-        self.post_quant_conv = Conv(self.z_channels, (1, 1), dtype=self.dtype)
+        if self.use_quant_conv:
+            self.quant_conv = Conv(moments, (1, 1), dtype=self.dtype)
+        if self.use_post_quant_conv:
+            self.post_quant_conv = Conv(self.z_channels, (1, 1), dtype=self.dtype)
 
     def _encode(self, image: Float[Array, "B H W C"], train: bool = False) -> Float[Array, "B h w moments"]:
         """[B,H,W,in] -> [B,h,w,moments] float32. Raises ValueError for sizes that do not divide by f."""
@@ -156,14 +162,14 @@ class _Autoencoder(nn.Module):
                 f"image of {height}x{width}x{channels}: this first stage takes {self.in_channels} channels "
                 f"and sizes that are multiples of {f}; resize or crop the images"
             )
-        folded = fold(image, self.patch) if self.patch > 1 else image
-        return self.quant_conv(self.encoder(folded, train)).astype(jnp.float32)
+        h = self.encoder(fold(image, self.patch) if self.patch > 1 else image, train)
+        return (self.quant_conv(h) if self.use_quant_conv else h).astype(jnp.float32)
 
     def _decode(
         self, z: Float[Array, "B h w c"], train: bool = False
     ) -> tuple[Float[Array, "B H W C"], Float[Array, "B _ _ ch"]]:
         """[B,h,w,c] -> (image [B,H,W,out] float32, features [B,H/patch,W/patch,ch])."""
-        image, features = self.decoder(self.post_quant_conv(z), train)
+        image, features = self.decoder(self.post_quant_conv(z) if self.use_post_quant_conv else z, train)
         image = image.astype(jnp.float32)
         return unfold(image, self.patch) if self.patch > 1 else image, features
 

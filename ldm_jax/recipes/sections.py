@@ -104,6 +104,8 @@ def _first_stage(recipe: str, kind: str, f: int, **numbers) -> dict:
         z_channels=3,
         embed_dim=3,
         dropout=0.0,
+        use_quant_conv=True,  # the 1x1 convolution after the encoder; False needs embed_dim = z_channels
+        use_post_quant_conv=True,  # the one before the decoder, likewise
         n_embed=8192,  # vq: codes
         beta=0.25,  # vq: weight of one side of the codebook loss
         legacy_beta=True,  # vq: beta on the codebook side, as the original has it; False = on the encoder side
@@ -208,6 +210,13 @@ def openimages(config: ConfigDict, crop_only: bool = False) -> None:
         config.data.update(resize="none", resize_to=0)
 
 
+def channel_latents(config: ConfigDict) -> None:
+    """Options beside config.latent_scale: another shift and scale for each channel of the latents."""
+    config.latent_scale_kind = "scalar"  # scalar: one number, latent_scale | channels: a shift and a scale for each
+    config.latent_channel_shift = ()  # channels: what is subtracted, numbers or one for all; () = measured
+    config.latent_channel_scale = ()  # channels: what the rest is multiplied by; () = measured
+
+
 def ldm(first_stage: dict, unet: dict, conditioner: dict | None = None, image_size: int = 256) -> ConfigDict:
     """Second stage: UNet on the first stage's latents (paper, section 3.2), with a condition (3.3).
 
@@ -216,6 +225,7 @@ def ldm(first_stage: dict, unet: dict, conditioner: dict | None = None, image_si
     config.first_stage = ConfigDict(first_stage)
     config.latent_scale = 0.0  # 0 = measured over latent_scale_batches batches and kept with the run
     config.latent_scale_batches = 16
+    channel_latents(config)
     section = conditioner or none.section()
     config.conditioner = ConfigDict(
         dict(
@@ -276,7 +286,7 @@ def ldm(first_stage: dict, unet: dict, conditioner: dict | None = None, image_si
             t_std=1.0,  # logit_normal: its standard deviation
         )
     )
-    config.ema = ConfigDict(dict(decay=0.9999, warmup=True))
+    config.ema = _averages()
     config.sample = ConfigDict(dict(steps=50, eta=0.0, number=16, seed=0))
     return config
 
@@ -287,6 +297,19 @@ def transformer(config: ConfigDict, **numbers) -> None:
     config.dit.update(numbers)
 
 
+def _averages() -> ConfigDict:
+    return ConfigDict(
+        dict(
+            decay=0.9999,  # 0 = no average
+            warmup=True,
+            kind="exponential",  # exponential | power: of relative widths, which can be chosen afterwards
+            sigma_rel=(0.05, 0.10),  # power: the widths that are kept; the first one makes pictures
+            snapshot_every=0,  # power: steps; they are kept in WORKDIR/ema/ for convert.py --ema-sigma; 0 = never
+            snapshot_dtype="float16",  # of these files: float16 | bfloat16 | float32
+        )
+    )
+
+
 def classifier(first_stage: dict, network: dict, image_size: int = 256) -> ConfigDict:
     """Noise-aware classifier that guides an LDM: the encoder half of a UNet on noised latents, with logits."""
     config = _base("classifier", image_size)
@@ -294,6 +317,7 @@ def classifier(first_stage: dict, network: dict, image_size: int = 256) -> Confi
     config.first_stage = ConfigDict(first_stage)
     config.latent_scale = 0.0  # without `guides`: 0 = measured over latent_scale_batches batches
     config.latent_scale_batches = 16
+    channel_latents(config)
     config.classifier = ConfigDict(
         dict(
             n_classes=1000,
@@ -312,7 +336,7 @@ def classifier(first_stage: dict, network: dict, image_size: int = 256) -> Confi
         | network
     )
     config.diffusion = ConfigDict(dict(schedule="scaled_linear", timesteps=1000, start=0.0015, end=0.0195))
-    config.ema = ConfigDict(dict(decay=0.9999, warmup=True))
+    config.ema = _averages()
     return config
 
 

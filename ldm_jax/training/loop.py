@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from ldm_jax import checkpoint, process, rundir
 from ldm_jax.errors import SaveFailed
 from ldm_jax.images import grid
-from ldm_jax.training import logging, nonfinite, sharding
+from ldm_jax.training import logging, nonfinite, sharding, snapshots
 from ldm_jax.training.nonfinite import NonFinite
 from ldm_jax.training.stopping import Stop, Stopped
 from ldm_jax.training.tasks import Task
@@ -73,6 +73,7 @@ def run(
     collector = nonfinite.Collector(workdir, config.nonfinite_limit)
     checkpoints = checkpoint.Checkpoints(workdir, config.keep, config.keep_every)
     start = checkpoints.latest() or 0
+    kept = snapshots.Snapshots(workdir, config, start)
     main = jax.process_index() == 0
     say = print if main else lambda *_, **__: None
     say(
@@ -125,7 +126,9 @@ def run(
             watchdog.renew()
             stopping, last = stop.reached(), step == config.steps
             guard = partial(stop.guard, partial(end, step, state))  # while the run waits with this state in hand
-            due = {name: _is_due(config.every[name], step, last) for name in WORK}
+            due = {name: _is_due(config.every[name], step, last) for name in WORK} | {
+                "snapshot": kept.is_due(step, last)
+            }
             if not (stopping or last):
                 with guard(), clock.waiting(metrics):
                     batch = sharding.put(next(batches), mesh)
@@ -134,6 +137,8 @@ def run(
                 checkpoints.check()
                 watchdog.renew()
                 due["checkpoint"] |= last or saves.is_old()
+            if due["snapshot"]:
+                kept.write(step, state)
             if due["checkpoint"] or stopping:
                 saves.save(step, state)
             if not stopping:

@@ -1,4 +1,4 @@
-"""Learning rates, optimisers and the moving average, each a pure function of the step.
+"""Learning rates, optimisers and the moving averages, each a pure function of the step.
 
 The learning rate is a function of the step (so that it can be logged) that gives the FINAL rate: nothing
 scales it by batch size or devices.
@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ldm_jax.errors import ConfigError
@@ -104,4 +105,29 @@ def ema_update(ema: Tree, params: Tree, step: jax.Array | int, decay: float, war
     At step 0 nothing is averaged yet: call it after the update, with the new number of steps.
     """
     rest = 1.0 - ema_decay(step, decay, warmup)
+    return jax.tree.map(lambda e, p: e + rest * (p.astype(e.dtype) - e), ema, params)
+
+
+LONGEST = 12**-0.5  # sigma_rel of the power 0, the plain mean of all steps
+
+
+def power_of(sigma_rel: float) -> float:
+    """The power gamma above 0 whose average has the relative width `sigma_rel`: the standard deviation of its weights
+    as a share of the training so far (Karras et al. 2024, arXiv 2312.02696, eq. 126 and algorithm 2):
+
+        sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3))
+
+    ConfigError unless 0 < sigma_rel < 0.2887.
+    """
+    if not 0 < sigma_rel < LONGEST:
+        raise ConfigError(f"sigma_rel={sigma_rel} must lie between 0 and {LONGEST:.4f}, for example 0.05 or 0.10")
+    t = sigma_rel**-2
+    return float(np.roots([1, 7, 16 - t, 12 - t]).real.max())
+
+
+def power_update(ema: Tree, params: Tree, step: jax.Array | int, gamma: float) -> Tree:
+    """The average of all parameters so far, those after step n with a weight that grows as n^gamma, after `step`
+    updates (1 after the first): ema + (1 - b) (params - ema), b = (1 - 1/step)^(gamma + 1), float32 (eq. 2)."""
+    n = jnp.asarray(step, jnp.float32)
+    rest = -jnp.expm1((gamma + 1) * jnp.log1p(-1 / n))  # exact where b is near 1
     return jax.tree.map(lambda e, p: e + rest * (p.astype(e.dtype) - e), ema, params)

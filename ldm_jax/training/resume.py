@@ -13,16 +13,25 @@ from ldm_jax.errors import ConfigError, Damaged, Missing
 Tree = Any
 # What a run's checkpoints depend on; of the last two only whether they are 0.
 STATE_OPTIONS = ("task", "first_stage.", "conditioner.", "network.", "unet.", "dit.", "classifier.", "diffusion.",
-                 "guides", "latent_scale", "loss.disc_layers", "loss.disc_ndf", "optim.name")  # fmt: skip
+                 "guides", "latent_scale", "latent_channel", "loss.disc_layers", "loss.disc_ndf", "optim.name", "ema.kind",
+                 "ema.sigma_rel")  # fmt: skip
 # Of config.diffusion, what only the loss reads.
 _OF_LOSS = "loss weighting min_snr_gamma elbo_weight offset_noise t_distribution t_mean t_std"
 LOSS_OPTIONS = tuple(f"diffusion.{name}" for name in _OF_LOSS.split())
-NOT_STATE = ("drop_prob", "tokenizer", "conditioner.checkpoint", ".embedding_std", ".remat", *LOSS_OPTIONS)  # ends
+NOT_STATE = (
+    "drop_prob",
+    "drop_each",
+    "tokenizer",
+    "conditioner.checkpoint",
+    ".embedding_std",
+    ".remat",
+    *LOSS_OPTIONS,
+)  # ends
 # What may change without being asked for: when something happens, where things are, how they are computed, and what
 # frozen/ or tokenizer/ has kept. A name that ends in "." is a section.
 HARMLESS = ("steps", "init_from", "every.", "keep", "keep_every", "mesh.", "sample.", "metrics.", "data.workers",
             "data.cache_latents", "data.validation_images", "loss.lpips_weights", "on_nonfinite", "nonfinite_limit",
-            "noise_seed", "watchdog_minutes")  # fmt: skip
+            "noise_seed", "watchdog_minutes", "ema.snapshot_every", "ema.snapshot_dtype")  # fmt: skip
 HARMLESS_ENDS = (".remat", ".tokenizer", "conditioner.checkpoint")
 ON_OFF_OPTIONS = ("ema.decay", "optim.clip_norm")
 
@@ -72,7 +81,9 @@ def check_frozen(config: ConfigDict, workdir: str | Path, source: Callable[[Conf
     if made is None:  # there is none, or an older version made it
         check_same_run(config, workdir, accept_changes=True)
         return
-    there, here = made["options"], rundir.frozen_options(config)
+    here = rundir.frozen_options(config)
+    younger = {f"first_stage.{name}": value for name, value in checkpoint.YOUNGER["first_stage"].items()}
+    there = {n: value for n, value in younger.items() if n in here} | made["options"]
     wrong = _lines((n, there.get(n), here.get(n)) for n in sorted({*there, *here}) if there.get(n) != here.get(n))
     if not wrong:
         try:

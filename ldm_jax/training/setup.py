@@ -23,6 +23,7 @@ from ldm_jax.conditions.text import keep_tokenizer
 from ldm_jax.data import batches, fields, sources, transforms
 from ldm_jax.diffusion.timetable import make_timetable
 from ldm_jax.errors import ConfigError, Missing
+from ldm_jax.ldm import latents_of
 from ldm_jax.models.discriminator import NLayerDiscriminator
 from ldm_jax.models.lpips import LPIPS
 from ldm_jax.training import latent_cache, loop, optim, resume, sharding, tasks
@@ -245,15 +246,15 @@ def _latents_of_run(config: ConfigDict, run: str) -> Tree:
         raise Missing(f"the diffusion model to guide: {run} holds a run of task {theirs.task!r}")
     rundir.check_same_latents(config, theirs, run)
     found = rundir.kept_frozen(theirs, run)
-    print(f"first stage and latent scale {float(found['latent_scale']):.5f}: {run}")
-    return {name: found[name] for name in ("first_stage", "latent_scale")}
+    print(f"first stage and latent scale {rundir.describe_scale(found)}: {run}")
+    return latents_of(found)
 
 
 def _latents_to_begin_with(config: ConfigDict) -> Tree:
     """First stage, latent scale and kept conditioner of the run in config.init_from."""
     run = config.init_from
     theirs = rundir.config_of(run, "the run to begin from")
-    differences = rundir.first_stage_differences(config, theirs)
+    differences = rundir.latent_differences(config, theirs)
     if differences or theirs.task == "first_stage":
         lines = "\n".join(f"    {line}" for line in differences)
         raise ConfigError(
@@ -261,8 +262,8 @@ def _latents_to_begin_with(config: ConfigDict) -> Tree:
             "--config.first_stage.checkpoint=RUN"
         )
     _, found, _ = rundir.model_of(theirs, run)
-    print(f"first stage and latent scale {float(found['latent_scale']):.5f}: {run}")
-    tree = {name: found[name] for name in ("first_stage", "latent_scale")}
+    print(f"first stage and latent scale {rundir.describe_scale(found)}: {run}")
+    tree = latents_of(found)
     return tree if rundir.conditioner_learns(config) else tree | {"conditioner": _conditioner_of_run(config)}
 
 
@@ -275,7 +276,7 @@ def _conditioner_of_run(config: ConfigDict) -> Tree:
             "    --config.conditioner.checkpoint=runs/ldm"
         )
     theirs = rundir.config_of(run, "the conditioner")
-    skip = {"checkpoint", "trainable", "tokenizer", "drop_prob", "embedding_std"}
+    skip = {"checkpoint", "trainable", "tokenizer", "drop_prob", "drop_each", "embedding_std"}
     ours, found = ({k: v for k, v in rundir.leaves_of(c).items() if k.rpartition(".")[2] not in skip}
                    for c in (config.conditioner, theirs.get("conditioner", ConfigDict())))  # fmt: skip
     different = [f"    {k}: {found.get(k)!r} in {run}, {v!r} here" for k, v in ours.items() if found.get(k) != v]
@@ -328,10 +329,12 @@ def _ldm_task(config: ConfigDict) -> tasks.LDMTask:
         optimizer=optimizer(config, rate),
         learning_rate=rate,
         samples=samples,
-        averaging=tasks.Averaging(config.ema.decay, config.ema.warmup),
+        averaging=averaging(config),
         accumulate=config.optim.accumulate,
         latent_scale=config.latent_scale,
         scale_batches=config.latent_scale_batches,
+        by_channel=build.has_channel_scale(config),
+        channels=build.channel_scale(config),
         scale_is_given=rundir.begins_with_latents(config),
     )
 
@@ -342,10 +345,12 @@ def _classifier_task(config: ConfigDict) -> ClassifierTask:
         ldm=build.classifier(config),
         optimizer=optimizer(config, rate),
         learning_rate=rate,
-        averaging=tasks.Averaging(config.ema.decay, config.ema.warmup),
+        averaging=averaging(config),
         accumulate=config.optim.accumulate,
         latent_scale=config.latent_scale,
         scale_batches=config.latent_scale_batches,
+        by_channel=build.has_channel_scale(config),
+        channels=build.channel_scale(config),
         scale_is_given=bool(config.guides) or rundir.begins_with_latents(config),
     )
 
@@ -381,6 +386,21 @@ def _first_stage_task(config: ConfigDict) -> tasks.FirstStageTask:
         learning_rate=rate,
         accumulate=config.optim.accumulate,
     )
+
+
+def averaging(config: ConfigDict) -> tasks.Averaging:
+    """The moving averages of config.ema. ConfigError for numbers that make none."""
+    e = config.ema
+    if not build.choose("config.ema.kind", e.get("kind", "exponential"), {"exponential": False, "power": True}):
+        return tasks.Averaging(e.decay, e.warmup)
+    if not e.decay or not e.sigma_rel:
+        raise ConfigError(
+            f"config.ema.kind='power' needs a width or more in config.ema.sigma_rel={tuple(e.sigma_rel)}, and "
+            f"config.ema.decay={e.decay} not to be 0, which means no average"
+        )
+    for sigma_rel in e.sigma_rel:
+        optim.power_of(sigma_rel)  # says what is wrong
+    return tasks.Averaging(e.decay, e.warmup, tuple(e.sigma_rel))
 
 
 def mesh(config: ConfigDict) -> Mesh:

@@ -13,8 +13,9 @@ class TrainState:
     """All that changes during training.
 
     step: int32 [], optimiser steps done. params: what the optimiser moves. ema: averaged parameters, or an
-    empty dict. opt_state: optax state. variables: what changes without a gradient (running statistics), or an
-    empty dict. key: uint32 key data [2]; wrapped where it is used, because checkpoints hold plain arrays.
+    empty dict. opt_state: optax state. variables: what changes without a gradient (running statistics, further
+    averages), or an empty dict. key: uint32 key data [2]; wrapped where it is used, because checkpoints hold plain
+    arrays.
     """
 
     step: jax.Array

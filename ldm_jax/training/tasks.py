@@ -18,11 +18,11 @@ from jax.sharding import Mesh
 from ldm_jax import losses
 from ldm_jax.diffusion.timetable import Timetable
 from ldm_jax.keys import purpose_key, purpose_of, sample_keys, stream
-from ldm_jax.ldm import DROPOUT_STREAM, LDM, POSTERIOR_STREAM, batch_size, measure_latent_scale
+from ldm_jax.ldm import DROPOUT_STREAM, LDM, POSTERIOR_STREAM, batch_size, measure_channels, measure_latent_scale
 from ldm_jax.models.discriminator import NLayerDiscriminator
 from ldm_jax.models.lpips import LPIPS
 from ldm_jax.programs import Method, Programs, on_host
-from ldm_jax.training.optim import ema_update
+from ldm_jax.training.optim import ema_update, power_of, power_update
 from ldm_jax.training.state import TrainState
 
 Tree = Any
@@ -96,17 +96,32 @@ def accumulate(fn: Callable, batch: Batch, keys: jax.Array, carry: Tree, steps: 
 
 @dataclass(frozen=True)
 class Averaging:
-    """Exponential moving average; decay 0 = none. With warm-up the decay is min(decay, (1+n)/(10+n))."""
+    """Moving average; decay 0 = none. With warm-up the decay is min(decay, (1+n)/(10+n)).
+
+    sigma_rel: in place of the exponential one, power functions of these relative widths (optim.power_update). The first
+    is the state's `ema`, the others are tracks beside it: {"ema_1": ..., ...} in the state's `variables`.
+    """
 
     decay: float = 0.9999
     warmup: bool = True
+    sigma_rel: tuple[float, ...] = ()
 
     def init(self, params: Tree) -> Tree:
         return jax.tree.map(jnp.copy, params) if self.decay else {}
 
     def update(self, ema: Tree, params: Tree, step: jax.Array) -> Tree:
         """step: optimiser steps done, 1 after the first."""
+        if self.decay and self.sigma_rel:
+            return power_update(ema, params, step, power_of(self.sigma_rel[0]))
         return ema_update(ema, params, step, self.decay, self.warmup) if self.decay else ema
+
+    def init_tracks(self, params: Tree) -> Tree:
+        """Those beside `ema`; {} for one average or none."""
+        return {f"ema_{i}": jax.tree.map(jnp.copy, params) for i in range(1, len(self.sigma_rel))}
+
+    def update_tracks(self, tracks: Tree, params: Tree, step: jax.Array) -> Tree:
+        powers = {f"ema_{i}": power_of(x) for i, x in enumerate(self.sigma_rel)}
+        return {name: power_update(track, params, step, powers[name]) for name, track in tracks.items()}
 
     def best(self, state: TrainState) -> Tree:
         """The averaged parameters where there are any."""
@@ -129,6 +144,7 @@ class LDMTask:
     """Second stage: the UNet (and conditioner) on latents of a frozen first stage.
 
     `latent_scale` 0 means: measured over `scale_batches` batches before the first step and kept with the run.
+    `by_channel`: a shift and a scale for each channel, given as `channels` or, if that is None, measured in that way.
     `scale_is_given`: frozen came with the latent scale of another run, which stays.
     """
 
@@ -140,6 +156,8 @@ class LDMTask:
     accumulate: int = 1
     latent_scale: float = 0.0
     scale_batches: int = 16
+    by_channel: bool = False
+    channels: tuple[np.ndarray, np.ndarray] | None = field(default=None, compare=False)
     scale_is_given: bool = False
     programs: dict[Mesh, Programs] = field(default_factory=dict, compare=False, repr=False)
 
@@ -151,9 +169,14 @@ class LDMTask:
         """frozen with its latent scale."""
         if self.scale_is_given:
             return frozen
+        some = (b for _, b in zip(range(self.scale_batches), batches))
+        if self.by_channel:
+            shift, scales = self.channels or measure_channels(self.ldm, frozen, some, purpose_key(0, "latent_scale"))
+            if self.channels is None:
+                say(f"latent shift {shift} and scale {scales} of the channels, over {self.scale_batches} batches")
+            return frozen | {"latent_shift": shift, "latent_scale": scales}
         scale = self.latent_scale
         if not scale:
-            some = (b for _, b in zip(range(self.scale_batches), batches))
             scale = measure_latent_scale(self.ldm, frozen, some, purpose_key(0, "latent_scale"))
             say(f"latent scale {scale:.5f}, measured over {self.scale_batches} batches")
         return frozen | {"latent_scale": np.float32(scale)}
@@ -165,7 +188,7 @@ class LDMTask:
             params=params,
             ema=self.averaging.init(params),
             opt_state=self.optimizer.init(params),
-            variables={},
+            variables=self.averaging.init_tracks(params),
             key=key_data,
         )
 
@@ -188,7 +211,8 @@ class LDMTask:
         }
         step = state.step + 1
         ema = self.averaging.update(state.ema, params, step)
-        return state.replace(step=step, params=params, ema=ema, opt_state=opt_state), metrics
+        tracks = self.averaging.update_tracks(state.variables, params, step)
+        return state.replace(step=step, params=params, ema=ema, opt_state=opt_state, variables=tracks), metrics
 
     def evaluate(self, state: TrainState, frozen: Tree, batch: Batch, i: int) -> dict[str, jax.Array]:
         """The training loss of the averaged parameters with the same noise at every evaluation."""

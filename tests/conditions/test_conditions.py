@@ -185,6 +185,9 @@ def test_hybrids_that_do_not_fit():
 
     refused("a hybrid has two parts", label)
     refused("null_class=True", label, where, drop_prob=0.1)
+    refused("null_class=True", label, where, drop_prob=0.0, drop_each=0.1)
+    refused(r"drop_each=0\.3 for each of 2 parts.*1 at most in sum", words, where, drop_prob=0.5, drop_each=0.3)
+    config.conditioner.drop_each = 0.0
     refused("one width of the context, not dim=", label | dict(dim=64), words, drop_prob=0.0)
     boxes = layout.section(64, 32, 1)
     refused("two of them read 'tokens' of a batch", words, boxes)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.conditions.base import drop
+from ldm_jax.conditions.base import drop, drop_parts
 from ldm_jax.conditions.class_label import ClassEmbedder
 from ldm_jax.conditions.hybrid import HybridNetwork
 from ldm_jax.conditions.inpaint import Inpainting
@@ -132,3 +132,21 @@ def torch_state_of_mapper():
     state = weights.make_state({name: (3, 182, 1, 1)}, ("cond_stage_model.",), "cond_stage_model.")
     assert list(state) == ["channel_mapper.weight"]
     return state
+
+
+def test_joined_conditions_are_dropped_together_and_one_by_one():
+    """In their shares; a field that is not dropped stays as it is."""
+    network = HybridNetwork({"class": ClassEmbedder(5, 8, null_class=True), "semantic": SpatialRescaler(6, 3)})
+    u = np.linspace(0, 1, 1000, endpoint=False)
+    batch = {"label": np.full(1000, 3), "segmentation": np.full((1000, 2, 2), 4)}
+    found = drop_parts(network, batch, jnp.asarray(u), 0.1, 0.05)
+    nulls = network.null(batch)
+    no_label = np.asarray(found["label"]) == np.asarray(nulls["label"])
+    no_map = (np.asarray(found["segmentation"]) == np.asarray(nulls["segmentation"])).all((1, 2))
+    assert (no_label & no_map).sum() == 100  # together
+    assert (no_label & ~no_map).sum() == 50 and (~no_label & no_map).sum() == 50  # each alone
+    assert (np.asarray(found["label"])[~no_label] == 3).all() and (
+        np.asarray(found["segmentation"])[~no_map] == 4
+    ).all()
+    alone = network.parts["class"]
+    np.testing.assert_array_equal(alone.part_nulls(batch)[0]["label"], alone.null(batch)["label"])

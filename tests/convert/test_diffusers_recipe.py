@@ -8,12 +8,15 @@ import pytest
 from ldm_jax import build, recipes
 from ldm_jax import checkpoint as checkpoints
 from ldm_jax.cli import convert
-from ldm_jax.convert import diffusers
+from ldm_jax.convert import diffusers, tensors
 from ldm_jax.convert.diffusers import scheduler_config
+from ldm_jax.convert.tensors import given
+from ldm_jax.errors import UsageError
 from ldm_jax.training import setup
-from tests.convert.conversion_tools import from_run, recipe, refused
+from tests.convert.conversion_tools import from_run, recipe, refused, shapes_of, template
 from tests.convert.test_diffusers import GOLDEN, folder_of, parts
 
+TEXT = "text2img_ldm8:tiny"
 # As the library writes them (the numbers of stabilityai/sd-vae-ft-mse and of CompVis/ldm-celebahq-256).
 SD_VAE = {"_class_name": "AutoencoderKL", "_diffusers_version": "0.4.2", "act_fn": "silu",
           "block_out_channels": [128, 256, 512, 512], "down_block_types": ["DownEncoderBlock2D"] * 4,
@@ -46,6 +49,16 @@ def written(path, **files):
         (SD_VAE, "first_stage_sd_vae", []),
         (SD_VAE | {"latent_channels": 16, "scaling_factor": 0.3611}, "first_stage_sd_vae",
          ["first_stage.z_channels=16", "first_stage.embed_dim=16", "latent_scale=0.3611"]),
+        (SD_VAE | {"latent_channels": 16, "scaling_factor": 1.5305, "shift_factor": 0.0609, "use_quant_conv": False,
+                   "use_post_quant_conv": False, "latents_mean": None, "latents_std": None},
+         "first_stage_sd_vae",
+         ["first_stage.z_channels=16", "first_stage.embed_dim=16", "first_stage.use_quant_conv=False",
+          "first_stage.use_post_quant_conv=False", "latent_scale_kind=channels", "latent_channel_shift=(0.0609,)",
+          "latent_channel_scale=(1.5305,)"]),
+        (SD_VAE | {"scaling_factor": 0.5, "latents_mean": [1, 2, 3, 4.5], "latents_std": [1.0, 2.0, 4.0, 8.0]},
+         "first_stage_sd_vae",
+         ["latent_scale_kind=channels", "latent_channel_shift=(1.0,2.0,3.0,4.5)",
+          "latent_channel_scale=(0.5,0.25,0.125,0.0625)"]),
         (SD_VAE | {"block_out_channels": [64, 128], "down_block_types": ["DownEncoderBlock2D"] * 2},
          "first_stage_sd_vae", ["first_stage.ch=64", "first_stage.ch_mult=(1,2)"]),
         (VQ_F4, "first_stage_vq_f4", []),
@@ -120,6 +133,74 @@ def test_a_lone_autoencoder_of_another_shape_there_and_back(tmp_path, capsys):
     ldm.first_stage.resolution = 256
     found = setup.frozen(ldm, tmp_path / "none")["first_stage"]["params"]["encoder"]["conv_in"]["kernel"]
     assert np.array_equal(np.transpose(found, (3, 2, 0, 1)), state["encoder.conv_in.weight"])
+
+
+MEAN, STD = [0.5, -1.0, 0.25, 2.0], [1.0, 2.0, 0.5, 4.0]
+
+
+@pytest.mark.parametrize(
+    "settings,options,by_options",
+    [
+        ({"scaling_factor": 1.5305, "shift_factor": 0.0609}, ["(0.0609,)", "(1.5305,)"], {}),
+        ({"latents_mean": MEAN, "latents_std": STD, "scaling_factor": 0.5},
+         ["(0.5,-1.0,0.25,2.0)", "(0.5,0.25,1.0,0.125)"], {"latents_std": [2.0, 4.0, 1.0, 8.0], "scaling_factor": 1.0}),
+    ],
+)  # fmt: skip
+def test_an_autoencoder_that_shifts_its_latents_there_and_back(tmp_path, capsys, settings, options, by_options):
+    """Without its 1x1 convolutions. What is written is what was read; by the options alone it means the same."""
+    folder_of(tmp_path / "vae", "text/vqvae")
+    file = tmp_path / "vae" / "config.json"
+    without = {"use_quant_conv": False, "use_post_quant_conv": False}
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings | without))
+    weights = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    state = {k: a for k, a in diffusers.read_safetensors(weights)[0].items() if "quant_conv" not in k}
+    diffusers.write_safetensors(weights, given(state), {})
+    convert.main(["--from", str(tmp_path / "vae"), "--to", str(tmp_path / "run"), "--config.loss.disc_ndf=8"])
+    shift, scale = (f"--config.latent_channel_{n}={v}" for n, v in zip(("shift", "scale"), options))
+    told = capsys.readouterr().out
+    assert f"{tmp_path / 'run'} --config.latent_scale_kind=channels '{shift}' '{scale}'" in told
+    with refused(capsys, r"use_quant_conv=False: first stages of the original have this.*--to FOLDER"):
+        from_run(tmp_path / "run", tmp_path / "model.ckpt")
+
+    def written_again(folder):
+        from_run(tmp_path / "run", folder)
+        back = json.loads((folder / "config.json").read_text())
+        return {name: back.get(name) for name in (*settings, *without)}
+
+    assert written_again(tmp_path / "back") == settings | without
+    again = diffusers.read_safetensors(tmp_path / "back" / "diffusion_pytorch_model.safetensors")[0]
+    assert again.keys() == state.keys() and all(np.array_equal(again[k], state[k]) for k in state)
+    (tmp_path / "run" / tensors.KEPT).unlink()
+    assert written_again(tmp_path / "by_options") == settings | without | by_options
+
+
+def test_settings_of_latents_without_a_meaning(tmp_path):
+    for wrong in (
+        {"latents_mean": MEAN},
+        {"latents_mean": MEAN, "latents_std": STD[:3]},
+        {"latents_mean": MEAN, "latents_std": [0, 1, 1, 1]},
+        {"latents_mean": MEAN, "latents_std": STD, "shift_factor": 0.1},
+        {"shift_factor": "0.1"},
+    ):
+        with pytest.raises(UsageError, match=r"config\.json has shift_factor.*4 numbers each"):
+            convert.recipe_of(written(tmp_path, config=SD_VAE | wrong))
+
+
+def test_a_pipeline_does_not_shift_its_latents(tmp_path):
+    """diffusers' pipelines of latent diffusion ignore a shift, and there is one scale in a file."""
+    for part in ("unet", "vqvae", "bert"):
+        folder_of(tmp_path / part, f"text/{part}")
+    file = tmp_path / "vqvae" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"shift_factor": 0.1}))
+    config, state, frozen = shapes_of(TEXT)
+    with pytest.raises(UsageError, match=r"pipelines of latent diffusion ignore.*--from its folder"):
+        tensors.read(tmp_path, config, template(TEXT, ema=False), build.latent_shape(config)[0])
+    with pytest.raises(UsageError, match=r"latent_scale_kind='channels': a file or folder of a whole diffusion model"):
+        tensors.fill(tensors.Source({}, "compvis"), config, state, frozen | {"latent_shift": None}, None)
+    config = config.copy_and_resolve_references().unlock()
+    config.latent_scale_kind = "channels"
+    with pytest.raises(UsageError, match=r"have one latent scale.*ldm_jax\.load\(RUN\)\.save"):
+        convert._check_writable(config, tmp_path / "folder")
 
 
 def test_what_cannot_be_told(tmp_path, capsys):

@@ -47,8 +47,8 @@ def check(tmp_path, model, **changes):
         ("vq_f8", "lookup_from_codebook", True),
         ("vq_f8", "norm_type", "spatial"),
         ("vq_f8", "norm_num_groups", 16),
-        ("text/vqvae", "shift_factor", 0.0609),
-        ("text/vqvae", "latents_mean", [0.1, 0.2, 0.3, 0.4]),
+        ("vq_f8", "shift_factor", 0.0609),
+        ("vq_f8", "latents_mean", [0.1, 0.2, 0.3, 0.4]),
         ("text/vqvae", "use_quant_conv", False),
     ],
 )

@@ -7,6 +7,7 @@ from ldm_jax.diffusion.guidance import (
     autoguidance,
     classifier_free_guidance,
     classifier_guidance,
+    composed_guidance,
     reconstruction_guidance,
     within,
 )
@@ -61,6 +62,29 @@ def test_rescale_brings_back_the_spread_of_the_conditional():
         std(classifier_free_guidance(network, COND, NULL, 6.0, 1.0)(Z, T)), std(network(Z, T, COND)), rtol=1e-5
     )
     np.testing.assert_allclose(classifier_free_guidance(network, COND, NULL, 6.0, 0.0)(Z, T), plain, rtol=1e-6)
+
+
+def test_two_conditions_with_a_scale_each():
+    """Equation 3 of InstructPix2Pix, in one call; equal scales are one scale of both, one condition is the usual."""
+    first, both = {"context": jnp.full((3, 5, 6), 0.3), "concat": None}, COND
+    outputs, sizes = [network(Z, T, c) for c in (NULL, first, both)], []
+
+    def counted(z, t, cond):
+        sizes.append((len(z), len(t), len(cond["context"])))
+        return network(z, t, cond)
+
+    found = composed_guidance(counted, both, (NULL, first), (1.5, 7.0))(Z, T)
+    expected = outputs[0] + 1.5 * (outputs[1] - outputs[0]) + 7.0 * (outputs[2] - outputs[1])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert sizes == [(9, 9, 9)]
+    for rescale in (None, 0.7):
+        equal = composed_guidance(network, both, (NULL, first), (4.0, 4.0), rescale)(Z, T)
+        usual = classifier_free_guidance(network, both, NULL, 4.0, rescale)(Z, T)
+        np.testing.assert_allclose(equal, usual, rtol=1e-4, atol=1e-5)
+        alone = composed_guidance(network, both, (NULL,), (4.0,), rescale)(Z, T)
+        np.testing.assert_array_equal(alone, usual)
+    with pytest.raises(ValueError, match="2 guidance scales need as many null conditions, not 1"):
+        composed_guidance(network, both, (NULL,), (1.0, 2.0))
 
 
 def test_guidance_within_an_interval_of_sigma_alone():

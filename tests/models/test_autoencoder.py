@@ -157,6 +157,21 @@ def test_middle_attention(attn_type, leaves):
     assert len(names) == leaves
 
 
+def test_without_the_1x1_convolutions():
+    """The same as with ones that change nothing."""
+    image = jax.random.uniform(jax.random.key(1), (2, 16, 16, 3), minval=-1)
+    plain = AutoencoderKL(**TINY | dict(embed_dim=TINY["z_channels"]), use_quant_conv=False, use_post_quant_conv=False)
+    params = random_variables(plain)["params"]
+    assert not tree.select(params, "quant_conv")
+    same = {
+        name: {"kernel": jnp.eye(width)[None, None], "bias": jnp.zeros(width)}
+        for name, width in (("quant_conv", 2 * TINY["z_channels"]), ("post_quant_conv", TINY["z_channels"]))
+    }
+    usual = AutoencoderKL(**TINY | dict(embed_dim=TINY["z_channels"]))
+    ours, theirs = plain.apply({"params": params}, image)[0], usual.apply({"params": params | same}, image)[0]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
 def test_mistakes_are_named():
     module = AutoencoderKL(**TINY)
     with pytest.raises(ValueError, match=r"9x8x3.*multiples of 2"):
