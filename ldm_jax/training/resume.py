@@ -13,8 +13,8 @@ from ldm_jax.errors import ConfigError, Damaged, Missing
 Tree = Any
 # What a run's checkpoints depend on; of the last two only whether they are 0.
 STATE_OPTIONS = ("task", "first_stage.", "conditioner.", "network.", "unet.", "dit.", "classifier.", "diffusion.",
-                 "guides", "latent_scale", "latent_channel", "loss.disc_layers", "loss.disc_ndf", "optim.name", "ema.kind",
-                 "ema.sigma_rel")  # fmt: skip
+                 "guides", "latent_scale", "latent_channel", "loss.disc_layers", "loss.disc_ndf", "optim.name",
+                 "ema.kind", "ema.sigma_rel")  # fmt: skip
 # Of config.diffusion, what only the loss reads.
 _OF_LOSS = "loss weighting min_snr_gamma elbo_weight offset_noise t_distribution t_mean t_std"
 LOSS_OPTIONS = tuple(f"diffusion.{name}" for name in _OF_LOSS.split())
