@@ -80,7 +80,7 @@ class Visitor:
 
     def __init__(self, page, url: str):
         self.page, self.hosts, self.problems = page, set(), []
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(180_000)
         page.on("request", lambda request: self.hosts.add(urlsplit(request.url).netloc))
         page.on("pageerror", lambda error: self.problems.append(str(error)))
         page.goto(url)
@@ -166,10 +166,12 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--text", required=True, help="run directory of a text model of the built-in shapes")
     parser.add_argument("--inpaint", required=True, help="run directory of an inpainting model of them")
+    parser.add_argument("--watch", help="run directory of the training to show (default: that of --text)")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
     args = parser.parse_args()
-    options = (f"--workdir={args.text}", f"--workdir={args.inpaint}", f"--run={args.text}")
+    watched = args.watch or args.text
+    options = (f"--workdir={args.text}", f"--workdir={args.inpaint}", f"--run={watched}")
     with TemporaryDirectory() as folder, served(*options) as url, visitor(url) as visiting:
         visiting.prompt(PROMPT)
         visiting.set("Steps", args.steps)
@@ -183,8 +185,8 @@ def main() -> None:
         visiting.press()
         print(visiting.made())
         print(visiting.save(args.out / "web_inpaint.png"))
-        visiting.choose(f"{args.text}, training")
-        visiting.page.locator("svg[aria-label=loss]:visible").wait_for()
+        visiting.choose(f"{watched}, training")
+        visiting.page.locator("svg[aria-label]:visible").first.wait_for()
         visiting.page.locator(".ldm-pictures:visible img").first.wait_for()
         print(visiting.save(args.out / "web_training.png"))
 

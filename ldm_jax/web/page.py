@@ -65,10 +65,9 @@ def _model_tab(models: Models, run: str, form: Form, name: str) -> None:
         with gr.Column():
             status = gr.Markdown(elem_classes="ldm-status")
             gallery = gr.Gallery(label="Images", object_fit="contain", height=420, elem_classes="ldm-images")
-            command = gr.Code(
-                label="The same by a command", language="shell", interactive=False, elem_classes="ldm-command"
-            )
-            lines = gr.Code(label="The same in Python", language="python", interactive=False, elem_classes="ldm-python")
+            code = dict(interactive=False, wrap_lines=True)
+            command = gr.Code(label="The same by a command", language="shell", elem_classes="ldm-command", **code)
+            lines = gr.Code(label="The same in Python", language="python", elem_classes="ldm-python", **code)
             files = gr.Files(label="Files: PNG with their settings inside", interactive=False)
     names = list(inputs)
 

@@ -182,6 +182,19 @@ def test_two_visitors_wait_for_each_other(web, url, runs, visiting):
     assert visiting.made().startswith("4 images, ") and second.made().startswith("4 images, ")
 
 
+def test_a_visitor_stops(visiting):
+    visiting.choose("class")
+    visiting.set("Steps", 1000)
+    visiting.press()
+    status = visiting.page.locator(".ldm-status:visible").last
+    status.get_by_text("step ").wait_for(timeout=600_000)
+    visiting.page.get_by_role("button", name="Stop").locator("visible=true").click()
+    status.get_by_text("stopped").wait_for()
+    visiting.set("Steps", 2)
+    visiting.press()
+    assert visiting.made().startswith("4 images, ")
+
+
 def test_a_training_is_watched(visiting, runs):
     visiting.choose("text, training")
     visiting.page.locator("svg[aria-label=loss]:visible").wait_for()
