@@ -34,7 +34,8 @@ from ldm_jax.training import stopping  # noqa: E402
 STEPS = 24
 OPTIONS = [
     "--config=quickstart_ldm:tiny", f"--config.steps={STEPS}", "--config.every.checkpoint=2",
-    "--config.every.evaluate=5", "--config.every.picture=7", "--config.unet.channel_mult=(1,)", "--config.unet.attention_downsamples=()",
+    "--config.every.evaluate=5", "--config.every.picture=7",
+    "--config.unet.channel_mult=(1,)", "--config.unet.attention_downsamples=()",
     "--config.optim.schedule=constant", "--config.keep=3", "--config.data.workers=1",
 ]  # fmt: skip
 KINDS = ("one", "devices", "two")  # one process; one with another number of devices at each start; two processes
