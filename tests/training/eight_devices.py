@@ -1,12 +1,14 @@
 """What test_eight_devices.py asks of eight devices: run by itself, prints one line of JSON at the end.
 
-Tiny networks; arrays count as large from 512 numbers on.
+A tiny network on pixels; arrays count as large from 512 numbers on.
 """
 
 import contextlib
 import io
 import json
 import re
+import sys
+import time
 
 import jax
 import numpy as np
@@ -14,15 +16,19 @@ import numpy as np
 from ldm_jax import recipes
 from ldm_jax.cli import train
 from ldm_jax.models import kernels
-from ldm_jax.training import loop, setup, sharding, tasks
+from ldm_jax.training import collectives, loop, plan, setup, sharding, tasks
 from tests.fast import QUICK
 
-EACH = 3  # images a device and part
-SMALL = ["unet.channel_mult=(1,)", "unet.attention_downsamples=()", "optim.schedule=constant"]
+BATCH = 48  # three images a device in each of two parts
+OPTIONS = [f"--config.{option}" for option in (
+    "mesh.fsdp=4", f"batch_size={BATCH}", "optim.accumulate=2", "optim.schedule=constant", "first_stage.kind=identity",
+    "data.image_size=8", "unet.channel_mult=(1,)", "unet.attention_downsamples=()", "unet.num_res_blocks=1",
+)]  # fmt: skip
 
 
-def config_of(recipe, **options):
-    return recipes.load(recipe, [f"--config.{x}" for x in (*SMALL, *(f"{k}={v}" for k, v in options.items()))])
+def whole(text, *sizes):
+    """Arrays of a compiled program that hold images of a whole batch of one of the sizes."""
+    return sorted(set(re.findall(rf"\w+\[(?:{'|'.join(map(str, sizes))}),\d+,\d+,\d+\]", text)))
 
 
 def held(tree):
@@ -31,22 +37,17 @@ def held(tree):
     return sum(x.addressable_shards[0].data.nbytes for x in leaves) / sum(x.nbytes for x in leaves)
 
 
-def whole(text, *sizes):
-    """Arrays of a compiled program that hold images of a whole batch of one of the sizes."""
-    return sorted(set(re.findall(rf"\w+\[(?:{'|'.join(map(str, sizes))}),\d+,\d+,\d+\]", text)))
-
-
 def planned():
-    """The table of train.py; it also makes the eight devices. The flags for GPUs of this version must be known."""
-    told = io.StringIO()
+    """What train.py prints, and the text of the program; also makes the eight devices."""
+    told, texts, read = io.StringIO(), [], collectives.of_program
+    plan.collectives.of_program = lambda text, devices: texts.append(text) or read(text, devices)
     with contextlib.redirect_stdout(told):
-        train.main(["--config=quickstart_ldm:tiny", "--compile_only", "--topology=h100x8", "--config.mesh.fsdp=4",
-                    "--config.batch_size=16", *(f"--config.{option}" for option in SMALL)])  # fmt: skip
-    return told.getvalue()
+        train.main(["--config=quickstart_ldm:tiny", "--compile_only", "--topology=h100x8", *OPTIONS])
+    return told.getvalue(), whole(texts[0], BATCH, BATCH // 2)
 
 
-def sums(accumulated):
-    """Of a program that sums [512,512] over four parts: its text, and the sum itself."""
+def sums(forms):
+    """Of a program that sums [512,512] over four parts: what its loop carries, and the sum itself."""
     x = np.random.default_rng(0).standard_normal((64, 512), np.float32)
 
     def fn(batch, keys, carry):
@@ -57,52 +58,44 @@ def sums(accumulated):
 
     keys = jax.random.split(jax.random.key(0), 64)
     mesh = sharding.make_mesh(data=1, fsdp=8)
-    with jax.set_mesh(mesh), kernels.use(accumulated):
+    with jax.set_mesh(mesh), kernels.use(forms):
         placed = sharding.put({"x": x}, mesh)["x"]
-        compiled = jax.jit(add).lower(placed, keys).compile()
+        compiled = jax.jit(add).lower(placed, keys).compile(QUICK)
         found = compiled(placed, keys)
-    near = np.allclose(found, x.T @ x / 4, atol=1e-4)
-    loops = re.findall(r"= (\([^=]*\)) while\(", compiled.as_text())
-    return {"loops": loops, "near": bool(near), "spec": str(found.sharding.spec),
-            "temporary": compiled.memory_analysis().temp_size_in_bytes}  # fmt: skip
+    error = float(np.abs(found - x.T @ x / 4).max())
+    shard = found.addressable_shards[0].data.shape
+    return {"loops": re.findall(r"= (\([^=]*\)) while\(", compiled.as_text()), "error": error, "shard": shard}
 
 
-def steps(devices, fsdp, accumulate, number=2):
-    """Losses of some steps, what a device holds of state and frozen arrays, images of whole batches in the programs."""
-    size = 8 * EACH * 2
-    config = config_of("quickstart_ldm:tiny", batch_size=size, **{"optim.accumulate": accumulate})
-    mesh = sharding.make_mesh(len(devices) // fsdp, fsdp, devices)
-    task, frozen = setup.task(config), setup.frozen(config, "")
-    rng = np.random.default_rng(0)
-    batch = {"image": rng.uniform(-1, 1, (size, *[config.data.image_size] * 2, 3)).astype(np.float32)}
-    batch = sharding.put(batch, mesh)
-    frozen = loop._split(jax.device_put(frozen, sharding.replicated(mesh)), mesh)
-    state, shardings = loop._first_state(task, 0, frozen, batch, mesh, None, 0, None)
-    held_by_one = [held(state), held(frozen)]
+def drawn():
+    """Shares of state and frozen arrays that a device holds; whole batches in programs of validation and pictures."""
+    config = recipes.load("quickstart_ldm:tiny", OPTIONS)
+    mesh, task = setup.mesh(config), setup.task(config)
+    image = np.zeros((BATCH, 8, 8, 3), np.float32)
+    batch = sharding.put({"image": image}, mesh)
+    frozen = loop._split(setup.frozen(config, "") | {"large": np.ones((64, 64), np.float32)}, mesh)
+    shapes = jax.eval_shape(task.init, jax.random.key_data(jax.random.key(0)), frozen, batch)
+    zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
+    state = jax.device_put(zeros, sharding.tree_shardings(shapes, mesh))
     with jax.set_mesh(mesh):
-        jitted = jax.jit(task.step, out_shardings=(shardings, sharding.replicated(mesh)))
-        step = jitted.lower(state, frozen, batch).compile(QUICK)
         evaluate = jax.jit(task.evaluate).lower(state, frozen, batch, 0).compile(QUICK)
-    losses = []
-    for _ in range(number):
-        state, metrics = step(state, frozen, batch)
-        losses.append({name: float(metrics[name]) for name in ("loss", "grad_norm", "param_norm")})
-    parts = {size, size // accumulate} if len(devices) > 1 else {0}
-    found = {"losses": losses, "held": held_by_one, "step": whole(step.as_text(), *parts),
-             "evaluate": whole(evaluate.as_text(), size)}  # fmt: skip
-    if len(devices) > 1:
-        made = task.pictures(state, frozen, batch, mesh)["samples"]
-        (programs,) = task.programs.values()
-        found["pictures"] = {str(key[0][0]): whole(p.as_text(), 8) for key, p in programs._programs.items()}
-        found["samples"] = list(made.shape)
-    return found
+    made = task.pictures(state, frozen, batch, mesh)["samples"]
+    (programs,) = task.programs.values()
+    pictures = {str(key[0][0]): whole(p.as_text(), programs.batch_size(1)) for key, p in programs._programs.items()}
+    return {"held": [held(state), held(frozen)], "evaluate": whole(evaluate.as_text(), BATCH), "samples": made.shape,
+            "pictures": pictures}  # fmt: skip
+
+
+def main():
+    sharding.MIN_SHARDED_SIZE = 512
+    facts, began = {}, time.process_time()
+    for name, ask in {
+        "plan": planned, "unrolled": lambda: sums("cpu"), "loop": lambda: sums("reference"), "drawn": drawn
+    }.items():  # fmt: skip
+        facts[name] = ask()
+        print(f"{name}: {time.process_time() - began:.1f} s of CPU until now", file=sys.stderr)
+    print(json.dumps(facts))
 
 
 if __name__ == "__main__":
-    sharding.MIN_SHARDED_SIZE = 512
-    facts = {"plan": planned()}
-    devices = jax.devices()
-    facts["sums"] = {form: sums(form) for form in ("cpu", "reference")}
-    facts["one"] = steps(devices[:1], 1, 1)
-    facts["eight"] = steps(devices, 4, 2)
-    print(json.dumps(facts))
+    main()
