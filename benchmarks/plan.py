@@ -5,7 +5,7 @@
 The step is traced, not compiled (train.py --compile-only compiles it for one number of chips). Operations and state
 are exact. Memory of an image is what XLA planned for an H200 or a TPU v5p (the results of memory.py that there are).
 What is sent is computed: gradients are summed over all chips; with `fsdp` weights are gathered for each part of the
-batch, and once more where activations are recomputed. `fsdp` is the smallest power of two with which --least images fit.
+batch, and once more where activations are recomputed. `fsdp` is the smallest power of two where --least images fit.
 Times are estimates from published rates (ldm_jax/training/chips.py). Nothing runs on a chip.
 """
 
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> list[common.Row]:
 
 
 def traced(config) -> SimpleNamespace:
-    """The step of one image: state and frozen arrays as shapes, operations by kind, whether activations are recomputed."""
+    """The step of one image: state and frozen arrays as shapes, operations by kind, and `recomputes` activations."""
     task, state, frozen = plan.abstract(config)
     batch = build.batch_shapes(config, 1)
     with kernels.plain():
