@@ -114,13 +114,13 @@ def put(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 
 def like_params(tree: Tree) -> Tree:
     """The same values, each split over the devices as a parameter of its shape is (gradients, and sums of them)."""
-    mesh = _mesh()
+    mesh = mesh_of_trace()
     return tree if mesh is None else jax.tree.map(lambda x: _constrain(x, leaf_spec(x.shape, mesh)), tree)
 
 
 def rows(tree: Tree, axis: int = 0) -> Tree:
     """The same values, their axis of samples split over all devices."""
-    if _mesh() is None:
+    if mesh_of_trace() is None:
         return tree
     spec = PartitionSpec(*(None,) * axis, AXES)
     return jax.tree.map(lambda x: _constrain(x, spec), tree)
@@ -129,6 +129,7 @@ def rows(tree: Tree, axis: int = 0) -> Tree:
 _constrain = jax.lax.with_sharding_constraint
 
 
-def _mesh():
+def mesh_of_trace() -> jax.sharding.AbstractMesh | None:
+    """The mesh under which a step is traced; None without one, or with one device."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh if set(AXES) <= set(mesh.axis_names) and mesh.size > 1 else None
