@@ -40,33 +40,23 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, "Confi
     parser = options.Parser(__doc__, epilog=names)
     add = parser.add_argument
     add("--config", required=True, metavar="RECIPE", help="its name, or its file; RECIPE:tiny shrinks it")
-    add("--workdir", metavar="DIR", help="where the run lives, resumed if it exists (default runs/NAME)")
+    add("--workdir", metavar="DIR", help="the run; resumed if it exists (default runs/NAME)")
     add(
         "--distributed",
         action="store_true",
-        help="several hosts or processes, the same command on each: TPU pods, Slurm and Open MPI are recognised; "
-        "elsewhere set JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID. --workdir is a folder "
-        "that all share",
+        help="several hosts, the same command and --workdir on each: TPU pods, Slurm and Open MPI are recognised; "
+        "elsewhere set JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID",
     )
-    add("--max-minutes", type=float, metavar="M", help="stop like a signal does when the process has run so long")
+    add("--max-minutes", type=float, metavar="M", help="stop like a signal does after so long")
     add("--require-accelerator", action="store_true", help="stop when JAX finds only the CPU")
     add(
         "--accept-changes",
         action="store_true",
-        help="go on with a run although options were changed that change what is trained on (data, batch size, ...)",
+        help="go on although data, batch size ... changed",
     )
-    add(
-        "--profile",
-        metavar="FIRST:LAST",
-        help="a trace of these steps by JAX's profiler, in DIR/profile; how to open it is printed",
-    )
-    add(
-        "--compile-only",
-        action="store_true",
-        help="print what a step needs (parameters, operations, memory, what devices send, an estimate of its time) and "
-        "end; needs no data",
-    )
-    add("--topology", metavar="NAME", help="--compile-only for devices that are not here: v5e:16x16, h100x8 ...")
+    add("--profile", metavar="FIRST:LAST", help="a profiler's trace of these steps, in DIR/profile")
+    add("--compile-only", action="store_true", help="print what a step needs and end; reads no data")
+    add("--topology", metavar="NAME", help="--compile-only for v5e:16x16, h100x8 ...")
     args, overrides = parser.parse_with_overrides(argv)
     parser.check_local("--workdir", args.workdir)
     if args.max_minutes is not None and not args.max_minutes > 0:
