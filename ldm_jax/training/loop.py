@@ -251,6 +251,8 @@ def _prepare_frozen(task: Task, frozen: Tree, loaders: Loaders, config, mesh, wo
 
 def _split(frozen: Tree, mesh: Mesh) -> Tree:
     """The same arrays where parameters of their shapes are."""
+    if mesh.shape["fsdp"] == 1:
+        return frozen
     return jax.jit(lambda x: x, out_shardings=sharding.tree_shardings(frozen, mesh))(frozen)
 
 
