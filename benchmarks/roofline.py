@@ -8,7 +8,6 @@ a second count of operations, are what the compiler says of its program; of a lo
 calls of libraries (on CPUs and GPUs most products) perhaps nothing.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,35 +17,7 @@ import jax.numpy as jnp
 
 from benchmarks import work
 from benchmarks.common import Row, alternate, out_of_memory, spread, timed
-
-
-def count_flops(jaxpr: Any) -> float:
-    """2 x the multiplications of all matrix products and convolutions in a (closed) jaxpr, its loops unrolled.
-
-    The formula alone, whatever the compiler makes of it; elementwise work is not counted, nor are the zeros that a
-    dilated convolution multiplies. A `while` counts once, of a `cond` the larger branch.
-    """
-    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-    return sum(_flops(eqn) for eqn in jaxpr.eqns)
-
-
-def _flops(eqn: Any) -> float:
-    name, p = eqn.primitive.name, eqn.params
-    if name == "dot_general":
-        contracted = p["dimension_numbers"][0][0]
-        return 2.0 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
-    if name == "conv_general_dilated":
-        kernel, numbers = eqn.invars[1].aval.shape, p["dimension_numbers"].rhs_spec
-        each = math.prod(kernel[i] for i in numbers[1:])  # input features of a group x window
-        return 2.0 * eqn.outvars[0].aval.size * each / math.prod(p["lhs_dilation"])
-    inner = [count_flops(x) for x in jax.tree.leaves(list(p.values()), is_leaf=_is_jaxpr) if _is_jaxpr(x)]
-    if name == "cond":
-        return max(inner)
-    return sum(inner) * (p["length"] if name == "scan" else 1)
-
-
-def _is_jaxpr(x: Any) -> bool:
-    return hasattr(x, "eqns") or hasattr(x, "jaxpr")
+from ldm_jax.training.flops import count_flops
 
 
 def compiled_cost(executable: Any) -> tuple[float | None, float | None]:

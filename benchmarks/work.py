@@ -23,6 +23,7 @@ from ldm_jax.diffusion.timetable import make_timetable
 from ldm_jax.models import kernels
 from ldm_jax.programs import Method, sampling
 from ldm_jax.training import setup
+from ldm_jax.training.plan import abstract
 from ldm_jax.training.state import TrainState
 
 Tree = Any
@@ -88,15 +89,6 @@ class Model:
             return rng.standard_normal(shape, np.float32)
         codes = self.first_stage["params"]["quantize"]["embedding"]["embedding"]
         return np.asarray(codes)[rng.integers(0, len(codes), shape[:3])]
-
-
-def abstract(config) -> tuple[Any, TrainState, Tree]:
-    """(task, TrainState, frozen) of shapes. Raises what build raises for a recipe that does not fit together."""
-    task, (state, frozen) = setup.task(config), setup.abstract_run(config)
-    if config.task == "first_stage" and task.lpips is not None:
-        image = jax.ShapeDtypeStruct((1, config.data.image_size, config.data.image_size, 3), jnp.float32)
-        frozen = {"lpips": jax.eval_shape(task.lpips.init, jax.random.key(0), image, image)["params"]}
-    return task, state, frozen
 
 
 def make_model(config) -> Model:

@@ -20,6 +20,16 @@ CACHES = Path.home() / ".cache" / "ldm_jax"
 # one. Only for versions where that was seen: XLA refuses to start with a flag that it does not know.
 CPU_FLAGS = {"0.10.2": "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution,-individual_dot"}
 
+# Of GPUs: they send while they compute. Of TPUs: the sums of gradients are sent beside the backward pass that makes the
+# next ones. Only for versions that know the flags, as above.
+GPU_FLAGS = {v: "--xla_gpu_enable_latency_hiding_scheduler=true" for v in ("0.10.2", "0.12.0.1")}
+TPU_FLAGS = {
+    "0.0.42.1": (
+        "--xla_tpu_enable_data_parallel_all_reduce_opt=true",
+        "--xla_tpu_data_parallel_opt_different_sized_ops=true",
+    )
+}
+
 # By default glibc maps a step's temporary arrays anew in each step and gives them back, and every 4 KiB of them fault
 # at first use: up to half of a training step. With this, Linux is asked for pages of 2 MiB. glibc reads it when a
 # process begins and at no other time. (Its mallopt can keep memory instead, but only in one heap for all threads;
@@ -87,6 +97,7 @@ def setup(require_accelerator: bool = False, matmul_precision: str = "default") 
     import jax
 
     faster_cpu()
+    faster_accelerators()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(CACHES / "xla"))
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
@@ -122,17 +133,42 @@ def faster_cpu() -> None:
     """The part of `setup` that makes CPUs faster."""
     import jaxlib.version
 
-    flag = CPU_FLAGS.get(jaxlib.version.__version__, "")
-    given = os.environ.get("XLA_FLAGS", "")
+    _set_flag("XLA_FLAGS", CPU_FLAGS.get(jaxlib.version.__version__, ""))
+
+
+def faster_accelerators() -> None:
+    """Flags of the compilers for several GPUs and for TPUs, where these are used and the user has not set them."""
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        return
+    from importlib import metadata
+
+    import jaxlib.version
+
+    if any(find_spec(f"jax_cuda{major}_plugin") for major in (12, 13)):
+        _set_flag("XLA_FLAGS", GPU_FLAGS.get(jaxlib.version.__version__, ""))
+    if find_spec("libtpu"):
+        for flag in TPU_FLAGS.get(metadata.version("libtpu"), ()):
+            _set_flag("LIBTPU_INIT_ARGS", flag)
+
+
+def _set_flag(variable: str, flag: str) -> None:
+    """Adds "--name=value" to an environment variable that does not name it yet."""
+    given = os.environ.get(variable, "")
     if flag and flag.split("=")[0] not in given:
-        os.environ["XLA_FLAGS"] = f"{given} {flag}".strip()
+        os.environ[variable] = f"{given} {flag}".strip()
 
 
 def planned_gib(compiled: "jax.stages.Compiled") -> tuple[float, float] | None:
+    """`planned_bytes` in GiB."""
+    plan = planned_bytes(compiled)
+    return None if plan is None else (plan[0] / 2**30, plan[1] / 2**30)
+
+
+def planned_bytes(compiled: "jax.stages.Compiled") -> tuple[int, int] | None:
     """(arguments and results, donated ones once; temporaries) on one device, as the compiler plans them. None where
     the backend does not say."""
     plan = compiled.memory_analysis()
     if plan is None:
         return None
     held = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
-    return held / 2**30, plan.temp_size_in_bytes / 2**30
+    return held, plan.temp_size_in_bytes

@@ -117,7 +117,7 @@ class Programs:
         lpips, lpips_params = method.lpips or (None, {})
         weaker, weaker_trees = method.weaker or (None, {})
         key = method.sampler, method.latent_shape, lpips, classifier and id(classifier), weaker and id(weaker)
-        begin = partial(_begin, self.model, method.sampler, method.latent_shape, weaker)
+        begin = partial(_begin, self.model, method.sampler, method.latent_shape, weaker, self._split)
         numbers, batch = method.numbers(), self.put(batch)
         indices = self.put(np.asarray(indices, np.int32))
         start, carry, x0, counts = self.run(
@@ -169,6 +169,19 @@ class Programs:
         """The first axis over all devices."""
         return NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
 
+    def _split(self, values: Tree, z: jax.Array) -> Tree:
+        """Within a program: the same values, those of the batch's samples split over the mesh: arrays [B,...], and
+        several latents [...,*z.shape] of each. The compiler would keep zeros to begin with whole on every device."""
+
+        def one(x: jax.Array) -> jax.Array:
+            axis = x.ndim - z.ndim if x.shape[-z.ndim :] == z.shape else 0
+            if x.shape[axis : axis + 1] != z.shape[:1]:
+                return x
+            spec = PartitionSpec(*(None,) * axis, self.mesh.axis_names)
+            return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+
+        return jax.tree.map(one, values)
+
     def put(self, values: Tree) -> Tree:
         """Arrays [B,...], the same on every host, split over the mesh; B must divide into its devices."""
 
@@ -205,7 +218,7 @@ def sampling(model: DiffusionModel, method: Method) -> Callable[[Tree, Tree, Tre
 
     def run(params, frozen, batch, seed, indices):
         start, carry, x0, _ = _begin(
-            model, method.sampler, method.latent_shape, weaker,
+            model, method.sampler, method.latent_shape, weaker, lambda values, _: values,
             params, frozen, weaker_trees, batch, seed, indices, method.timetable, numbers,
         )  # fmt: skip
         given = params, frozen, judges, batch, start, method.timetable, numbers
@@ -222,7 +235,7 @@ def evaluations(method: Method) -> int:
 
 
 def _begin(
-    model, sampler, latent_shape, weaker,
+    model, sampler, latent_shape, weaker, split,
     params, frozen, weaker_trees, batch, seed, indices, timetable, numbers,
 ):  # fmt: skip
     """(what stays the same in all steps, the loop's carry, its estimate of the clean latent, counts)."""
@@ -238,7 +251,7 @@ def _begin(
     if weaker is not None:
         kept = latents_of(frozen) | weaker_trees["frozen"]
         start["weaker"] = weaker.condition(weaker_trees["params"], kept, batch)
-    return start, loop.carry, jnp.zeros_like(z_T), counts
+    return *split((start, loop.carry, jnp.zeros_like(z_T)), z_T), counts
 
 
 def _no_network(z, t):

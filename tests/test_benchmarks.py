@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from benchmarks import (
     first_stage,
     input_pipeline,
     memory,
+    plan,
     plot,
     profile_step,
     roofline,
@@ -31,6 +33,7 @@ from benchmarks import (
 from ldm_jax import programs, recipes
 from ldm_jax.diffusion.timetable import make_timetable
 from ldm_jax.models import kernels
+from ldm_jax.training.state import TrainState
 from tests.fast import QUICK
 
 TINY = "--config=configs/quickstart_first_stage.py:tiny"
@@ -331,3 +334,43 @@ def test_evaluation_compares_both_sides(tmp_path):
     ours = {"FID": 10.0, "KID": 2.0, "IS": 1.5, "precision": 0.0, "recall": 0.5}
     row = evaluation.row({"jax": (2.0, ours), "torch": (3.0, ours | {"KID": 2.5})}, 64, 100)
     assert row["torch / jax"] == 1.5 and row["jax_rate"] == 50 and row["difference"] == pytest.approx(0.2)
+
+
+def shapes_of(recomputes=False):
+    """A model of 2^20 numbers in an array that is split, and 10 in one that is not; an image is 1 TFLOP."""
+    params = {"w": jax.ShapeDtypeStruct((1024, 1024), jnp.float32), "b": jax.ShapeDtypeStruct((10,), jnp.float32)}
+    state = TrainState(step=(), params=params, ema={}, opt_state={}, variables={}, key=())
+    return SimpleNamespace(state=state, frozen={}, operations={"half": 1e12}, recomputes=recomputes)
+
+
+def test_what_a_step_sends_by_formula():
+    """Without fsdp all gradients are summed over all chips; with it weights are gathered and sums scattered."""
+    size = 4 * 1024 * 1024
+    (all_reduce,) = plan.expected(shapes_of(), 8, 1)
+    assert (all_reduce.bytes, all_reduce.group) == (size + 40, tuple(range(8)))
+    assert plan.expected(shapes_of(), 1, 1) == []
+    found = {(c.kind, c.group): (c.bytes, c.times) for c in plan.expected(shapes_of(recomputes=True), 8, 4, parts=3)}
+    assert found == {
+        ("all-reduce", tuple(range(8))): (40, 3),
+        ("all-gather", (0, 1, 2, 3)): (size, 6),
+        ("reduce-scatter", (0, 1, 2, 3)): (size, 3),
+        ("all-reduce", (0, 4)): (size // 4, 3),
+    }
+
+
+def test_what_a_chip_holds_and_how_many_images_fit():
+    """Weights of 4 MiB on chips of 3: they are shared by two, and one image of 1 MiB fits."""
+    assert plan.held(shapes_of(), 1) == 4 * (2**20 + 10) and plan.held(shapes_of(), 4) == 2**20 + 40
+    chip = SimpleNamespace(name="small", memory=3.1 * 2**20 / 0.94, half=1e12, rate=lambda group: 1e9)
+    found = plan.row("r", shapes_of(), chip, 4, 2**-10, each=16, least=1)
+    assert [found[k] for k in ("fsdp", "fits", "each", "batch", "tflop")] == [2, 1, 1, 4, 4]
+    assert found["computing_ms"] == pytest.approx(1e3 / 0.4)
+    assert plan.row("r", shapes_of(), chip, 1, 2**-10, each=16, least=1)["fits"] == 0
+    more = plan.row("r", shapes_of(), chip, 8, 2**-10, each=16, least=2)
+    assert (more["fsdp"], more["each"]) == (4, 2)
+
+
+def test_memory_of_an_image_is_what_was_planned():
+    gpu, tpu = (plan.image_gib("celeba_ldm4", chip) for chip in ("h100", "v5e"))
+    assert 0.1 < gpu < tpu < 0.3 and plan.image_gib("imagenet_ldm4", "v5e") == plan.image_gib("imagenet_ldm4", "h100")
+    assert plan.image_gib("quickstart_ldm", "h100") is None

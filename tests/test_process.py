@@ -1,12 +1,16 @@
-"""The restart with memory in large pages: real processes, in the shape of a checkout with one small script."""
+"""The restart with memory in large pages: real processes, in the shape of a checkout with one small script. Flags."""
 
 import os
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
+import jaxlib.version
 import pytest
+
+from ldm_jax import process
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = """
@@ -43,8 +47,8 @@ def run(checkout: Path, *command: str, **variables: str) -> tuple[int, str, str]
     lines = result.stdout.splitlines()
     starts = [line for line in lines if "starting " in line]
     work = next(line for line in lines if line.startswith("at work "))
-    process, seen = work.removeprefix("at work ").split(" ", 1)
-    assert {start.split("starting ")[1] for start in starts} == {process}
+    number, seen = work.removeprefix("at work ").split(" ", 1)
+    assert {start.split("starting ")[1] for start in starts} == {number}
     return len(starts), seen, result.stderr
 
 
@@ -102,3 +106,47 @@ def test_leaves_a_traced_process_alone(checkout, tmp_path, trace):
 def test_leaves_a_monitored_process_alone(checkout, tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.monitoring.use_tool_id(1, 'coverage')\n")
     assert run(checkout, "train.py", PYTHONPATH=f"{checkout}:{tmp_path}")[0] == 1
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Says which packages there are, and begins without flags."""
+    for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(process, "GPU_FLAGS", {jaxlib.version.__version__: "--of_gpus=true"})
+    monkeypatch.setattr(process, "TPU_FLAGS", {"9.9": ("--first=1", "--second=2")})
+    monkeypatch.setattr(metadata, "version", lambda name: "9.9")
+    there = set()
+    monkeypatch.setattr(process, "find_spec", lambda name: name in there or None)
+    return there
+
+
+def flags_set():
+    process.faster_accelerators()
+    return os.environ.get("XLA_FLAGS", ""), os.environ.get("LIBTPU_INIT_ARGS", "")
+
+
+def test_flags_are_those_of_what_is_installed(installed):
+    assert flags_set() == ("", "")
+    installed.add("jax_cuda13_plugin")
+    assert flags_set() == ("--of_gpus=true", "")
+    installed.add("libtpu")
+    assert flags_set() == flags_set() == ("--of_gpus=true", "--first=1 --second=2")
+
+
+def test_flags_of_the_user_stay(installed, monkeypatch):
+    installed |= {"jax_cuda12_plugin", "libtpu"}
+    monkeypatch.setenv("XLA_FLAGS", "--of_gpus=false")
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--second=3")
+    assert flags_set() == ("--of_gpus=false", "--second=3 --first=1")
+
+
+def test_no_flags_for_versions_that_were_not_seen_or_where_the_cpu_is_asked_for(installed, monkeypatch):
+    installed |= {"jax_cuda12_plugin", "libtpu"}
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert flags_set() == ("", "")
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setattr(process, "GPU_FLAGS", {"0.0.1": "--unknown=1"})
+    monkeypatch.setattr(metadata, "version", lambda name: "1.0")
+    assert flags_set() == ("", "")

@@ -40,25 +40,29 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, "Confi
     parser = options.Parser(__doc__, epilog=names)
     add = parser.add_argument
     add("--config", required=True, metavar="RECIPE", help="its name, or its file; RECIPE:tiny shrinks it")
-    add("--workdir", metavar="DIR", help="where the run lives, resumed if it exists (default runs/NAME)")
+    add("--workdir", metavar="DIR", help="the run; resumed if it exists (default runs/NAME)")
     add(
         "--distributed",
         action="store_true",
-        help="several hosts or processes, the same command on each: TPU pods, Slurm and Open MPI are recognised; "
-        "elsewhere set JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID. --workdir is a folder "
-        "that all share",
+        help="several hosts, the same command and --workdir on each: TPU pods, Slurm and Open MPI are recognised; "
+        "elsewhere set JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID",
     )
-    add("--max-minutes", type=float, metavar="M", help="stop like a signal does when the process has run so long")
+    add("--max-minutes", type=float, metavar="M", help="stop like a signal does after so long")
     add("--require-accelerator", action="store_true", help="stop when JAX finds only the CPU")
     add(
         "--accept-changes",
         action="store_true",
-        help="go on with a run although options were changed that change what is trained on (data, batch size, ...)",
+        help="go on although data, batch size ... changed",
     )
+    add("--profile", metavar="FIRST:LAST", help="a profiler's trace of these steps, in DIR/profile")
+    add("--compile-only", action="store_true", help="print what a step needs and end; reads no data")
+    add("--topology", metavar="NAME", help="--compile-only for v5e:16x16, h100x8 ...")
     args, overrides = parser.parse_with_overrides(argv)
     parser.check_local("--workdir", args.workdir)
     if args.max_minutes is not None and not args.max_minutes > 0:
         parser.error(f"--max-minutes={args.max_minutes:g} must be more than 0")
+    if args.topology and not args.compile_only:
+        parser.error(f"--topology={args.topology} is for --compile-only; give both")
     return args, parser.recipe(args.config, overrides)
 
 
@@ -77,21 +81,36 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _train(argv: Sequence[str] | None, stop: stopping.Stop) -> None:
     args, config = parse(argv)
+    if args.compile_only:
+        compile_only(args, config)
+        return
     if args.max_minutes is not None:
         stop.after(args.max_minutes)
     with contextlib.ExitStack() as held:
         run(args, config, stop, held)
 
 
+def compile_only(args: argparse.Namespace, config: "ConfigDict") -> None:
+    """Prints the plan of a run and reads no data."""
+    from ldm_jax.training import chips, plan
+
+    try:
+        topology = chips.topology(args.topology) if args.topology else None
+        plan.run(config, topology, args.config)
+    except UsageError as error:
+        options.stop(f"{args.config}: {error}")
+
+
 def run(args: argparse.Namespace, config: "ConfigDict", stop: stopping.Stop, held: contextlib.ExitStack) -> None:
     """Trains. held: gets the lock of the run directory, which its owner gives back."""
     from absl import logging
 
-    from ldm_jax.training import finetune, lock, loop, setup
+    from ldm_jax.training import finetune, lock, loop, profile, setup
 
     logging.set_verbosity(logging.WARNING)
     workdir = Path(args.workdir or Path("runs") / Path(args.config.split(":")[0]).stem)
     try:
+        wanted = profile.steps(args.profile) if args.profile else None
         if args.distributed:
             process.join_hosts()
             stop.share(stopping.Hosts.joined())
@@ -110,7 +129,7 @@ def run(args: argparse.Namespace, config: "ConfigDict", stop: stopping.Stop, hel
     except UsageError as error:
         options.stop(f"{args.config} cannot start: {error}")
     try:
-        loop.run(task, loaders, frozen, config, mesh, workdir, stop, measure, begin)
+        loop.run(task, loaders, frozen, config, mesh, workdir, stop, measure, begin, wanted)
     except stopping.Stopped:
         sys.exit(stopping.AGAIN)
     except UsageError as error:

@@ -5,7 +5,7 @@ Batch k is a pure function of (seed, k). It holds the global samples g = k * bat
 its step number, and the batches do not depend on the number of hosts, workers and threads.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -55,8 +55,7 @@ class _OnePass:
 
 @dataclass(frozen=True)
 class _Rows:
-    """This host's samples in order: row j is row j % (B/H) of the host's part of batch j // (B/H). B = batch_size,
-    H = process_count."""
+    """This host's samples in order: sample j is that of row own[j % len(own)] of batch j // len(own)."""
 
     source: Source
     transform: Transform
@@ -64,17 +63,16 @@ class _Rows:
     stream: int
     seed: int
     batch_size: int
-    process_index: int
-    process_count: int
+    own: Sequence[int]
 
     @property
     def rows(self) -> int:
-        return self.batch_size // self.process_count
+        return len(self.own)
 
     def __call__(self, j: int) -> tuple[dict[str, np.ndarray], list[tuple[str, str]]]:
         """Returns the example, and (name, reason) of each corrupt example that was skipped before it."""
         step, row = divmod(j, self.rows)
-        g = step * self.batch_size + self.process_index * self.rows + row
+        g = step * self.batch_size + int(self.own[row])
         index, weight = self.order(g)
         rng = np.random.default_rng([self.stream, self.seed, g])
         skipped = []
@@ -141,7 +139,10 @@ class Batches:
         self._iterator = iter(())
 
 
-def _check(source: Source, batch_size: int, process_index: int, process_count: int) -> None:
+def _own_rows(
+    source: Source, batch_size: int, process_index: int, process_count: int, own: Sequence[int] | None
+) -> Sequence[int]:
+    """The rows of each batch that this host makes."""
     if len(source) == 0:
         raise DataError("the source is empty: there is nothing to make batches of")
     if batch_size < 1 or batch_size % process_count:
@@ -150,6 +151,8 @@ def _check(source: Source, batch_size: int, process_index: int, process_count: i
         )
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index {process_index} is not in 0..{process_count - 1}")
+    each = batch_size // process_count
+    return range(process_index * each, (process_index + 1) * each) if own is None else own
 
 
 def _iterate(rows: _Rows, start_step: int, end_step: int, workers: int) -> Batches:
@@ -169,20 +172,20 @@ def batches(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    own: Sequence[int] | None = None,
     workers: int = 0,
 ) -> Batches:
     """Training batches start_step, start_step + 1, ... without end.
 
-    batch_size is global: of H hosts, host h gets the rows [h * B/H, (h + 1) * B/H) of a batch of B rows. In each epoch,
+    batch_size is global: of H hosts, host h gets the rows [h * B/H, (h + 1) * B/H) of a batch of B rows, or the rows
+    `own`. In each epoch,
     each example comes once, in a new order. Epochs follow each other without a gap: a batch may hold the end of one and
     the start of the next, and a source smaller than the batch comes several times in it. A corrupt example is replaced
     by the next one of the source.
     workers: number of processes that decode images; 0 means two threads of this process.
     """
-    _check(source, batch_size, process_index, process_count)
-    rows = _Rows(
-        source, transform, _Shuffled(len(source), seed), _AUGMENT, seed, batch_size, process_index, process_count
-    )
+    own = _own_rows(source, batch_size, process_index, process_count, own)
+    rows = _Rows(source, transform, _Shuffled(len(source), seed), _AUGMENT, seed, batch_size, own)
     return _iterate(rows, start_step, _ENDLESS // batch_size, workers)
 
 
@@ -195,6 +198,7 @@ def eval_batches(
     seed: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    own: Sequence[int] | None = None,
     workers: int = 0,
 ) -> Batches:
     """One pass over the source in a fixed order; with `limit`, over so many examples spread evenly over the source.
@@ -203,11 +207,9 @@ def eval_batches(
     and 1 for all others. Random numbers are the same in each pass, and different from those of training. The other
     arguments are those of `batches`.
     """
-    _check(source, batch_size, process_index, process_count)
+    own = _own_rows(source, batch_size, process_index, process_count, own)
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}, but at least one example must be evaluated")
     count = len(source) if limit is None else min(limit, len(source))
-    rows = _Rows(
-        source, transform, _OnePass(len(source), count), _EVALUATE, seed, batch_size, process_index, process_count
-    )
+    rows = _Rows(source, transform, _OnePass(len(source), count), _EVALUATE, seed, batch_size, own)
     return _iterate(rows, 0, -(-count // batch_size), workers)

@@ -10,6 +10,7 @@ import numpy as np
 from ldm_jax.keys import purpose_key, sample_keys
 from ldm_jax.latent_classifier import LatentClassifier
 from ldm_jax.ldm import batch_size
+from ldm_jax.training import sharding
 from ldm_jax.training.state import TrainState
 from ldm_jax.training.tasks import Batch, LDMTask, SampleSettings
 
@@ -29,7 +30,7 @@ class ClassifierTask(LDMTask):
 
     def evaluate(self, state: TrainState, frozen: Tree, batch: Batch, i: int) -> dict[str, jax.Array]:
         """Each image once in each third of the schedule: loss, accuracy, and the accuracy of each third."""
-        keys = sample_keys(jax.random.fold_in(purpose_key(0, "evaluate"), i), batch_size(batch))
+        keys = sharding.rows(sample_keys(jax.random.fold_in(purpose_key(0, "evaluate"), i), batch_size(batch)))
         params, steps = self.averaging.best(state), self.ldm.schedule.timesteps
         edges = jnp.array([steps * k // len(THIRDS) for k in range(len(THIRDS) + 1)])
 

@@ -25,6 +25,7 @@ from ldm_jax.errors import SaveFailed
 from ldm_jax.images import grid
 from ldm_jax.training import logging, nonfinite, sharding, snapshots
 from ldm_jax.training.nonfinite import NonFinite
+from ldm_jax.training.profile import Profile
 from ldm_jax.training.stopping import Stop, Stopped
 from ldm_jax.training.tasks import Task
 from ldm_jax.training.watchdog import Watchdog
@@ -58,13 +59,14 @@ Measure = Callable[
 
 def run(
     task: Task, loaders: Loaders, frozen: Tree, config, mesh: Mesh, workdir: str | Path, stop: Stop | None = None,
-    measure: Measure | None = None, begin: Callable[[Tree], Tree] | None = None,
+    measure: Measure | None = None, begin: Callable[[Tree], Tree] | None = None, profile: tuple[int, int] | None = None,
 ) -> None:  # fmt: skip
     """Trains to `config.steps`; resumes from `workdir` when it holds a checkpoint.
 
     `config.every` says after how many steps something happens (log, evaluate, picture, metrics, checkpoint; 0 = never),
     and `config.keep` and `config.keep_every` which checkpoints stay. The final state is always saved. `measure` is
-    needed for config.every.metrics; `begin` changes the initialised state of a new run. Raises Stopped when `stop` was
+    needed for config.every.metrics; `begin` changes the initialised state of a new run. `profile`: the first and
+    the last step of a profiler's trace. Raises Stopped when `stop` was
     asked for and all is saved, NonFinite with the step (older checkpoints stay as they are), and SaveFailed at the
     first log after a save that failed.
     """
@@ -107,6 +109,7 @@ def run(
         evaluator.run(missed, start, state, frozen)
     clock, saves = _Clock(stop.began), _Saves(checkpoints, start, config.every.checkpoint_minutes)
     report = _Report(task, config, collector, clock, writer, say)
+    profiler = Profile(profile, workdir, say)
     batch = first
 
     def end(step: int, state: Tree) -> str:
@@ -121,7 +124,9 @@ def run(
     watchdog.renew()
     try:
         for step in range(start + 1, config.steps + 1):
+            profiler.before(step, state)
             state, metrics = step_fn(state, frozen, batch)
+            profiler.after(step, state)
             report.add(step, metrics)
             watchdog.renew()
             stopping, last = stop.reached(), step == config.steps
@@ -162,6 +167,7 @@ def run(
         stop.close()
         watchdog.close()
         with ExitStack() as closing:  # an error of one does not keep the others open
+            closing.callback(profiler.close)
             closing.callback(batches.close)
             closing.callback(writer.close)
             closing.callback(checkpoints.close)
@@ -206,7 +212,8 @@ def _modules(task, loaders, config, first, frozen, step_fn, mesh, checkpoints, b
     batches = loaders.train(start)
     for _ in range(start + 1, bad):
         state, _ = step_fn(state, frozen, sharding.put(next(batches), mesh))
-    names, count = nonfinite.modules(task, state, frozen, sharding.put(next(batches), mesh), config.noise_seed)
+    with jax.set_mesh(mesh):
+        names, count = nonfinite.modules(task, state, frozen, sharding.put(next(batches), mesh), config.noise_seed)
     batches.close()
     if not names:
         return (
@@ -231,25 +238,34 @@ def _first_state(task: Task, seed: int, frozen: Tree, batch: Tree, mesh: Mesh, c
 
 
 def _prepare_frozen(task: Task, frozen: Tree, loaders: Loaders, config, mesh, workdir: Path, say) -> Tree:
-    """Frozen arrays on the mesh; the run keeps its own copy so that its directory is complete."""
+    """Frozen arrays on the mesh, large ones split like parameters; the run keeps its own copy so that its directory is
+    complete."""
     frozen = jax.device_put(frozen, sharding.replicated(mesh))
     kept = (workdir / "frozen").exists()
     multihost_utils.sync_global_devices("looked for frozen")  # before another host writes it
     if not task.keeps_frozen or kept:
-        return frozen
+        return _split(frozen, mesh)
     batches = loaders.train(0)
     frozen = task.prepare(frozen, (sharding.put(b, mesh) for b in batches), say)
     batches.close()
     # Not device_put, which of several hosts' arrays makes ones that cannot be saved.
     frozen = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))(frozen)
     checkpoint.save_tree(workdir / "frozen", frozen, rundir.frozen_made_from(config, frozen))
-    return frozen
+    return _split(frozen, mesh)
+
+
+def _split(frozen: Tree, mesh: Mesh) -> Tree:
+    """The same arrays where parameters of their shapes are."""
+    if mesh.shape["fsdp"] == 1:
+        return frozen
+    return jax.jit(lambda x: x, out_shardings=sharding.tree_shardings(frozen, mesh))(frozen)
 
 
 def _compile(step: nonfinite.Step, state: Tree, frozen: Tree, batch: Tree, shardings: Tree, mesh, say):
     began = time.perf_counter()
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
-    compiled = jitted.lower(state, frozen, batch).compile()
+    with jax.set_mesh(mesh):
+        compiled = jitted.lower(state, frozen, batch).compile()
     planned = process.planned_gib(compiled)
     size = "" if planned is None else f", about {sum(planned):.2f} GiB a device"
     say(f"train step compiled in {time.perf_counter() - began:.1f} s{size}", flush=True)
@@ -305,7 +321,8 @@ class _Evaluator:
                 self.check()
                 batch = sharding.put(batch, self.mesh)
                 true = batch.pop("weight") > 0  # the rest fills the last batch up
-                found = self.average_fn(self.metrics_fn(state, frozen, batch, i), true)
+                with jax.set_mesh(self.mesh):
+                    found = self.average_fn(self.metrics_fn(state, frozen, batch, i), true)
                 averages = {name: a.merge(averages[name]) if averages else a for name, a in found.items()}
                 jax.block_until_ready(averages)  # one batch at a time
         finally:

@@ -154,7 +154,8 @@ def loaders(config: ConfigDict, workdir: str | Path, frozen: Tree | None = None)
     if config.task == "ldm":
         _keep_tokenizer(config, images, tokenizer)
     train_transform, eval_transform = (transform(config, train, tokenizer) for train in (True, False))
-    of_host = dict(process_index=jax.process_index(), process_count=jax.process_count())
+    own = sharding.own_rows(mesh(config), config.batch_size)
+    of_host = dict(process_index=jax.process_index(), process_count=jax.process_count(), own=own)
     if d.cache_latents and config.task != "ldm":
         raise ConfigError(f"config.data.cache_latents is for diffusion models; a {config.task} trains on images")
     if d.cache_latents and frozen is not None:

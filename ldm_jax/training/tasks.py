@@ -19,9 +19,11 @@ from ldm_jax import losses
 from ldm_jax.diffusion.timetable import Timetable
 from ldm_jax.keys import purpose_key, purpose_of, sample_keys, stream
 from ldm_jax.ldm import DROPOUT_STREAM, LDM, POSTERIOR_STREAM, batch_size, measure_channels, measure_latent_scale
+from ldm_jax.models import kernels
 from ldm_jax.models.discriminator import NLayerDiscriminator
 from ldm_jax.models.lpips import LPIPS
 from ldm_jax.programs import Method, Programs, on_host
+from ldm_jax.training import sharding
 from ldm_jax.training.optim import ema_update, power_of, power_update
 from ldm_jax.training.state import TrainState
 
@@ -71,27 +73,54 @@ class Task(Protocol):
         pictures."""
 
 
+MOST_UNROLLED = 8  # parts of a batch that a program for CPUs has one after another
+
+
 def accumulate(fn: Callable, batch: Batch, keys: jax.Array, carry: Tree, steps: int) -> tuple[Tree, Tree]:
     """Mean of `fn(batch, keys, carry) -> (values, carry)` over `steps` equal parts of the batch [B].
 
     Part j holds samples j, j + steps, ...: each device keeps its own rows. Returns (mean values, last carry).
+    On several devices the values are split like parameters, so that none keeps whole gradients.
     """
+    batch, keys = sharding.rows((batch, keys))
     if steps == 1:
-        return fn(batch, keys, carry)
+        values, carry = fn(batch, keys, carry)
+        return sharding.like_params(values), carry
 
     def split(x):
-        return jnp.moveaxis(x.reshape(x.shape[0] // steps, steps, *x.shape[1:]), 1, 0)
+        return sharding.rows(jnp.moveaxis(x.reshape(x.shape[0] // steps, steps, *x.shape[1:]), 1, 0), axis=1)
 
     def body(carry, part):
         total, inner = carry
         values, inner = fn(*part, inner)
-        return (jax.tree.map(jnp.add, total, values), inner), None
+        return (jax.tree.map(jnp.add, total, sharding.like_params(values)), inner), None
 
     parts = jax.tree.map(split, batch), split(keys)
     shapes = jax.eval_shape(lambda p: fn(*p, carry)[0], jax.tree.map(lambda x: x[0], parts))
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    (total, carry), _ = jax.lax.scan(body, (zeros, carry), parts)
+    zeros = sharding.like_params(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
+    state = zeros, carry
+    if kernels.backend() == "cpu" and steps <= MOST_UNROLLED:  # in a loop XLA for CPUs uses one core for most of it
+        for j in range(steps):
+            part = jax.tree.map(lambda x, j=j: x[j], parts)
+            state, _ = body(state, _after(state, part) if j else part)
+    else:
+        state, _ = jax.lax.scan(body, state, parts)
+    total, carry = state
     return jax.tree.map(lambda x: x / steps, total), carry
+
+
+def _after(sums: Tree, part: Tree) -> Tree:
+    """The part of a batch, but what is computed from its images waits for the sums of the parts before it.
+
+    XLA for CPUs puts parts that do not depend on each other side by side, in the memory of all of them. So 0 times the
+    sums is added. Not on several (pretended) devices, where it would be sent around.
+    """
+    if sharding.mesh_of_trace() is not None:
+        return part
+    firsts = [jnp.ravel(x)[0] for x in jax.tree.leaves(sums) if jnp.issubdtype(x.dtype, jnp.floating)]
+    some = sum(firsts)
+    zero = jnp.where(jnp.isfinite(some), 0.0 * some, 0.0)
+    return jax.tree.map(lambda x: x + zero.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, part)
 
 
 @dataclass(frozen=True)
@@ -216,7 +245,7 @@ class LDMTask:
 
     def evaluate(self, state: TrainState, frozen: Tree, batch: Batch, i: int) -> dict[str, jax.Array]:
         """The training loss of the averaged parameters with the same noise at every evaluation."""
-        keys = sample_keys(jax.random.fold_in(purpose_key(0, "evaluate"), i), batch_size(batch))
+        keys = sharding.rows(sample_keys(jax.random.fold_in(purpose_key(0, "evaluate"), i), batch_size(batch)))
         return self.ldm.loss_terms(self.averaging.best(state), frozen, batch, keys, train=False)
 
     def pictures(
@@ -272,7 +301,7 @@ class FirstStageTask:
     optimizer: optax.GradientTransformation
     learning_rate: Callable[[jax.Array], jax.Array]
     accumulate: int = 1
-    programs: dict[str, Callable] = field(default_factory=dict, compare=False, repr=False)
+    programs: dict[Mesh, Programs] = field(default_factory=dict, compare=False, repr=False)
 
     columns = 4  # two pairs a row
     headline = ("l1", "lpips", "psnr", "logits_real", "logits_fake", "d_weight", "perplexity",
@@ -413,8 +442,11 @@ class FirstStageTask:
     ) -> dict[str, np.ndarray]:
         """Pairs: image, reconstruction."""
         image = on_host(batch["image"])[: self.settings.pictures]
-        reconstruct = self.programs.setdefault("reconstruct", jax.jit(self._reconstruct))
-        pairs = np.stack([image, on_host(reconstruct(state, image))], axis=1)
+        precision = jax.config.jax_default_matmul_precision  # that of training
+        programs = self.programs.setdefault(mesh, Programs(self.model, mesh, precision))
+        filled = programs.put(image[np.arange(programs.batch_size(len(image))) % len(image)])
+        made = programs.run(("reconstruct",), self._reconstruct, state, filled)
+        pairs = np.stack([image, on_host(made)[: len(image)]], axis=1)
         return {"reconstructions": pairs.reshape(-1, *image.shape[1:])}
 
     def weights(self, state: TrainState, frozen: Tree) -> dict[str, tuple[Tree, Tree]]:

@@ -188,3 +188,14 @@ def test_evaluation_on_two_hosts():
 
 def test_transform_and_source_can_be_pickled():
     pickle.loads(pickle.dumps((ShapesSource(32, count=2), RANDOM)))
+
+
+def test_a_host_may_have_rows_that_do_not_follow_each_other():
+    """Those of its devices, wherever they stand in the mesh: the rows of the whole batch."""
+    source, own = ShapesSource(40, count=50), (0, 1, 6, 7)
+    whole = take(batches.batches(source, RANDOM, 12, seed=3), 3)
+    part = take(batches.batches(source, RANDOM, 12, seed=3, own=own), 3)
+    for all_rows, some in zip(whole, part):
+        assert all(np.array_equal(all_rows[name][list(own)], some[name]) for name in all_rows)
+    (once,), (again,) = (list(batches.eval_batches(Numbered(4), PLAIN, 4, own=rows)) for rows in (None, (1, 3)))
+    assert np.array_equal(once["image"][[1, 3]], again["image"])

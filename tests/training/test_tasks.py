@@ -33,6 +33,32 @@ def test_accumulation_is_the_mean_over_all_samples():
     assert (int(once), int(thrice)) == (1, 3)
 
 
+def test_parts_on_a_cpu_follow_each_other_in_the_memory_of_one():
+    """No loop, in which XLA for CPUs is slow; and what the parts keep for their gradients is not there at once."""
+    rng = np.random.default_rng(0)
+    weights = [rng.standard_normal((64, 64), np.float32) / 8 for _ in range(6)]
+    batch = {"image": rng.standard_normal((4096, 64), np.float32)}
+    keys = jax.random.split(jax.random.key(0), 4096)
+
+    def compiled(steps):
+        def gradients(weights, batch, keys):
+            def loss(weights, x):
+                for w in weights:
+                    x = jnp.tanh(x @ w)
+                return jnp.mean(x**2)
+
+            fn = lambda batch, keys, carry: (jax.grad(loss)(weights, batch["image"]), carry)  # noqa: E731
+            return tasks.accumulate(fn, batch, keys, (), steps)[0]
+
+        return jax.jit(gradients).lower(weights, batch, keys).compile()
+
+    once, parts = compiled(1), compiled(8)
+    assert " while(" not in parts.as_text()
+    assert parts.memory_analysis().temp_size_in_bytes < 0.3 * once.memory_analysis().temp_size_in_bytes
+    for whole, summed in zip(once(weights, batch, keys), parts(weights, batch, keys)):
+        np.testing.assert_allclose(summed, whole, rtol=1e-4, atol=1e-7)
+
+
 class Applied(Exception):
     """Ends a step where its model is applied; holds the model's keys."""
 
