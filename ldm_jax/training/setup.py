@@ -17,10 +17,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ldm_jax import build, checkpoint, conditions, hosts, rundir
+from ldm_jax import build, checkpoint, conditions, files, hosts, rundir
 from ldm_jax.conditions import class_label
 from ldm_jax.conditions.text import keep_tokenizer
-from ldm_jax.data import batches, fields, sources, transforms
+from ldm_jax.data import batches, fields, sources, transforms, workers
 from ldm_jax.diffusion.timetable import make_timetable
 from ldm_jax.errors import ConfigError, Missing
 from ldm_jax.models.discriminator import NLayerDiscriminator
@@ -75,8 +75,8 @@ _OF_A_HOST = ("data.path", "data.workers", "data.cache_latents")
 
 def _facts(config: ConfigDict) -> dict[str, Any]:
     """What must be equal on all hosts: versions, this program's source, and the configuration."""
-    files = sorted(Path(__file__).parents[1].rglob("*.py"))
-    code = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+    source_files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in source_files)).hexdigest()[:16]
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     versions = {name: metadata.version(name) for name in packages}
     options = {f"config.{name}": value for name, value in rundir.leaves_of(config).items() if name not in _OF_A_HOST}
@@ -154,6 +154,7 @@ def loaders(config: ConfigDict, workdir: str | Path, frozen: Tree | None = None)
         _keep_tokenizer(config, images, tokenizer)
     train_transform, eval_transform = (transform(config, train, tokenizer) for train in (True, False))
     of_host = dict(process_index=jax.process_index(), process_count=jax.process_count())
+    of_host["cores"] = workers.cores(hosts.on_this_machine())
     if d.cache_latents and config.task != "ldm":
         raise ConfigError(f"config.data.cache_latents is for diffusion models; a {config.task} trains on images")
     if d.cache_latents and frozen is not None:
@@ -187,7 +188,7 @@ def frozen(config: ConfigDict, workdir: str | Path, kept_only: bool = False) -> 
     """
     if config.task == "first_stage":
         return _lpips_params(config)
-    if kept_only or (Path(workdir) / "frozen").exists():
+    if kept_only or checkpoint.has_tree(files.at(workdir) / "frozen"):
         return rundir.kept_frozen(config, workdir)
     return _frozen_of_source(config)
 
@@ -244,7 +245,7 @@ def _latents_of_run(config: ConfigDict, run: str) -> Tree:
     if theirs.task != "ldm":
         raise Missing(f"the diffusion model to guide: {run} holds a run of task {theirs.task!r}")
     rundir.check_same_latents(config, theirs, run)
-    found = rundir.kept_frozen(theirs, run)
+    found = rundir.model_of(theirs, run)[1] if rundir.is_exported(run) else rundir.kept_frozen(theirs, run)
     print(f"first stage and latent scale {float(found['latent_scale']):.5f}: {run}")
     return {name: found[name] for name in ("first_stage", "latent_scale")}
 
@@ -282,10 +283,13 @@ def _conditioner_of_run(config: ConfigDict) -> Tree:
     if different:
         raise ConfigError(f"{run} has another conditioner than config.conditioner:\n" + "\n".join(different))
     if not rundir.conditioner_learns(theirs):
-        return rundir.kept_frozen(theirs, run)["conditioner"]
+        return rundir.model_of(theirs, run)[1]["conditioner"]
     shapes = rundir.params_shapes(theirs)["conditioner"]
     if not shapes:
         raise ConfigError(f"config.conditioner.trainable=False: kind {config.conditioner.kind!r} has no parameters")
+    if rundir.is_exported(run):
+        print(f"conditioner: {run}, not trained further")
+        return rundir.model_of(theirs, run)[0]["conditioner"]
     step, part = rundir.step_of(run), "ema" if theirs.ema.decay else "params"
     print(f"conditioner: {run}, step {step}, not trained further")
     return rundir.restore(run, {part: {"conditioner": shapes}}, step)[part]["conditioner"]
