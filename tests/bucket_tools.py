@@ -15,6 +15,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import fsspec
 from etils.epath import backend
 from fsspec.spec import AbstractFileSystem
+from orbax.checkpoint._src.path import gcs_utils
+
+from ldm_jax import files
 
 OBJECTS: dict[str, tuple[bytes, int]] = {}  # "bucket/name" -> (contents, generation)
 LOCK = threading.Lock()
@@ -65,12 +68,23 @@ class FileSystem(AbstractFileSystem):
             raise FileNotFoundError(path)
         return io.BytesIO(OBJECTS[path][0])
 
+    def rm(self, path, recursive=False, maxdepth=None):
+        path = self._strip_protocol(path)
+        names = [name for name in list(OBJECTS) if name == path or (recursive and name.startswith(f"{path}/"))]
+        if not names:
+            raise FileNotFoundError(path)
+        for name in names:
+            del OBJECTS[name]
+
     def rm_file(self, path):
         if OBJECTS.pop(self._strip_protocol(path), None) is None:
             raise FileNotFoundError(path)
 
     def cp_file(self, path1, path2, **_):
-        put(self._strip_protocol(path2), OBJECTS[self._strip_protocol(path1)][0])
+        path1 = self._strip_protocol(path1)
+        if path1 not in OBJECTS:  # a prefix of names
+            raise FileNotFoundError(path1)
+        put(self._strip_protocol(path2), OBJECTS[path1][0])
 
     def mkdir(self, path, create_parents=True, **_):
         pass
@@ -160,15 +174,21 @@ def bucket():
     threading.Thread(target=server.serve_forever, daemon=True).start()
     fsspec.register_implementation("gcs", FileSystem, clobber=True)
     backend.fsspec_backend._get_filesystem.cache_clear()
+    files._reads_buckets.cache_clear()
     variables = {
         "TENSORSTORE_GCS_HTTP_URL": f"http://127.0.0.1:{server.server_port}", "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
         "EPATH_USE_TF": "no",
     }  # fmt: skip
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
+    hierarchical = gcs_utils.is_hierarchical_namespace_enabled
+    gcs_utils.is_hierarchical_namespace_enabled = lambda path: False  # it would ask Google's own client
     try:
         yield "gs://bucket"
     finally:
+        gcs_utils.is_hierarchical_namespace_enabled = hierarchical
+        fsspec.register_implementation("gcs", "gcsfs.GCSFileSystem", clobber=True)
+        files._reads_buckets.cache_clear()
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
         backend.fsspec_backend._get_filesystem.cache_clear()

@@ -19,6 +19,7 @@ from ldm_jax.training.stopping import AGAIN, Hosts
 
 BEAT = 2.0  # seconds
 LEAST = 5 * BEAT  # seconds of silence that may count
+STILL = 5 * BEAT  # seconds: a process that does not come to look for so long was not running itself
 RUNS, ENDED, FAILED = "runs", "ended", "failed"
 
 
@@ -111,7 +112,7 @@ class Heartbeat:
         last = time.monotonic()
         while not self.over.wait(min(BEAT, 1.0)):
             now = time.monotonic()
-            if now - last > 5 * BEAT:  # this process itself stood still
+            if now - last > STILL:
                 self.answered = now
                 self.heard = dict.fromkeys(self.heard, now)
             last = now
