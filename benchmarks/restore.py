@@ -3,19 +3,21 @@
     python benchmarks/restore.py --megabytes=300
 
 A state is written once. It is then read in turns with its manifest and without, from the page cache, so that no disk
-hides the comparison. The smallest of the times counts, because other work on the machine only adds to it. Resuming has
-a second of other work in front, on one core, as the preparation of a run: the comparison begins before it. The last
-column is what earlier versions did: first a SHA-256 of all files, then reading. `alone` is the comparison by itself.
+hides the comparison. The smallest of the times counts, because other work on the machine only adds to it. `cpu` is the
+processor time of all threads: what the comparison costs where no core is idle. Resuming has a second of other work in
+front, on one core, as the preparation of a run: the comparison begins before it. `sha256_first` is what was done
+before: first a SHA-256 of all files, then reading. `alone` is the comparison by itself.
 """
 
 import argparse
 import json
+import math
 import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,15 +83,13 @@ def measure(place: Path, args: argparse.Namespace) -> list[common.Row]:
         runs = {where: partial(read, place / where) for where in ("with", "without")}
         if name != "frozen/":
             runs["before"] = partial(as_before, place, read)
-        best = {where: min(times) for where, times in common.alternate(runs, args.repeats, warmup=1).items()}
-        work = prepare.seconds if name == "resuming" else 0.0
-        rows.append(row(name, args.megabytes * share, best, work))
+        rows.append(row(name, args.megabytes * share, *smallest(runs, args.repeats), name == "resuming"))
+        print(common.table(rows[-1:]), flush=True)
     for name in ("with", "before"):
         compare = partial(checkpoint.problems, place / name, STEP)
-        alone = min(common.timed(compare)[0] for _ in range(args.repeats))
-        rows.append(
-            {"read": f"alone: {'sums' if name == 'with' else 'SHA-256'}", "mb": args.megabytes, "ms": alone * 1e3}
-        )
+        wall, cpu = smallest({"": compare}, args.repeats)
+        of = f"alone: {'sums' if name == 'with' else 'SHA-256'}"
+        rows.append({"read": of, "mb": args.megabytes, "ms": wall[""] * 1e3, "cpu_ms": cpu[""] * 1e3})
     return rows
 
 
@@ -100,13 +100,31 @@ def as_before(place: Path, read: Callable[[Path], Any]) -> None:
     read(place / "without")
 
 
-def row(name: str, megabytes: float, best: dict[str, float], work: float) -> common.Row:
-    """work: seconds of each run that are not reading."""
-    plain = best["without"] - work
-    share = {where: 100 * (best[where] - best["without"]) / plain for where in best if where != "without"}
+def smallest(runs: Mapping[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, float], dict[str, float]]:
+    """(wall-clock seconds, processor seconds) of each run, the smallest of so many, which are done in turns."""
+    wall, cpu = (dict.fromkeys(runs, math.inf) for _ in range(2))
+    for turn in range(repeats + 1):
+        for name, run in runs.items():
+            began, used = time.perf_counter(), time.process_time()
+            run()
+            if turn:  # the first one fills caches
+                wall[name] = min(wall[name], time.perf_counter() - began)
+                cpu[name] = min(cpu[name], time.process_time() - used)
+    return wall, cpu
+
+
+def row(name: str, megabytes: float, wall: dict[str, float], cpu: dict[str, float], prepared: bool) -> common.Row:
+    """prepared: each run had `prepare` in it, which is no reading."""
+    work = prepare.seconds if prepared else 0.0
+    shares = [
+        {where: 100 * (times[where] - times["without"]) / (times["without"] - work) for where in times}
+        for times in (wall, cpu)
+    ]
     return {
-        "read": name, "mb": megabytes, "ms": best["with"] * 1e3, "unchecked_ms": best["without"] * 1e3,
-        "of_other_work_ms": work * 1e3, "cost_percent": share["with"], "sha256_first_percent": share.get("before"),
+        "read": name, "mb": megabytes, "ms": wall["with"] * 1e3, "unchecked_ms": wall["without"] * 1e3,
+        "cost_percent": shares[0]["with"], "sha256_first_percent": shares[0].get("before"),
+        "cpu_ms": cpu["with"] * 1e3, "unchecked_cpu_ms": cpu["without"] * 1e3, "cpu_cost_percent": shares[1]["with"],
+        "sha256_first_cpu_percent": shares[1].get("before"), "other_work_ms": work * 1e3,
     }  # fmt: skip
 
 
@@ -133,11 +151,11 @@ def of_version_1(folder: Path) -> dict:
 
 def prepare() -> None:
     """Work of one core without JAX, about a second."""
-    began = time.perf_counter()
+    began = time.process_time()
     total = 0
     for i in range(12_000_000):
         total += i & 7
-    prepare.seconds = min(getattr(prepare, "seconds", float("inf")), time.perf_counter() - began)
+    prepare.seconds = min(getattr(prepare, "seconds", math.inf), time.process_time() - began)
 
 
 if __name__ == "__main__":

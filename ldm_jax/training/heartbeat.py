@@ -2,7 +2,9 @@
 
 Each host writes a sign every BEAT seconds, from a thread that neither compiling nor waiting holds up, and reads those
 of the others. A host that runs writes another sign each time. One that has ended well, or with an error, says so. All
-is in the key-value store of JAX's distributed service, which is in the process of host 0.
+is in the key-value store of JAX's distributed service, which is in the process of host 0. When that process dies, JAX
+ends the others at once, before any Python could run ("the leader task was preempted/died"): so each host says at the
+start which process the leader is. Where the network to it is lost without a word, they name it themselves.
 """
 
 import json
@@ -60,7 +62,7 @@ class Heartbeat:
     def __init__(self, hosts: Hosts, silent: float, leave: Callable[[str, int], None]):
         self.hosts, self.silent, self.leave = hosts, silent, leave
         self.state, self.count = RUNS, 0
-        self.over = threading.Event()
+        self.over, self.told, self.left = threading.Event(), threading.Event(), threading.Event()
         now = time.monotonic()
         self.answered = now  # when the store did so last
         self.signs: dict[int, str] = {}  # the newest of each other host
@@ -86,6 +88,9 @@ class Heartbeat:
             if len(self.signs) == len(self.heard) and all(_state(sign) != RUNS for sign in self.signs.values()):
                 return self.end(FAILED)
             time.sleep(min(BEAT, 1.0))
+        if self.told.is_set():  # a lost host was named, and this process ends for that
+            self.left.wait()
+            return
         self.end(FAILED)
         self.leave("this host has ended with the error above; no other host was lost", 1)
 
@@ -103,6 +108,9 @@ class Heartbeat:
             return
         self.answered = time.monotonic()
         for host, sign in found.items():
+            if host == 0 and host in self.heard and host not in self.signs:
+                self.signs[host] = sign
+                print(f"host {self.hosts.host} of {self.hosts.hosts}; the leader is {self._name(0)}", flush=True)
             if host in self.heard and sign != self.signs.get(host):
                 self.signs[host] = sign
                 if _state(sign) == RUNS:
@@ -118,12 +126,14 @@ class Heartbeat:
             last = now
             told, code = self._lost(now)
             if told and not self.over.is_set():
+                self.told.set()
                 print(told, flush=True)
                 if self.hosts.host == 0:
                     time.sleep(3 * BEAT)  # the others read the store of this host, to name the same ones
                 self.leave(
                     "this host ends, too; the same command on all hosts goes on from the newest checkpoint", code
                 )
+                self.left.set()
                 return
 
     def _lost(self, now: float) -> tuple[str, int]:

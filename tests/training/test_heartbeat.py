@@ -1,6 +1,7 @@
 """A host that dies is named by the others, and these end. Hosts are threads here, and processes in the slow test."""
 
 import json
+import re
 import threading
 import time
 
@@ -34,7 +35,7 @@ def hosts(monkeypatch):
     """Three hosts that give signs of life, their store, and what each says at its end: {host: (words, code)}."""
     monkeypatch.setattr(heartbeat, "BEAT", 0.02)
     store, ended = Signs(), {}
-    made = [Heartbeat(Hosts(store, i, 3), SILENT, lambda told, code, i=i: ended.update({i: code})) for i in range(3)]
+    made = [Heartbeat(Hosts(store, i, 3), SILENT, lambda told, code, i=i: ended.setdefault(i, code)) for i in range(3)]
     for heart in made:
         heart.start()
     yield made, store, ended
@@ -56,8 +57,8 @@ def test_a_host_that_is_silent_is_named_by_the_others(hosts, capsys):
     sign = json.loads(made[0].signs[1])
     made[1].over.set()
     until(lambda: ended == {0: AGAIN, 2: AGAIN})
-    said = capsys.readouterr().out
-    assert said.count(f"host 1 ({sign['name']}, process {sign['pid']}) was last heard 0 s ago. It has died") == 2
+    who = re.escape(f"host 1 ({sign['name']}, process {sign['pid']})")
+    assert len(re.findall(rf"^{who} was last heard \d+ s ago\. It has died", capsys.readouterr().out, re.M)) == 2
 
 
 def test_hosts_without_the_store_name_host_0(hosts, capsys):
@@ -148,5 +149,9 @@ def test_a_killed_process_is_named_within_a_minute(dead, tmp_path):
     out, err = hosts[1 - dead].communicate(timeout=90)
     seconds = time.monotonic() - began
     hosts[dead].communicate()
-    assert f"host {dead} (" in out and f"process {hosts[dead].pid}) " in out, out + err
-    assert hosts[1 - dead].returncode == AGAIN and seconds < 60, (hosts[1 - dead].returncode, seconds, err)
+    assert hosts[1 - dead].returncode and seconds < 60, (hosts[1 - dead].returncode, seconds, err)
+    assert re.search(rf"host {dead} \(.*, process {hosts[dead].pid}\)", out), out + err
+    if dead:
+        assert "was last heard" in out and hosts[0].returncode == AGAIN, out + err
+    else:  # JAX has the last word
+        assert "the leader is host 0 (" in out and "leader task was preempted/died" in err, out + err
