@@ -48,7 +48,7 @@ def between(hosts: Hosts | None, silent: float, leave: Callable[[str, int], None
         heart.failed()
         sys.exit(1)
     except SystemExit as error:
-        heart.end(ENDED if error.code in (0, AGAIN) else FAILED)
+        heart.end(ENDED if error.code in (None, 0, AGAIN) else FAILED)
         raise
     except BaseException:
         heart.end(FAILED)
@@ -77,7 +77,9 @@ class Heartbeat:
         """The last sign. Afterwards nobody is named."""
         self.over.set()
         self.state = state
-        self._beat()
+        last = threading.Thread(target=self._beat, name="last sign of life", daemon=True)
+        last.start()
+        last.join(BEAT)  # a store that cannot be reached may never answer
 
     def failed(self) -> None:
         """Returns when all hosts have failed or ended, so that the error is one of all. Otherwise the process ends:
