@@ -53,8 +53,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, "Confi
         type=float,
         default=40,
         metavar="S",
-        help="with --distributed: a host that gives no sign of life for S seconds is named by the others, and they end "
-        "with 75 (default 40; 0 = off)",
+        help="of several hosts: name one that is silent for so long, and end with 75 (default 40; 0 = off)",
     )
     add("--max-minutes", type=float, metavar="M", help="stop like a signal does when the process has run so long")
     add("--require-accelerator", action="store_true", help="stop when JAX finds only the CPU")

@@ -245,9 +245,14 @@ def _latents_of_run(config: ConfigDict, run: str) -> Tree:
     if theirs.task != "ldm":
         raise Missing(f"the diffusion model to guide: {run} holds a run of task {theirs.task!r}")
     rundir.check_same_latents(config, theirs, run)
-    found = rundir.model_of(theirs, run)[1] if rundir.is_exported(run) else rundir.kept_frozen(theirs, run)
+    found = _frozen_of_run(theirs, run)
     print(f"first stage and latent scale {float(found['latent_scale']):.5f}: {run}")
     return {name: found[name] for name in ("first_stage", "latent_scale")}
+
+
+def _frozen_of_run(config: ConfigDict, run: str) -> Tree:
+    """What the model in `run`, a run directory or an exported folder, never changed."""
+    return rundir.model_of(config, run)[1] if rundir.is_exported(run) else rundir.kept_frozen(config, run)
 
 
 def _latents_to_begin_with(config: ConfigDict) -> Tree:
@@ -283,7 +288,7 @@ def _conditioner_of_run(config: ConfigDict) -> Tree:
     if different:
         raise ConfigError(f"{run} has another conditioner than config.conditioner:\n" + "\n".join(different))
     if not rundir.conditioner_learns(theirs):
-        return rundir.model_of(theirs, run)[1]["conditioner"]
+        return _frozen_of_run(theirs, run)["conditioner"]
     shapes = rundir.params_shapes(theirs)["conditioner"]
     if not shapes:
         raise ConfigError(f"config.conditioner.trainable=False: kind {config.conditioner.kind!r} has no parameters")
