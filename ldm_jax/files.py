@@ -29,7 +29,7 @@ def at(path: str | Path, what: str = "the run directory") -> Path:
     option, for the message.
     """
     if isinstance(path, PurePath):
-        return path
+        return path if isinstance(path, Path) or not is_local(path) else Path(path)
     scheme, colon, _ = path.partition("://")
     if not colon:
         return Path(path)
@@ -74,8 +74,8 @@ def local(path: str | Path, what: str) -> Path:
 
 
 def is_local(path: Path) -> bool:
-    """Whether a path that `at` gave is on this machine."""
-    return isinstance(path, Path)
+    """Whether a path, that `at` or Orbax gave, is on this machine."""
+    return not str(path).startswith("gs://")
 
 
 def absolute(path: str | Path) -> Path:
