@@ -4,15 +4,15 @@ workdir/config.json          all options of the run
 workdir/frozen/              arrays that training does not change: first stage and latent scale (diffusion models)
 workdir/checkpoints/<step>/  the TrainState, written in the background
 
-Checkpoints and frozen/ have a manifest (manifest.py), which is compared whenever they are read. Those of version 0.1.0
-have none, and are read as they are.
+Checkpoints and frozen/ have a manifest (manifest.py), which is compared whenever they are read, at the same time. Those
+of version 0.1.0 have none, and are read as they are.
 """
 
 import json
-import os
 import re
 import shutil
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 
-from ldm_jax import hosts, manifest
+from ldm_jax import files, hosts, manifest
 from ldm_jax.errors import ConfigError, Damaged, Missing, SaveFailed
-from ldm_jax.files import local, mistaken
+from ldm_jax.files import at, mistaken
 
 Tree = Any
 FINISHED = "_CHECKPOINT_METADATA"  # a file that Orbax writes into each checkpoint
-_AFTERWARDS = (FINISHED, "commit_success.txt")  # what Orbax changes after the manifest: dates, no numbers of the model
+COMMITTED = "commit_success.txt"  # a file that it writes last, in a bucket
+_AFTERWARDS = (FINISHED, COMMITTED)  # what Orbax changes after the manifest: dates, no numbers of the model
 _TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a folder while Orbax fills it
 MADE_FROM = "made_from.json"  # in frozen/: what it was made from
 BAD = "bad-"  # begins the names of checkpoints that were set aside
@@ -37,7 +38,7 @@ BAD = "bad-"  # begins the names of checkpoints that were set aside
 
 def steps(workdir: str | Path) -> list[int]:
     """Steps of the finished checkpoints, ascending. They may be damaged: `problems` looks into them."""
-    folders = (Path(workdir) / "checkpoints").glob("[0-9]*")
+    folders = (at(workdir) / "checkpoints").glob("[0-9]*")
     return sorted(int(path.name) for path in folders if path.name.isdigit() and _is_finished(path))
 
 
@@ -47,17 +48,24 @@ def has_checkpoint(workdir: str | Path) -> bool:
 
 
 def _is_finished(folder: Any) -> bool:
+    if not files.is_local(folder):  # Orbax writes into the folder itself, and this file at the end
+        return (folder / COMMITTED).exists()
     return (folder / FINISHED).exists() or (folder / manifest.NAME).exists()
 
 
 def problems(workdir: str | Path, step: int) -> list[str] | None:
     """What is wrong with a checkpoint, a line each. [] where all is well, None where no manifest tells."""
-    return folder_problems(Path(workdir) / "checkpoints" / str(step))
+    return folder_problems(at(workdir) / "checkpoints" / str(step))
 
 
 def folder_problems(folder: Path) -> list[str] | None:
     """`problems` of a folder that Orbax wrote: a checkpoint, or frozen/."""
-    found = manifest.problems(folder)
+    return _problems(folder, manifest.Comparison(folder))
+
+
+def _problems(folder: Path, comparison: manifest.Comparison) -> list[str] | None:
+    """Waits for the comparison."""
+    found = comparison.problems()
     if found is None:
         return None
     try:
@@ -80,11 +88,8 @@ def _in_short(error: Exception) -> str:
     return f"{type(error).__name__}: {line if len(line) <= 250 else f'...{line[-200:]}'}"
 
 
-def _check_step(workdir: str | Path, step: int) -> bool:
-    """Whether a manifest says that the checkpoint is whole; False where there is none. Damaged if it is not whole."""
-    wrong = problems(workdir, step)
-    if not wrong:
-        return wrong is not None
+def _damaged_step(workdir: str | Path, step: int, wrong: list[str]) -> Damaged:
+    """The error for a checkpoint that is not whole: what is wrong, and which other one is whole."""
     others = [other for other in reversed(steps(workdir)) if other != step]
     good = next((other for other in sorted(others, key=lambda s: s > step) if not problems(workdir, other)), None)
     remedy = (
@@ -92,21 +97,44 @@ def _check_step(workdir: str | Path, step: int) -> bool:
         if good is None
         else f"The checkpoint of step {good} is whole: ask for it with --checkpoint={good} (Python: checkpoint={good})"
     )
-    raise Damaged(f"{Path(workdir) / 'checkpoints' / str(step)} is damaged: {_few(wrong)}. {remedy}")
+    return Damaged(f"{at(workdir) / 'checkpoints' / str(step)} is damaged: {_few(wrong)}. {remedy}")
 
 
 @contextmanager
-def _reading(folder: Path, checked: bool) -> Iterator[None]:
-    """Errors of Orbax are Damaged where no manifest says that the files are whole."""
+def _reading(folder: Path, damaged: Callable[[list[str]], Damaged] | None) -> Iterator[None]:
+    """While the block reads the folder, threads compare its files with the manifest: at the end of the block they are
+    the ones that were written. Otherwise the error is `damaged` of what is wrong, whatever has happened in the block.
+
+    damaged: None where they were compared before. Without a manifest, an error of the block is Damaged.
+    """
+    comparison = damaged and manifest.Comparison(folder)
+    wrong = comparison and comparison.early
     try:
-        yield
+        if not wrong:
+            yield
+            wrong = comparison and _problems(folder, comparison)
     except Exception as error:
-        if checked:
+        wrong = comparison and _problems(folder, comparison)
+        if not wrong and (folder / manifest.NAME).exists():
             raise
-        raise Damaged(
-            f"{folder} cannot be read: {_in_short(error)}. It has no {manifest.NAME}, so nothing tells which file is "
-            "damaged: bring the folder back from a copy, or remove it so that an older checkpoint is used"
-        ) from error
+        if not wrong:
+            raise Damaged(
+                f"{folder} cannot be read: {_in_short(error)}. It has no {manifest.NAME}, so nothing tells which file "
+                "is damaged: bring the folder back from a copy, or remove it so that an older checkpoint is used"
+            ) from error
+    if wrong:
+        raise damaged(_problems(folder, comparison))
+
+
+_AHEAD: dict[Path, manifest.Comparison] = {}
+
+
+def compare_ahead(workdir: str | Path) -> None:
+    """Threads begin to compare the newest checkpoint with its manifest, while the run is prepared. `Checkpoints.latest`
+    waits for them. For a run whose directory this process has locked."""
+    if jax.process_index() == 0 and (found := steps(workdir)):
+        folder = files.absolute(workdir) / "checkpoints" / str(found[-1])
+        _AHEAD[folder] = manifest.Comparison(folder)
 
 
 class _FinishedSteps(ocp.path.step.NameFormat):
@@ -140,7 +168,7 @@ class Checkpoints:
             raise ConfigError(f"config.keep={keep} would delete every checkpoint: it must be at least 1")
         if keep_every < 0:
             raise ConfigError(f"config.keep_every={keep_every} must be a number of steps, or 0 (off)")
-        self.path = Path(workdir).absolute() / "checkpoints"
+        self.path = files.absolute(workdir) / "checkpoints"
         self.saving: int | None = None  # the step that is being written, perhaps
         self.whole: set[int] = set()  # steps whose files were compared with their manifest
         hosts.decided(self._tidy)
@@ -155,7 +183,7 @@ class Checkpoints:
     def _tidy(self) -> None:
         for folder in _temporaries(self.path, "[0-9]*"):
             print(f"removed {folder}, which a save that was killed had left")
-            shutil.rmtree(folder)
+            files.remove_folder(folder)
 
     def latest(self) -> int | None:
         """The step of the newest checkpoint that is whole; None if the run has no checkpoints yet.
@@ -172,7 +200,8 @@ class Checkpoints:
     def _newest_whole(self) -> int | None:
         bad = {}
         for step in reversed(steps(self.path.parent)):
-            wrong = problems(self.path.parent, step)
+            folder = self.path / str(step)
+            wrong = _problems(folder, _AHEAD.pop(folder, None) or manifest.Comparison(folder))
             if not wrong:
                 break
             bad[step] = wrong
@@ -198,7 +227,7 @@ class Checkpoints:
     def _set_aside(self, step: int) -> Path:
         names = (f"{BAD}{step}{end}" for end in ("", *(f"-{n}" for n in range(2, 10_000))))
         aside = next(self.path / name for name in names if not (self.path / name).exists())
-        os.replace(self.path / str(step), aside)
+        files.move_folder(self.path / str(step), aside)
         return aside
 
     def save(self, step: int, state: Tree) -> None:
@@ -207,7 +236,7 @@ class Checkpoints:
         self.wait()
         folder = self.path / str(step)
         if jax.process_index() == 0 and folder.exists() and step not in self.manager.all_steps():
-            shutil.rmtree(folder)  # it is not a finished checkpoint
+            files.remove_folder(folder)  # it is not a finished checkpoint
         self.saving = step
         try:
             self.manager.save(step, args=ocp.args.StandardSave(state))
@@ -230,16 +259,18 @@ class Checkpoints:
     def _failed(self, error: Exception) -> SaveFailed:
         """The error to raise. Removes what the save has left."""
         step, self.saving = self.saving, None
-        free = shutil.disk_usage(self.path).free / 2**30
+        free, local = "", files.is_local(self.path)
+        if local:
+            free = f"{shutil.disk_usage(self.path).free / 2**30:.2f} GiB are free there. "
         if jax.process_index() == 0:
             for folder in _temporaries(self.path, str(step)):
-                shutil.rmtree(folder, ignore_errors=True)
+                files.remove_folder(folder, missing_ok=True)
         kept = steps(self.path.parent)
         return SaveFailed(
             f"the checkpoint of step {step} could not be written into {self.path}: {_in_short(error)}. "
-            f"{free:.2f} GiB are free there. What was written of it is removed. "
-            f"{f'The newest checkpoint is that of step {kept[-1]}' if kept else 'The run has no checkpoint yet'}. Make "
-            "room, then the same command goes on from there"
+            f"{free}What was written of it is removed. "
+            f"{f'The newest checkpoint is that of step {kept[-1]}' if kept else 'The run has no checkpoint yet'}. "
+            f"{'Make room' if local else 'Mend that'}, then the same command goes on from there"
         )
 
     def restore(self, abstract: Tree, step: int) -> Tree:
@@ -253,11 +284,14 @@ class Checkpoints:
         if step not in steps:
             raise FileNotFoundError(f"no checkpoint of step {step} in {self.path}; there are: {steps or 'none'}")
         if step not in self.whole:
-            hosts.decided(lambda: _check_step(self.path.parent, step))
-        folder = self.path / str(step)
-        with _reading(folder, checked=(folder / manifest.NAME).exists()):
+            hosts.decided(lambda: self._check(step))
+        with _reading(self.path / str(step), None):
             state = self.manager.restore(step, args=ocp.args.StandardRestore(abstract))
         return jax.tree.map(_own, state)
+
+    def _check(self, step: int) -> None:
+        if wrong := problems(self.path.parent, step):
+            raise _damaged_step(self.path.parent, step, wrong)
 
     def close(self) -> None:
         """Returns when everything is written. SaveFailed if it could not be written."""
@@ -269,6 +303,8 @@ class Checkpoints:
 
 def _temporaries(folder: Path, step: str) -> list[Path]:
     """Folders that Orbax fills, or has left, for a step, or for the steps that a pattern says."""
+    if not files.is_local(folder):
+        return [path for path in folder.glob(step) if path.name.isdigit() and not _is_finished(path)]
     found = folder.glob(f"{step}{_TEMPORARY}*")
     return [path for path in found if re.match(rf"\d+{re.escape(_TEMPORARY)}", path.name) and path.is_dir()]
 
@@ -330,12 +366,11 @@ def restore_numpy(workdir: str | Path, step: int, abstract: Tree) -> Tree:
 
     Damaged if a file of the checkpoint, of whatever part, is not the one that was written.
     """
-    checked = _check_step(workdir, step)
     wanted = _without_empty(abstract)
     how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     args = ocp.args.PyTreeRestore(item=wanted, restore_args=how, partial_restore=True)
-    folder = Path(workdir).absolute() / "checkpoints" / str(step)
-    with _reading(folder, checked):
+    folder = files.absolute(workdir) / "checkpoints" / str(step)
+    with _reading(folder, lambda wrong: _damaged_step(workdir, step, wrong)):
         leaves = jax.tree.leaves(ocp.PyTreeCheckpointer().restore(folder / "default", args=args))
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
@@ -350,11 +385,13 @@ def _without_empty(part: Tree) -> Tree:
 
 def save_tree(path: str | Path, tree: Tree, made_from: dict | None = None) -> None:
     """Writes a tree of arrays, what it was made from, and a manifest. The folder `path` appears when it is complete."""
-    path = Path(path).absolute()
+    path = files.absolute(path)
 
     def sign() -> None:
-        left = path.parent.glob(f"{path.name}{_TEMPORARY}*")  # perhaps also an older one, of a start that was killed
-        temporary = max(left, key=lambda folder: folder.stat().st_mtime_ns)
+        temporary = path
+        if files.is_local(path):
+            left = path.parent.glob(f"{path.name}{_TEMPORARY}*")  # perhaps also one of a start that was killed
+            temporary = max(left, key=lambda folder: folder.stat().st_mtime_ns)
         if made_from is not None:
             (temporary / MADE_FROM).write_text(json.dumps(made_from, indent=1) + "\n")
         manifest.write(temporary, skip=_AFTERWARDS)
@@ -364,21 +401,24 @@ def save_tree(path: str | Path, tree: Tree, made_from: dict | None = None) -> No
         checkpointer.save(path, tree, force=True)
 
 
+def has_tree(path: Path) -> bool:
+    """Whether `save_tree` has written the folder, all of it."""
+    return path.exists() if files.is_local(path) else (path / COMMITTED).exists()
+
+
 def made_from(path: str | Path) -> dict | None:
     """What `save_tree` was told of the tree in the folder; None if it was told nothing. Damaged if the folder is."""
-    file = Path(path) / MADE_FROM
-    if not file.exists():
+    path = at(path)
+    file = path / MADE_FROM
+    if not (has_tree(path) and file.exists()):
         return None
-    _check_tree(Path(path))
+    if wrong := manifest.problems(path, only=(MADE_FROM,)):
+        raise _damaged_tree(path, wrong)
     return json.loads(file.read_text())
 
 
-def _check_tree(path: Path) -> bool:
-    """Whether a manifest says that the folder is whole; False where there is none. Damaged if it is not whole."""
-    wrong = folder_problems(path)
-    if wrong:
-        raise Damaged(f"{path} is damaged: {_few(wrong)}. Bring the folder back from a copy")
-    return wrong is not None
+def _damaged_tree(path: Path, wrong: list[str]) -> Damaged:
+    return Damaged(f"{path} is damaged: {_few(wrong)}. Bring the folder back from a copy")
 
 
 def restore_tree(path: str | Path, abstract: Tree) -> Tree:
@@ -387,12 +427,11 @@ def restore_tree(path: str | Path, abstract: Tree) -> Tree:
     FileNotFoundError if it does not exist, ValueError if names or shapes differ, Damaged if its files are not those
     that were written.
     """
-    path = Path(path).absolute()
-    if not path.exists():
+    path = files.absolute(path)
+    if not has_tree(path):
         raise FileNotFoundError(f"{path} does not exist")
-    checked = _check_tree(path)
     how = jax.tree.map(lambda s: ocp.RestoreArgs(restore_type=np.ndarray, dtype=s.dtype), abstract)
-    with _reading(path, checked), ocp.PyTreeCheckpointer() as checkpointer:
+    with _reading(path, lambda wrong: _damaged_tree(path, wrong)), ocp.PyTreeCheckpointer() as checkpointer:
         tree = checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=abstract, restore_args=how))
     tree = jax.tree.map(np.asarray, tree)
     wrong = [
@@ -407,19 +446,36 @@ def restore_tree(path: str | Path, abstract: Tree) -> Tree:
 
 def keep_config(workdir: str | Path, config: dict) -> None:
     """Writes config.json. If the run already had one, prints the options that changed."""
-    path = Path(workdir) / "config.json"
+    path = at(workdir) / "config.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"version": VERSION, **config}, indent=2) + "\n"
+    text = _signed(json.dumps({"version": VERSION, "checksum": _UNSIGNED, **config}, indent=2).encode() + b"\n")
     for name, (before, now) in changes(workdir, config).items():
         print(f"changed since this run began: {name} was {before!r}, is {now!r}")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    files.write(path, text)
+
+
+# config.json begins with its version and its checksum, the CRC-32 of its bytes with zeros in place of the checksum.
+_UNSIGNED = "crc32:00000000"
+_SIGNATURE = re.compile(rb'"checksum": "(crc32:[0-9a-f]{8})"')
+_HEAD = 80  # bytes
+
+
+def _signed(text: bytes) -> bytes:
+    return text.replace(_UNSIGNED.encode(), f"crc32:{zlib.crc32(text):08x}".encode(), 1)
+
+
+def _is_changed(text: bytes) -> bool:
+    """Whether a config.json is not, to the bit, what was written. One bit cannot hide that there is a checksum."""
+    head = text[:_HEAD]
+    found = _SIGNATURE.search(head)
+    if found is None:
+        return b'"checksum"' in head or b'"crc32:' in head
+    return _signed(text.replace(found[1], _UNSIGNED.encode(), 1)) != text
 
 
 def changes(workdir: str | Path, config: dict) -> dict[str, tuple]:
     """Options that differ from the run's config.json: {dotted name: (before, now)}. {} without a config.json."""
-    path = Path(workdir) / "config.json"
+    path = at(workdir) / "config.json"
     if not path.exists():
         return {}
     before, now = dict(leaves(load_config(workdir))), dict(leaves(json.loads(json.dumps(config))))
@@ -466,6 +522,7 @@ YOUNGER_DIFFUSION = {"kind": "diffusion", "zero_terminal_snr": False, "min_snr_g
 def migrate(config: dict, path: Path) -> dict:
     """The configuration in `path` as this version has it. ConfigError for a file of a newer version."""
     version = config.pop("version", 1)
+    config.pop("checksum", None)
     if type(version) is not int:
         raise ConfigError(f"{path} has the version {str(version)[:40]!r}, but it must be an integer")
     if version > VERSION:
@@ -483,15 +540,22 @@ def migrate(config: dict, path: Path) -> dict:
 
 
 def load_config(workdir: str | Path) -> dict:
-    """The options of a run. Missing if the folder is not a run directory."""
-    path = local(workdir, "the run directory") / "config.json"
-    if not path.is_file():
+    """The options of a run. Missing if the folder is not a run directory, Damaged if its config.json is not what was
+    written, ConfigError if it never was one. Those of older versions have no checksum, and are read as they are."""
+    path = at(workdir) / "config.json"
+    if not path.exists():
         raise Missing(
             f"{workdir} is not a run directory: it has no config.json. Runs are made by "
             "`python train.py --config=... --workdir=DIR`."
         )
+    text = path.read_bytes()
+    if _is_changed(text):
+        raise Damaged(
+            f"{path} is damaged: it is not what was written (another CRC-32). Bring it back from a copy. If it was "
+            'changed on purpose, remove its line "checksum"'
+        )
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(text)
         if not isinstance(config, dict) or "task" not in config:
             raise ValueError("it has no 'task'")
     except (ValueError, RecursionError) as error:

@@ -1,9 +1,19 @@
-"""Paths, which must be local. Files from elsewhere: mapped, read in bounded pieces, and called by their name when they
-are something else.
+"""Where files are, and how they are written. Files from elsewhere: mapped, read in bounded pieces, and called by their
+name when they are something else.
+
+A run directory may lie in a bucket of Google Cloud Storage, gs://BUCKET/FOLDER. All that is written and read there goes
+through the functions of this module and the methods of etils' epath.Path. A bucket has no folders that could be renamed
+and no files that grow: what is written there appears whole, when it is complete. Everything else is on this machine.
 """
 
+import importlib.util
 import mmap
-from pathlib import Path
+import os
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path, PurePath
+from urllib.parse import unquote, urlsplit
 
 from ldm_jax.errors import Missing, UsageError
 
@@ -12,14 +22,129 @@ _LFS = b"version https://git-lfs.github.com/spec/"
 _HTML = (b"<!doctype html", b"<html", b"<head")
 
 
-def local(path: str | Path, what: str) -> Path:
-    """The path. UsageError for an address such as gs://bucket/run. what: the option, for the message."""
-    if "://" in str(path):
+def at(path: str | Path, what: str = "the run directory") -> Path:
+    """The path of a run directory, or of a file in it: a Path of this machine, or etils' epath.Path for gs://.
+
+    file:///folder is /folder. UsageError for other addresses, and for gs:// without a package that reads it. what: the
+    option, for the message.
+    """
+    if isinstance(path, PurePath):
+        return path if isinstance(path, Path) or not is_local(path) else Path(path)
+    scheme, colon, _ = path.partition("://")
+    if not colon:
+        return Path(path)
+    if scheme == "file":
+        return Path(unquote(urlsplit(path).path))
+    if scheme != "gs":
         raise UsageError(
-            f"{what}: {path} is an address, and only folders and files of this machine are read and written. Mount the "
+            f"{what}: {path} is an address, and run directories are folders of this machine or gs://BUCKET/FOLDER. "
+            "Mount other buckets, for example with `mount-s3 BUCKET FOLDER`, and give FOLDER/..."
+        )
+    if not _reads_buckets():
+        raise UsageError(f"{what}: {path} is an address, and nothing here reads gs://: pip install gcsfs, or mount the "
+                         "bucket with `gcsfuse BUCKET FOLDER` and give FOLDER/...")  # fmt: skip
+    from etils import epath
+
+    return epath.Path(path)
+
+
+@cache
+def _reads_buckets() -> bool:
+    """Whether epath has a client for gs://."""
+    if importlib.util.find_spec("tensorflow"):
+        return True
+    import fsspec
+
+    try:
+        fsspec.get_filesystem_class("gcs")
+    except ImportError:
+        return False
+    return True
+
+
+def local(path: str | Path, what: str) -> Path:
+    """The path of what must be on this machine. UsageError for an address such as gs://bucket/images. what: the option,
+    for the message."""
+    if "://" in str(path) and not str(path).startswith("file://"):
+        raise UsageError(
+            f"{what}: {path} is an address, and only a folder or file of this machine can be given here. Mount the "
             "bucket, for example with `gcsfuse BUCKET FOLDER`, and give FOLDER/..."
         )
-    return Path(path)
+    return at(path, what)
+
+
+def is_local(path: Path) -> bool:
+    """Whether a path, that `at` or Orbax gave, is on this machine."""
+    return not str(path).startswith("gs://")
+
+
+def absolute(path: str | Path) -> Path:
+    path = at(path)
+    return path.absolute() if is_local(path) else path
+
+
+def write(path: Path, data: str | bytes) -> None:
+    """Writes a file, which appears when it is complete, and replaces one that was there."""
+    data = data.encode() if isinstance(data, str) else data
+    if not is_local(path):
+        path.write_bytes(data)
+        return
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+def remove_folder(folder: Path, missing_ok: bool = False) -> None:
+    if is_local(folder):
+        shutil.rmtree(folder, ignore_errors=missing_ok)
+    else:
+        folder.rmtree(missing_ok=missing_ok)
+
+
+def move_folder(folder: Path, target: Path) -> None:
+    """In a bucket every object is copied, through this machine, which takes time."""
+    if is_local(folder):
+        os.replace(folder, target)
+    else:
+        for name in names(folder):
+            (folder / name).copy(target / name)
+        folder.rmtree()
+
+
+def names(folder: Path) -> list[str]:
+    """The relative names of all files in a folder and its subfolders."""
+    if is_local(folder):
+        return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    found = []
+    for path in folder.iterdir():
+        found += [f"{path.name}/{name}" for name in names(path)] if path.is_dir() else [path.name]
+    return found
+
+
+def copy_folder(folder: Path, target: Path) -> None:
+    """Copies a small folder from or to a bucket, file by file."""
+    for name in names(folder):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_bytes((folder / name).read_bytes())
+
+
+def fetched(path: Path) -> Path:
+    """A file or a small folder of a run directory, on this machine: itself, or a copy that lives as long as the
+    process."""
+    if is_local(path):
+        return path
+    place = tempfile.TemporaryDirectory(prefix="ldm_jax.")
+    _FETCHED.append(place)
+    copy = Path(place.name) / path.name
+    if path.is_dir():
+        copy_folder(path, copy)
+    else:
+        with path.open("rb") as there, copy.open("wb") as here:
+            shutil.copyfileobj(there, here, PIECE)
+    return copy
+
+
+_FETCHED: list[tempfile.TemporaryDirectory] = []
 
 
 def mapped(path: str | Path) -> memoryview:
@@ -27,8 +152,10 @@ def mapped(path: str | Path) -> memoryview:
 
     Missing if there is no such file. OSError or ValueError if it cannot be mapped; an empty file cannot.
     """
-    if not Path(path).is_file():
+    path = at(path)
+    if not (path.is_file() if is_local(path) else path.exists()):
         raise Missing(f"{path} does not exist, or is not a file")
+    path = fetched(path)
     with open(path, "rb") as file:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 

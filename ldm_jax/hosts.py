@@ -43,6 +43,14 @@ def _of_first_host(text: str) -> str:
     return bytes(np.asarray(multihost_utils.broadcast_one_to_all(line))).rstrip(b"\0").decode("ascii")
 
 
+def on_this_machine() -> int:
+    """How many processes of the run are on the machine of this one. All hosts call it."""
+    if jax.process_count() == 1:
+        return 1
+    own = np.uint32(zlib.crc32(socket.gethostname().encode()))
+    return int(np.sum(multihost_utils.process_allgather(own) == own))
+
+
 def check_equal(facts: Mapping[str, Any]) -> None:
     """ConfigError, on all hosts, that names each host with other facts than the first one, and both values.
 

@@ -3,6 +3,7 @@
 Inside, images are float32 [B,H,W,C] in [-1,1]; outside, uint8 [N,H,W,C].
 """
 
+import io
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ldm_jax.errors import RequestError
-from ldm_jax.files import local, mistaken
+from ldm_jax.files import at, local, mistaken, write
 
 PIXELS = 2**26  # of a picture that is read, at most
 # Pillow knows more, and runs another program for some of them.
@@ -160,12 +161,13 @@ def to_pil(image: np.ndarray) -> Image.Image:
 
 
 def save_png(path: str | Path, image: np.ndarray, texts: dict | None = None) -> None:
-    """Writes uint8 [H,W,C] (C = 1 or 3); `texts` become the file's text entries."""
-    path, info = Path(path), PngInfo()
+    """Writes uint8 [H,W,C] (C = 1 or 3); `texts` become the file's text entries. A picture that is there is whole."""
+    path, info, file = at(path), PngInfo(), io.BytesIO()
     path.parent.mkdir(parents=True, exist_ok=True)
     for name, value in (texts or {}).items():
         info.add_text(name, str(value))
-    to_pil(image).save(path, pnginfo=info)
+    to_pil(image).save(file, "PNG", pnginfo=info)
+    write(path, file.getvalue())
 
 
 class Images(Sequence):

@@ -110,9 +110,10 @@ def setup(require_accelerator: bool = False, matmul_precision: str = "default") 
                       "working?")  # fmt: skip
 
 
-def join_hosts() -> None:
+def join_hosts(silent: float = 0.0) -> None:
     """Makes this process one of several: afterwards `jax.devices()` are those of all. Before the first computation.
 
+    silent: seconds after which the caller itself ends a host that has lost another one, which JAX does not do earlier.
     TPU pods, Slurm and Open MPI are recognised; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
     JAX_PROCESS_ID say who takes part. Raises ConfigError when neither says who takes part.
     """
@@ -121,7 +122,11 @@ def join_hosts() -> None:
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from the process, and swallow it
     number, own = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
     try:
-        jax.distributed.initialize(num_processes=int(number) if number else None, process_id=int(own) if own else None)
+        jax.distributed.initialize(
+            num_processes=int(number) if number else None,
+            process_id=int(own) if own else None,
+            heartbeat_timeout_seconds=max(100, round(2 * silent)),  # 100 is JAX's own
+        )
     except (ValueError, TypeError) as error:
         raise ConfigError(
             f"--distributed: {error} Neither a TPU pod nor Slurm nor Open MPI was found; set "

@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ldm_jax import build, hosts, request, rundir, tree
+from ldm_jax import build, files, hosts, request, rundir, tree
 from ldm_jax.data.transforms import resize
 from ldm_jax.diffusion.timetable import make_timetable
 from ldm_jax.errors import ConfigError, UsageError
@@ -388,7 +388,7 @@ class TrainingMetrics:
             raise ConfigError(f"config.every.metrics={config.every.metrics}: a {config.task} makes no pictures; set 0")
         if m.samples < 2:
             raise ConfigError(f"config.metrics.samples={m.samples} must be 2 at least")
-        self.config, self.workdir, self.mesh, self.say = config, Path(workdir), mesh, say
+        self.config, self.workdir, self.mesh, self.say = config, files.at(workdir), mesh, say
         self._pipe: Pipeline | None = None
         data = None
         if config.task == "first_stage" or config.conditioner.kind not in ("none", "class"):
@@ -459,6 +459,8 @@ class TrainingMetrics:
     def _check_best(self, networks: Sequence[str]) -> None:
         """ConfigError, at the start, where config.metrics.best is no metric that there will be."""
         name, first_stage = self.config.metrics.best, self.config.task == "first_stage"
+        if name and not files.is_local(self.workdir):
+            raise ConfigError(f"config.metrics.best={name!r}: the best model is not kept in a bucket ({self.workdir})")
         known = [found for network in networks for found in metrics.names(features.networks.find(network))]
         if first_stage:
             known = ["r" + found if _is_distance(found) else found for found in known]

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from ldm_jax import build, checkpoint, conditions, manifest, tree
 from ldm_jax.convert.safetensors_file import read_safetensors
 from ldm_jax.errors import ConfigError, Damaged, Missing, UsageError
+from ldm_jax.files import at
 from ldm_jax.latent_classifier import LatentClassifier
 from ldm_jax.ldm import LDM, SCALING, latents_of
 from ldm_jax.models.lpips import load_lpips
@@ -43,11 +44,11 @@ def config_of(run: str | Path, what: str = "the model") -> ConfigDict:
 
 def tokenizer_of(run: str | Path) -> Path:
     """The folder of the run's tokenizer, which may not exist."""
-    return Path(run) / "tokenizer"
+    return at(run) / "tokenizer"
 
 
 def is_exported(run: str | Path) -> bool:
-    return (Path(run) / WEIGHTS).is_file()
+    return (at(run) / WEIGHTS).exists()
 
 
 def frozen_shapes(config: ConfigDict) -> Tree:
@@ -80,8 +81,8 @@ def params_shapes(config: ConfigDict) -> Tree:
 
 def kept_frozen(config: ConfigDict, run: str | Path) -> Tree:
     """The run's own first stage and latent scale, as numpy arrays. Missing when they are not there."""
-    kept = Path(run) / "frozen"
-    if not kept.exists():
+    kept = at(run) / "frozen"
+    if not checkpoint.has_tree(kept):
         raise Missing(f"{kept}, the run's first stage and latent scale; without them its latents mean nothing")
     return checkpoint.restore_tree(kept, frozen_shapes(config))
 
@@ -153,7 +154,7 @@ def model_of(
     """(params, frozen, step) of a run or of an exported folder, as numpy. For a first stage `params` is {} and `frozen`
     holds it, with a latent scale of 1."""
     if is_exported(run):
-        return *_read_exported(config, Path(run)), None
+        return *_read_exported(config, at(run)), None
     params, step = weights(config, run, step, averaged)
     if config.task == "first_stage":
         return {}, {"first_stage": {"params": params["autoencoder"]}, "latent_scale": np.float32(1.0)}, step
@@ -205,23 +206,25 @@ def _read_exported(config: ConfigDict, folder: Path) -> tuple[Tree, Tree]:
 
 def audit(run: str | Path) -> Iterator[tuple[str, str, bool]]:
     """(name, what was found, whether it is bad) of each part of a run directory: the configuration, every checkpoint,
-    frozen/ and exported weights. Their files are compared with the manifests."""
+    frozen/, the tokenizer and exported weights. Their files are compared with the manifests."""
     try:
         config, wrong = config_of(run), ""
     except UsageError as error:
         config, wrong = None, str(error)
     yield "config.json", wrong or "ok", bool(wrong)
+    if (tokenizer := tokenizer_of(run)).is_dir():
+        yield tokenizer.name, *_told(manifest.problems(tokenizer))
     if is_exported(run):
         yield WEIGHTS, *_told(manifest.problems(run))
         return
     for step in checkpoint.steps(run):
         yield f"checkpoints/{step}", *_told(checkpoint.problems(run, step))
-    if (Path(run) / "frozen").exists():
-        yield "frozen", *_told(checkpoint.folder_problems(Path(run) / "frozen"))
+    if checkpoint.has_tree(frozen := at(run) / "frozen"):
+        yield "frozen", *_told(checkpoint.folder_problems(frozen))
     elif config is not None and config.task != "first_stage" and checkpoint.has_checkpoint(run):
         yield "frozen", "it is missing: without first stage and latent scale the checkpoints cannot be used", True
-    if is_exported(best := Path(run) / "best"):
-        yield "best", *_told(manifest.problems(best))
+    if is_exported(best := at(run) / "best"):
+        yield from ((f"{best.name}/{name}", found, bad) for name, found, bad in audit(best))
 
 
 def _same_tokens(one: Path, other: Path) -> bool:
@@ -229,7 +232,7 @@ def _same_tokens(one: Path, other: Path) -> bool:
     are alike."""
     names = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt")
     pairs = ((folder / name for folder in (one, other)) for name in names)
-    return all(a.is_file() == b.is_file() and (not a.is_file() or a.read_bytes() == b.read_bytes()) for a, b in pairs)
+    return all(a.exists() == b.exists() and (not a.exists() or a.read_bytes() == b.read_bytes()) for a, b in pairs)
 
 
 def _told(problems: list[str] | None) -> tuple[str, bool]:

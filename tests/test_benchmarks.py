@@ -23,6 +23,7 @@ from benchmarks import (
     plan,
     plot,
     profile_step,
+    restore,
     roofline,
     sampling,
     startup,
@@ -308,7 +309,19 @@ def test_best_of_each_side_and_its_picture(tmp_path):
     assert "x.py, f, D, 2 cores, torch 2, 2026-01-01" in text and (tmp_path / "p.png").stat().st_size > 1000
 
 
-SCRIPTS = [train_step, sampling, startup, compression, compare_torch, profile_step, memory, evaluation]
+def test_restore_reads_with_and_without_manifests(tmp_path, monkeypatch):
+    def no_work():
+        pass
+
+    no_work.seconds = 0.0
+    monkeypatch.setattr(restore, "prepare", no_work)
+    rows = restore.main(["--megabytes=17", "--repeats=1", f"--out={tmp_path}"])
+    assert [row["read"] for row in rows[-2:]] == ["alone: sums", "alone: SHA-256"] and len(rows) == 6
+    assert all(row["ms"] > 0 for row in rows) and all("cost_percent" in row for row in rows[:4])
+    assert record(tmp_path)["rows"] == rows
+
+
+SCRIPTS = [train_step, sampling, startup, compression, compare_torch, profile_step, memory, evaluation, restore]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax import checkpoint
+from ldm_jax import checkpoint, manifest
 from ldm_jax.errors import ConfigError, Damaged, Missing, SaveFailed
 
 DEVICE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -78,6 +78,7 @@ def test_what_is_not_finished_is_no_checkpoint(tmp_path, left):
         (folder / name).parent.mkdir()
         (folder / name).write_text("cut short")
     assert checkpoint.steps(tmp_path) == [2, 4]
+    (tmp_path / "checkpoints" / "4" / "commit_success.txt").unlink()  # older versions of Orbax wrote none
     checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
     assert checkpoints.latest() == 4 and int(checkpoints.restore(abstract(), 4)["step"]) == 4
     with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 9 .*\[2, 4\]"):
@@ -169,6 +170,45 @@ def test_a_reader_refuses_a_damaged_checkpoint(tmp_path):
         checkpoint.restore_numpy(tmp_path, 4, shapes())
 
 
+def test_damage_that_shows_while_arrays_are_read_refuses_them(tmp_path, monkeypatch):
+    """The files of arrays are compared at the same time; what was read of damaged ones is not given back."""
+    monkeypatch.setattr(manifest, "_SMALL", -1)
+    saved(tmp_path, 2)
+    read = []
+    restore = checkpoint.ocp.PyTreeCheckpointer.restore
+
+    def restoring(*args, **options):
+        read.append(restore(*args, **options))
+        return read[-1]
+
+    monkeypatch.setattr(checkpoint.ocp.PyTreeCheckpointer, "restore", restoring)
+    path = max((tmp_path / "checkpoints" / "2").rglob("d/*"), key=lambda path: path.stat().st_size)
+    good = path.read_bytes()
+    for bit in range(0, 8 * len(good), len(good) // 2 + 3):
+        bad = bytearray(good)
+        bad[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(bad)
+        with pytest.raises(Damaged, match=r"2 is damaged: .*another checksum"):
+            checkpoint.restore_numpy(tmp_path, 2, shapes())
+    path.write_bytes(good)
+    count = len(read)
+    assert np.all(checkpoint.restore_numpy(tmp_path, 2, shapes())["a"] == 2) and len(read) == count + 1
+
+
+def test_training_compares_ahead(tmp_path, monkeypatch):
+    """What began while the run was prepared is waited for, and not done again."""
+    saved(tmp_path, 2, 5)
+    damage(tmp_path, 5)
+    checkpoint.compare_ahead(tmp_path / "new")
+    checkpoint.compare_ahead(tmp_path)
+    begun, comparison = [], manifest.Comparison
+    monkeypatch.setattr(manifest, "Comparison", lambda folder: begun.append(folder) or comparison(folder))
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    assert checkpoints.latest() == 2 and [folder.name for folder in begun] == ["2"] and not checkpoint._AHEAD
+    assert checkpoint.steps(tmp_path) == [2]
+    checkpoints.close()
+
+
 def damage(workdir, step):
     path = max((workdir / "checkpoints" / str(step)).rglob("d/*"), key=lambda path: path.stat().st_size)
     data = bytearray(path.read_bytes())
@@ -184,7 +224,7 @@ def test_training_sets_damaged_checkpoints_aside(tmp_path, capsys):
     checkpoints = checkpoint.Checkpoints(tmp_path)
     assert checkpoints.latest() == 2 and int(checkpoints.restore(abstract(), 2)["step"]) == 2
     said = capsys.readouterr().out
-    assert "the checkpoint of step 9 is damaged: default/" in said and "another SHA-256" in said
+    assert "the checkpoint of step 9 is damaged: default/" in said and "another checksum" in said
     assert str(tmp_path / "checkpoints" / "bad-9-2") in said and "the 7 steps after it are done again" in said
     checkpoints.save(5, state(50))
     checkpoints.close()
@@ -298,6 +338,23 @@ def test_configurations_of_older_versions_are_migrated(tmp_path):
     checkpoint.keep_config(tmp_path, config)
     assert json.loads((tmp_path / "config.json").read_text())["version"] == checkpoint.VERSION
     assert checkpoint.load_config(tmp_path) == config and not checkpoint.changes(tmp_path, config)
+
+
+def test_every_bit_of_a_configuration_counts(tmp_path):
+    """Also where the file still is the JSON of a run. One that was changed on purpose is read without its checksum."""
+    checkpoint.keep_config(tmp_path, {"task": "ldm", "seed": 1, "name": "größe", "optim": {"b1": 0.9}})
+    path, options = tmp_path / "config.json", checkpoint.load_config(tmp_path)
+    good = path.read_bytes()
+    assert options["seed"] == 1 and "checksum" not in options
+    for bit in range(8 * len(good)):
+        bad = bytearray(good)
+        bad[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(bad)
+        with pytest.raises(Damaged, match=r"config\.json is damaged: .* remove its line \"checksum\""):
+            checkpoint.load_config(tmp_path)
+    changed = [line for line in good.splitlines() if b'"checksum"' not in line]
+    path.write_bytes(b"\n".join(changed).replace(b'"seed": 1', b'"seed": 3'))
+    assert checkpoint.load_config(tmp_path) == options | {"seed": 3}
 
 
 @pytest.mark.parametrize(

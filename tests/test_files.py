@@ -1,7 +1,8 @@
-"""Paths that are addresses are refused, in every command and from Python, before anything is written."""
+"""Where files may be: addresses are refused, in every command and from Python, before anything is written."""
 
 import numpy as np
 import pytest
+from etils import epath
 
 import ldm_jax
 from ldm_jax import files
@@ -10,6 +11,17 @@ from ldm_jax.errors import UsageError
 
 BUCKET = "gs://bucket/x"
 TRAIN = ["--config=quickstart_text:tiny"]
+
+
+def test_where_a_run_may_be(tmp_path):
+    """A folder of this machine, as text, as a path or as an address."""
+    for given in (tmp_path, str(tmp_path), tmp_path.as_uri(), epath.Path(tmp_path)):
+        assert files.at(given) == tmp_path and type(files.at(given)) is type(tmp_path)
+    assert files.is_local(epath.Path(tmp_path)) and not files.is_local(epath.Path(BUCKET))
+    with pytest.raises(UsageError, match=r"--workdir: s3://b/x is an address, .* gs://BUCKET/FOLDER\. Mount other"):
+        files.at("s3://b/x", "--workdir")
+    with pytest.raises(UsageError, match="pip install gcsfs"):
+        files.at(BUCKET, "--workdir")
 
 
 def test_paths_of_this_machine_pass(tmp_path):

@@ -61,6 +61,13 @@ def test_the_host_that_differs_is_named(monkeypatch):
     assert "config.seed is 1, on host 0 0" in first and "more is True, on host 0 None" in first
 
 
+def test_processes_of_one_machine_are_counted(monkeypatch):
+    assert hosts.on_this_machine() == 1
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda own: np.stack([own, own + 1, own]))
+    assert hosts.on_this_machine() == 2
+
+
 def fails(error):
     def decide():
         raise error

@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # import each other.
 PLAN = [
     {"errors"},
-    {"files", "hosts", "manifest"},
+    {"files", "hosts"},
+    {"manifest"},
     {"arrays", "tree", "keys", "images", "process", "checkpoint"},
     {"models", "diffusion", "data"},
     {"losses", "conditions"},

@@ -1,7 +1,9 @@
 """Manifests: every changed bit of a folder shows, and what is wrong is named."""
 
+import hashlib
 import json
 
+import numpy as np
 import pytest
 
 from ldm_jax import manifest
@@ -20,7 +22,7 @@ def folder(tmp_path):
 def test_it_lists_names_sizes_and_checksums(folder):
     record = json.loads((folder / "manifest.json").read_text())
     assert {name: entry["size"] for name, entry in record["files"].items()} == {"d/numbers": 48, "names": 2}
-    assert record["checksum"] == "sha256" and not list(folder.glob("*.tmp"))
+    assert record["checksum"] == "sums" and not list(folder.glob("*.tmp"))
     assert manifest.problems(folder) == []
     (folder / "later").write_text("another")
     (folder / "new").write_text("what it does not name does not count")
@@ -45,7 +47,7 @@ def test_what_is_wrong_is_said(folder):
     path.write_bytes(bytes(47))
     assert manifest.problems(folder) == ["d/numbers: it has 47 bytes, 48 were written"]
     path.write_bytes(bytes(48))
-    assert "another SHA-256" in manifest.problems(folder)[0]
+    assert "another checksum" in manifest.problems(folder)[0]
     path.unlink()
     (folder / "names").unlink()
     (folder / "names").mkdir()
@@ -65,7 +67,47 @@ def test_another_version_and_none(folder):
     assert manifest.problems(folder) is None
 
 
+def of_version_1(folder):
+    files = {}
+    for name in ("d/numbers", "names"):
+        data = (folder / name).read_bytes()
+        files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps({"version": 1, "checksum": "sha256", "files": files}))
+
+
+def test_manifests_of_before_are_compared(folder):
+    of_version_1(folder)
+    assert manifest.problems(folder) == []
+    (folder / "d" / "numbers").write_bytes(bytes(range(1, 49)))
+    (problem,) = manifest.problems(folder)
+    assert problem.startswith("d/numbers: its contents") and "another checksum" in problem
+
+
+def test_large_files_are_compared_in_blocks_while_something_else_is_done(folder, monkeypatch):
+    """Here blocks of 2 kB, each read in two pieces, and no small files."""
+    monkeypatch.setattr(manifest, "BLOCK", 2048)
+    monkeypatch.setattr(manifest, "_PIECE", 1024)
+    monkeypatch.setattr(manifest, "_SMALL", -1)
+    path, good = folder / "d" / "numbers", np.random.default_rng(0).bytes(5000)
+    path.write_bytes(good)
+    manifest.write(folder, only=["d/numbers"])
+    words = np.frombuffer(good + bytes(120), "<u8").reshape(10, 64)
+    sums = [words[k : k + 4].sum(axis=1).tobytes() for k in (0, 4, 8)]  # of the sectors of each block
+    whole = hashlib.sha256(b"".join(hashlib.sha256(of_block).digest() for of_block in sums)).hexdigest()
+    assert json.loads((folder / "manifest.json").read_text())["files"]["d/numbers"]["sums"] == whole
+    moved = good[512:1024] + good[:512] + good[1024:]
+    for bad in (moved, good[2048:4096] + good[:2048] + good[4096:], good[:-1] + b"x", bytes(512) + good[512:]):
+        path.write_bytes(bad)
+        comparison = manifest.Comparison(folder)
+        assert comparison.early == [] and "another checksum" in comparison.problems()[0]
+    path.write_bytes(good[:-1])
+    assert manifest.Comparison(folder).early == ["d/numbers: it has 4999 bytes, 5000 were written"]
+    path.write_bytes(good)
+    assert manifest.Comparison(folder).problems() == []
+
+
 def test_some_files_alone(folder):
-    manifest.write(folder, only=["names"])
     (folder / "d" / "numbers").unlink()
+    assert manifest.problems(folder, only=["names"]) == []
+    manifest.write(folder, only=["names"])
     assert manifest.problems(folder) == []

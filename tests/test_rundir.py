@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from ldm_jax import checkpoint, recipes, rundir
+import ldm_jax
+from ldm_jax import checkpoint, manifest, recipes, rundir
 from ldm_jax.cli import convert
 from ldm_jax.errors import ConfigError, Damaged
 from ldm_jax.training import setup
@@ -59,6 +60,12 @@ def test_an_exported_model_is_compared_too(run, tmp_path, capsys):
     rundir.write_exported(folder, config, {}, frozen, "float32")
     assert rundir.model_of(config, folder)[2] is None
     assert checked(folder, capsys) == (0, ["config.json: ok", "model.safetensors: ok"])
+    good = (folder / "config.json").read_bytes()
+    (folder / "config.json").write_bytes(good.replace(b'"seed": 0', b'"seed": 1'))  # one bit, and still a recipe
+    with pytest.raises(Damaged, match=r"config\.json is damaged"):
+        ldm_jax.load(folder)
+    assert checked(folder, capsys)[1][0].startswith("BAD config.json: ")
+    (folder / "config.json").write_bytes(good)
     flip(folder / "model.safetensors")
     with pytest.raises(Damaged, match=r"model\.safetensors: its contents .* remove .*manifest\.json"):
         rundir.model_of(config, folder)
@@ -119,12 +126,17 @@ def test_options_of_channels_decide_what_frozen_is():
 
 def test_check_has_a_line_for_each_part(run, capsys):
     checkpoint.save_tree(run / "frozen", {"latent_scale": np.float32(1)})
-    good = ["config.json: ok", "checkpoints/1: ok", "checkpoints/2: ok", "frozen: ok"]
+    (run / "tokenizer").mkdir()
+    (run / "tokenizer" / "vocab.txt").write_text("[PAD]")
+    manifest.write(run / "tokenizer")
+    good = ["config.json: ok", "tokenizer: ok", "checkpoints/1: ok", "checkpoints/2: ok", "frozen: ok"]
     assert checked(run, capsys) == (0, good)
     flip(run / "frozen" / "_METADATA")
     (run / "checkpoints" / "1" / "default" / "_METADATA").unlink()
     (run / "config.json").write_text("{")
+    flip(run / "tokenizer" / "vocab.txt")
     code, lines = checked(run, capsys)
+    assert lines.pop(1).startswith("BAD tokenizer: vocab.txt: its contents")
     assert code == 1 and lines[2] == "checkpoints/2: ok"
     assert lines[0].startswith("BAD config.json: ") and "is not the configuration of a run" in lines[0]
     assert lines[1] == "BAD checkpoints/1: default/_METADATA: it is missing"

@@ -4,6 +4,7 @@
     python convert.py --config=first_stage_vq_f4 --from vqvae/ --to runs/vq_f4
     python convert.py --from sd-vae-ft-mse --to runs/sd_vae     (a folder of diffusers tells its recipe)
     python convert.py --from runs/celeba --to model.ckpt        (or model.safetensors, or a folder)
+    python convert.py --from runs/celeba --to exported --export (the model alone, for this program)
     python convert.py --config=imagenet_dit_xl2 --from DiT-XL-2-256x256.pt --to runs/dit \
         --config.first_stage.checkpoint=runs/sd_vae             (files of DiT have no first stage)
     python convert.py --check runs/celeba                       (are all its files whole?)
@@ -19,6 +20,10 @@ Out: the direction follows from --from being a run directory. Names ending in .c
 original's keys, any other name becomes a folder of diffusers. A diffusion transformer gets the keys of DiT and is
 written without its first stage. What the original held and nothing here reads is in
 the run's original.safetensors, so that a model comes back bit by bit.
+
+--export writes the model of a run of any task without its training state: config.json, model.safetensors (averaged
+parameters, and the first stage) and tokenizer/. Such a folder stands wherever a run directory can be given, except for
+going on with its training.
 
 --ema-sigma makes, of the averages that a run with config.ema.kind=power kept, the one of another relative width, and
 writes it with the model's other parts into a folder that sample.py, evaluate.py and ldm_jax.load read.
@@ -57,12 +62,18 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Any]:
     add("--checkpoint", type=int, help="writing: step of the run's checkpoint (default: the newest)")
     add("--no-ema", action="store_true", help="writing a folder or a DiT: the raw instead of the averaged parameters")
     add("--ema-sigma", type=float, metavar="S", help="average over about this share of the training, e.g. 0.08")
+    add("--export", action="store_true", help="writing: a folder of this program, without the training state")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="with --export or --ema-sigma: of its numbers (default float32)",
+    )
     args, args.overrides = parser.parse_with_overrides(argv)
     for name, path in {"--from": args.source, "--to": args.target, "--check": args.check}.items():
         parser.check_local(name, path)
-    others = (args.source, args.target, args.config, args.checkpoint, args.ema_sigma)
+    others = (args.source, args.target, args.config, args.checkpoint, args.ema_sigma, args.dtype)
     if args.check is not None:
-        if args.overrides or args.no_ema or any(other is not None for other in others):
+        if args.overrides or args.no_ema or args.export or any(other is not None for other in others):
             parser.error("--check goes alone: python convert.py --check RUN")
         return args, None
     if args.source is None or args.target is None:
@@ -80,18 +91,22 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Any]:
     args.importing = args.config is not None
     if args.importing and run:
         parser.error(f"{args.source} is a run directory, which knows its own configuration: leave --config out")
-    if args.importing and (args.checkpoint is not None or args.no_ema):
-        parser.error("--checkpoint and --no-ema belong to writing from a run directory")
+    if args.importing and (args.checkpoint is not None or args.no_ema or args.export):
+        parser.error("--checkpoint, --no-ema and --export belong to writing from a run directory")
+    if args.dtype and not args.export and args.ema_sigma is None:
+        parser.error("--dtype belongs to --export and --ema-sigma")
     if not args.importing and args.overrides:
         parser.error(f"{args.overrides[0]} belongs to reading; a run directory has its configuration")
     return args, parser.recipe(args.config, args.overrides) if args.importing else None
 
 
 def _is_run(path: Path) -> bool:
+    """Whether a folder has the config.json of a run, perhaps a damaged one, which reading it tells."""
     try:
-        return "task" in json.loads((path / "config.json").read_text())
-    except (OSError, ValueError):
+        text = (path / "config.json").read_bytes()
+    except OSError:
         return False
+    return b'"task": ' in text or b'"crc32:' in text[:80]
 
 
 def recipe_of(source: Path) -> tuple[str, list[str]]:
@@ -157,7 +172,7 @@ def fresh_discriminator(config) -> Tree:
 
 
 def to_run(args: argparse.Namespace, config) -> None:
-    from ldm_jax import checkpoint
+    from ldm_jax import checkpoint, manifest
     from ldm_jax.convert import tensors
     from ldm_jax.convert.safetensors_file import write_safetensors
     from ldm_jax.training import setup
@@ -190,8 +205,9 @@ def to_run(args: argparse.Namespace, config) -> None:
             )
             if config.conditioner.kind == "text" and (Path(args.source) / TOKENIZER).is_dir():
                 shutil.copytree(Path(args.source) / TOKENIZER, partial / TOKENIZER)
-        manifest = {key: [str(array.dtype), list(array.shape)] for key, array in source.state.items()}
-        metadata = {"layout": source.layout, "step": str(step), "manifest": json.dumps(manifest)}
+                manifest.write(partial / TOKENIZER)
+        tensors_held = {key: [str(array.dtype), list(array.shape)] for key, array in source.state.items()}
+        metadata = {"layout": source.layout, "step": str(step), "manifest": json.dumps(tensors_held)}
         if scale is not None:
             metadata["scaling_factor"] = str(scale)
         if source.latents:
@@ -276,8 +292,7 @@ def to_file(args: argparse.Namespace) -> None:
     from ldm_jax import checkpoint
 
     source, target = Path(args.source), Path(args.target)
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise UsageError(f"{target} exists already; give a new name")
+    _check_new(target)
     config = ConfigDict(checkpoint.load_config(source))
     _check_writable(config, target)
     state, frozen = restore(config, source, args.checkpoint)
@@ -289,21 +304,28 @@ def to_file(args: argparse.Namespace) -> None:
     print(f"{target} holds the model of {source} at step {int(state.step)}")
 
 
-def to_average(args: argparse.Namespace) -> None:
-    """A folder as Pipeline.save writes it, with the average of the width --ema-sigma."""
-    from ldm_jax import rundir
+def export(args: argparse.Namespace) -> None:
+    """The model of a run, of any task, in a folder of this program; with --ema-sigma, with that average."""
+    from ldm_jax import manifest, rundir
     from ldm_jax.training import posthoc
 
     source, target = Path(args.source), Path(args.target)
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise UsageError(f"{target} exists already; give a new name")
+    _check_new(target)
     config = rundir.config_of(source)
-    params, step = posthoc.reconstruct(source, args.ema_sigma, args.checkpoint)
+    if args.ema_sigma is None:
+        params, frozen, step = rundir.model_of(config, source, args.checkpoint, not args.no_ema)
+    else:
+        params, step = posthoc.reconstruct(source, args.ema_sigma, args.checkpoint)
+        frozen = rundir.kept_frozen(config, source)
     with _whole(target) as partial:
-        rundir.write_exported(partial, config, params, rundir.kept_frozen(config, source), "float32")
-        if (source / TOKENIZER).is_dir():
-            shutil.copytree(source / TOKENIZER, partial / TOKENIZER)
-    print(f"{target} holds the model of {source} at step {step}, averaged with the width {args.ema_sigma:g}")
+        rundir.write_exported(partial, config, params, frozen, args.dtype or "float32")
+        if (tokenizer := rundir.tokenizer_of(source)).is_dir():
+            if wrong := manifest.problems(tokenizer):
+                raise UsageError(f"{tokenizer} is damaged: {'; '.join(wrong)}. Bring the folder back from a copy")
+            shutil.copytree(tokenizer, partial / TOKENIZER)
+    at_step = "" if step is None else f" at step {step}"
+    average = "" if args.ema_sigma is None else f", averaged with the width {args.ema_sigma:g}"
+    print(f"{target} holds the model of {source}{at_step}{average}")
 
 
 def _check_writable(config, target: Path) -> None:
@@ -321,6 +343,11 @@ def _check_writable(config, target: Path) -> None:
             f"config.first_stage.{missing[0]}=False: first stages of the original have this convolution. Write a "
             "folder of diffusers: --to FOLDER"
         )
+
+
+def _check_new(target: Path) -> None:
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise UsageError(f"{target} exists already; give a new name")
 
 
 def restore(config, run: Path, step: int | None) -> tuple[Any, Tree]:
@@ -411,9 +438,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if args.check is not None:
             sys.exit(0 if check(args.check) else 1)
-        if args.ema_sigma is not None:
-            to_average(args)
+        if args.importing:
+            to_run(args, config)
+        elif args.export or args.ema_sigma is not None:
+            export(args)
         else:
-            to_run(args, config) if args.importing else to_file(args)
+            to_file(args)
     except UsageError as error:
         options.stop(error)

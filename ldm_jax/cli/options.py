@@ -5,7 +5,7 @@ Imports nothing slow.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from ldm_jax import files
@@ -50,10 +50,17 @@ class Parser(argparse.ArgumentParser):
             self.error(str(error))
 
     def check_local(self, option: str, *paths: str | None) -> None:
-        """Exits with 2 where a path of the option is an address such as gs://bucket/run."""
+        """Exits with 2 where a path of the option is an address such as gs://bucket/images."""
+        self._check(files.local, option, paths)
+
+    def check_run(self, option: str, *paths: str | None) -> None:
+        """Exits with 2 where a path of the option is an address at which no run directory can be."""
+        self._check(files.at, option, paths)
+
+    def _check(self, rule: Callable, option: str, paths: Sequence[str | None]) -> None:
         for path in paths:
             try:
-                files.local(path or "", option)
+                rule(path or "", option)
             except UsageError as error:
                 self.error(str(error))
 

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm_jax import process
+from ldm_jax import files, process
 from ldm_jax.cli import options
 from ldm_jax.errors import UsageError
 
@@ -103,7 +103,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Exits with 2 for options that do not exist."""
     found = parser()
     args = found.parse_args(argv)
-    for name in ("workdir", "out", "classifier", "lpips_weights"):
+    for name in ("workdir", "classifier"):
+        found.check_run(f"--{name}", getattr(args, name))
+    if args.out is None and not files.is_local(files.at(args.workdir)):
+        found.error(f"--workdir={args.workdir} is in a bucket: give the folder of the images with --out=DIR")
+    for name in ("out", "lpips_weights"):
         found.check_local(f"--{name.replace('_', '-')}", getattr(args, name))
     return args
 
@@ -144,7 +148,7 @@ def run(args: argparse.Namespace) -> Path:
     process.setup()
     pipe = pipeline.load(args.workdir, checkpoint=args.checkpoint, averaged=not args.no_ema)
     asked, settings, texts = pipe.resolve(wanted), pipe.settings(wanted), pipe.texts(wanted)
-    out, writes = Path(args.out or Path(args.workdir) / "samples"), jax.process_index() == 0
+    out, writes = Path(args.out or files.at(args.workdir) / "samples"), jax.process_index() == 0
     line = _Line(pipe, len(asked), writes)
     line.say(", ".join(f"{name} {value}" for name, value in settings.items()))
 

@@ -23,10 +23,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm_jax import process
+from ldm_jax import files, process
 from ldm_jax.cli import options
 from ldm_jax.errors import Missing, UsageError
-from ldm_jax.training import stopping
+from ldm_jax.training import heartbeat, stopping
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -44,8 +44,16 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, "Confi
     add(
         "--distributed",
         action="store_true",
-        help="several hosts, the same command and --workdir on each: TPU pods, Slurm and Open MPI are recognised; "
-        "elsewhere set JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID",
+        help="several hosts or processes, the same command on each: TPU pods, Slurm and Open MPI are recognised; "
+        "elsewhere set JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID. --workdir is a folder "
+        "that all share, or gs://BUCKET/FOLDER",
+    )
+    add(
+        "--host-timeout",
+        type=float,
+        default=40,
+        metavar="S",
+        help="of several hosts: name one that is silent for so long, and end with 75 (default 40; 0 = off)",
     )
     add("--max-minutes", type=float, metavar="M", help="stop like a signal does after so long")
     add("--require-accelerator", action="store_true", help="stop when JAX finds only the CPU")
@@ -58,11 +66,13 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, "Confi
     add("--compile-only", action="store_true", help="print what a step needs and end; reads no data")
     add("--topology", metavar="NAME", help="--compile-only for v5e:16x16, h100x8 ...")
     args, overrides = parser.parse_with_overrides(argv)
-    parser.check_local("--workdir", args.workdir)
+    parser.check_run("--workdir", args.workdir)
     if args.max_minutes is not None and not args.max_minutes > 0:
         parser.error(f"--max-minutes={args.max_minutes:g} must be more than 0")
     if args.topology and not args.compile_only:
         parser.error(f"--topology={args.topology} is for --compile-only; give both")
+    if args.host_timeout < 0 or 0 < args.host_timeout < heartbeat.LEAST:
+        parser.error(f"--host-timeout={args.host_timeout:g} must be at least {heartbeat.LEAST:g} seconds, or 0 (off)")
     return args, parser.recipe(args.config, overrides)
 
 
@@ -105,19 +115,23 @@ def run(args: argparse.Namespace, config: "ConfigDict", stop: stopping.Stop, hel
     """Trains. held: gets the lock of the run directory, which its owner gives back."""
     from absl import logging
 
+    from ldm_jax import checkpoint
     from ldm_jax.training import finetune, lock, loop, profile, setup
 
     logging.set_verbosity(logging.WARNING)
-    workdir = Path(args.workdir or Path("runs") / Path(args.config.split(":")[0]).stem)
+    workdir = files.at(args.workdir or Path("runs") / Path(args.config.split(":")[0]).stem, "--workdir")
     try:
         wanted = profile.steps(args.profile) if args.profile else None
         if args.distributed:
-            process.join_hosts()
-            stop.share(stopping.Hosts.joined())
+            process.join_hosts(args.host_timeout)
+            joined = stopping.Hosts.joined()
+            stop.share(joined)
+            held.enter_context(heartbeat.between(joined, args.host_timeout, stop.leave))
         process.setup(args.require_accelerator, config.matmul_precision)
         mesh = setup.mesh(config)
         held.enter_context(lock.held(workdir))
         stop.at_exit(held.close)
+        checkpoint.compare_ahead(workdir)
         task, loaders, frozen = setup.training_run(config, workdir, args.accept_changes)
         begin, measure = finetune.beginning(config, workdir), None
         if config.every.metrics:

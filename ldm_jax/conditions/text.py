@@ -13,11 +13,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from ldm_jax import files, manifest
 from ldm_jax.conditions.base import Asked, Batch, Cond, Condition, ConditionNetwork, Encode, Option
 from ldm_jax.data import tokenizers
 from ldm_jax.data.fields import Field, Placed
 from ldm_jax.data.sources import Source
-from ldm_jax.errors import ConfigError, RequestError
+from ldm_jax.errors import ConfigError, Damaged, RequestError
 from ldm_jax.models.text_encoder import EMBEDDING_STD, TextEncoder
 
 if TYPE_CHECKING:
@@ -167,8 +168,13 @@ def _padded(tokens: tuple[int, ...], length: int) -> tuple[int, ...]:
 
 
 def text_tokenizer(c: "ConfigDict", kept: Path | None) -> tokenizers.TextTokenizer:
-    """Captions -> tokens: the run's own tokenizer where it has one. FileNotFoundError says how to get one."""
-    name = str(kept) if kept is not None and kept.exists() else c.tokenizer
+    """Captions -> tokens: the run's own tokenizer where it has one. FileNotFoundError says how to get one. Damaged if
+    the run's own is not what was written."""
+    name = c.tokenizer
+    if kept is not None and kept.is_dir():
+        folder = files.fetched(kept)
+        _check_whole(folder)
+        name = str(folder)
     tokenizer = tokenizers.TextTokenizer(name, c.max_length)
     null = tuple(int(k) for k in tokenizer("")[0])
     if null != _padded(tuple(c.null_tokens), c.max_length) or tokenizer.vocab_size > c.vocab_size:
@@ -177,6 +183,12 @@ def text_tokenizer(c: "ConfigDict", kept: Path | None) -> tokenizers.TextTokeniz
             f"config.conditioner.vocab_size={c.vocab_size} and null_tokens={tuple(c.null_tokens)}"
         )
     return tokenizer
+
+
+def _check_whole(folder: Path) -> None:
+    """Damaged if a manifest says that the tokenizer in the folder is not what was written."""
+    if wrong := manifest.problems(folder):
+        raise Damaged(f"{folder} is damaged: {'; '.join(wrong)}. Bring the folder back from a copy")
 
 
 def keep_tokenizer(
@@ -190,9 +202,9 @@ def keep_tokenizer(
     """
     if text is None:
         return
-    theirs = Path(conditioner.get("checkpoint") or "") / folder.name
+    theirs = files.at(conditioner.get("checkpoint") or "") / folder.name
     from_run = not conditioner.get("trainable", True) and theirs.is_dir()
-    to_begin = Path(init_from or "") / folder.name
+    to_begin = files.at(init_from or "") / folder.name
     if not from_run and init_from and text.tokenizer == FROM_CAPTIONS and to_begin.is_dir():
         theirs, from_run = to_begin, True
     captions = text.tokenizer == FROM_CAPTIONS and not from_run
@@ -203,16 +215,19 @@ def keep_tokenizer(
     if folder.exists() and _is_kept(folder, made_from):
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent))
+    beside = folder.parent if files.is_local(folder) else None
+    temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".tmp", dir=beside))
     try:
-        if from_run:
-            shutil.copytree(theirs, temporary, dirs_exist_ok=True)  # the encoder was trained with these token numbers
+        if from_run:  # the encoder was trained with these token numbers
+            _check_whole(theirs)
+            files.copy_folder(theirs, temporary)
         elif captions:
             some = islice(tokenizers.captions(images), 20_000)
             tokenizers.train_wordpiece(some, text.vocab_size, temporary)
         else:
             text_tokenizer(text, None).save(temporary)
         (temporary / MADE_FROM).write_text(json.dumps(made_from, indent=1) + "\n")
+        manifest.write(temporary)
         temporary.chmod(0o755)
         _replace(folder, temporary, made_from)
     finally:
@@ -222,7 +237,10 @@ def keep_tokenizer(
 def _replace(folder: Path, made: Path, made_from: dict) -> None:
     """`made` becomes `folder`, unless another start has put the same one there in the meantime."""
     if folder.exists() and not _is_kept(folder, made_from):
-        shutil.rmtree(folder, ignore_errors=True)
+        files.remove_folder(folder, missing_ok=True)
+    if not files.is_local(folder):
+        files.copy_folder(made, folder)
+        return
     try:
         made.rename(folder)
     except OSError:

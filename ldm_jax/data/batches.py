@@ -14,7 +14,8 @@ import numpy as np
 from absl import logging
 
 from ldm_jax.data.sources import CorruptExample, Source
-from ldm_jax.data.workers import prefetch
+from ldm_jax.data.workers import Group, plan, prefetch
+from ldm_jax.data.workers import cores as available_cores
 from ldm_jax.errors import ConfigError, DataError
 
 Transform = Callable[[dict, np.random.Generator], dict[str, np.ndarray]]
@@ -155,10 +156,11 @@ def _own_rows(
     return range(process_index * each, (process_index + 1) * each) if own is None else own
 
 
-def _iterate(rows: _Rows, start_step: int, end_step: int, workers: int) -> Batches:
+def _iterate(rows: _Rows, start_step: int, end_step: int, workers: int, cores: int | None) -> Batches:
     """Batches start_step..end_step-1. Threads or worker processes make them before they are needed."""
-    dataset = grain.MapDataset.range(start_step * rows.rows, end_step * rows.rows).map(rows)
-    dataset = dataset.batch(rows.rows, batch_fn=_stack)
+    workers, threads = plan(workers, cores or available_cores(), rows.source.light)
+    batch = Group(rows, _stack, rows.rows, end_step * rows.rows, threads)
+    dataset = grain.MapDataset.range(start_step, end_step).map(batch)
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
     return Batches(iter(prefetch(dataset, workers)))
 
@@ -174,6 +176,7 @@ def batches(
     process_count: int = 1,
     own: Sequence[int] | None = None,
     workers: int = 0,
+    cores: int | None = None,
 ) -> Batches:
     """Training batches start_step, start_step + 1, ... without end.
 
@@ -182,11 +185,12 @@ def batches(
     each example comes once, in a new order. Epochs follow each other without a gap: a batch may hold the end of one and
     the start of the next, and a source smaller than the batch comes several times in it. A corrupt example is replaced
     by the next one of the source.
-    workers: number of processes that decode images; 0 means two threads of this process.
+    workers: number of processes that decode images; 0: threads of this process; -1: as many as suit the cores.
+    cores: for this process; None: those of the machine, or those that it was given.
     """
     own = _own_rows(source, batch_size, process_index, process_count, own)
     rows = _Rows(source, transform, _Shuffled(len(source), seed), _AUGMENT, seed, batch_size, own)
-    return _iterate(rows, start_step, _ENDLESS // batch_size, workers)
+    return _iterate(rows, start_step, _ENDLESS // batch_size, workers, cores)
 
 
 def eval_batches(
@@ -200,6 +204,7 @@ def eval_batches(
     process_count: int = 1,
     own: Sequence[int] | None = None,
     workers: int = 0,
+    cores: int | None = None,
 ) -> Batches:
     """One pass over the source in a fixed order; with `limit`, over so many examples spread evenly over the source.
 
@@ -212,4 +217,4 @@ def eval_batches(
         raise ValueError(f"limit is {limit}, but at least one example must be evaluated")
     count = len(source) if limit is None else min(limit, len(source))
     rows = _Rows(source, transform, _OnePass(len(source), count), _EVALUATE, seed, batch_size, own)
-    return _iterate(rows, 0, -(-count // batch_size), workers)
+    return _iterate(rows, 0, -(-count // batch_size), workers, cores)

@@ -170,6 +170,7 @@ class LatentSource(Source):
         if len(images) != len(store):
             raise ValueError(f"{len(store)} cached latents for {len(images)} images")
         self.images, self.store, self.pictures, self.class_names = images, store, pictures, images.class_names
+        self.light = images.light or not pictures
 
     def __len__(self) -> int:
         return len(self.images)

@@ -41,9 +41,11 @@ class CorruptExample(Exception):
 
 
 class Source:
-    """The interface of all sources. `class_names` is () if there are no labels."""
+    """The interface of all sources. `class_names` is () if there are no labels. `light`: examples are made in so little
+    time that threads and processes do not pay."""
 
     class_names: tuple[str, ...] = ()
+    light: bool = False
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -104,7 +106,7 @@ class FilteredSource(Source):
     """
 
     def __init__(self, source: Source, rules: LayoutRules):
-        self.source, self.rules, self.class_names = source, rules, source.class_names
+        self.source, self.rules, self.class_names, self.light = source, rules, source.class_names, source.light
         if len(source) > 100_000:
             print(f"reading the objects of {len(source)} examples: about a minute for every 200,000", flush=True)
         self.kept = [i for i in range(len(source)) if rules.keep(source.annotations(i).get("objects", [])) is not None]
@@ -314,7 +316,7 @@ class ShapesSource(Source):
     Training and validation have different scenes, for any `count`.
     """
 
-    class_names = shapes.CLASS_NAMES
+    class_names, light = shapes.CLASS_NAMES, True
     # The number of the first validation scene. No training set has as many scenes.
     _VALIDATION = 2**40
 

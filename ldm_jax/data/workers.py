@@ -1,14 +1,74 @@
-"""Worker processes that make batches ahead of time. They end with the process that started them, however it ended."""
+"""Threads and worker processes that make examples ahead of time.
+
+What decodes an image leaves the interpreter's lock most of the time, so threads come first: they start at once and copy
+nothing. Where there are many cores, worker processes have some threads each. Workers end with the process that started
+them, however it ended. Neither changes which example is where.
+"""
 
 import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import grain
 from absl import flags
 
+from ldm_jax.errors import ConfigError
+
 PATIENCE = 60  # seconds that a worker lives on after a SIGTERM
+AUTOMATIC = -1  # workers: as many as suit the cores
+_TOGETHER = 8  # threads that share an interpreter's lock well
+_MOST = 16  # worker processes that are chosen
+
+
+def cores(processes: int = 1) -> int:
+    """Cores for this process, one of so many on its machine."""
+    every = os.cpu_count() or 1
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every  # not on macOS
+    return own if own < every else max(every // processes, 1)  # fewer than all: this process was given its own
+
+
+def plan(workers: int, cores: int, light: bool) -> tuple[int, int]:
+    """(worker processes, threads in each that decode one batch together).
+
+    workers: config.data.workers; light: examples are made in no time. ConfigError for a wrong number.
+    """
+    if workers < AUTOMATIC:
+        raise ConfigError(f"config.data.workers={workers} must be a number of processes, 0 (threads) or -1 (automatic)")
+    if light or cores <= 2:
+        return max(workers, 0), 1
+    if workers == AUTOMATIC:
+        workers = 0 if cores < 2 * _TOGETHER else min(cores // _TOGETHER, _MOST)
+    return workers, max(1, min(cores // max(workers, 1), _TOGETHER))
+
+
+@dataclass(frozen=True)
+class Group:
+    """k -> join([of(k * size), of(k * size + 1), ...]), `size` numbers or what is left of `total`.
+
+    With threads > 1 they are computed at the same time, by threads that all groups of this process share.
+    """
+
+    of: Callable[[int], Any]
+    join: Callable[[list], Any]
+    size: int
+    total: int
+    threads: int = 1
+
+    def __call__(self, k: int) -> Any:
+        numbers = range(k * self.size, min((k + 1) * self.size, self.total))
+        each = map if self.threads == 1 else _pool(self.threads).map
+        return self.join(list(each(self.of, numbers)))
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
 
 def prefetch(dataset: grain.IterDataset, workers: int) -> grain.IterDataset:

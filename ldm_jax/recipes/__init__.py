@@ -14,8 +14,10 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from ldm_jax.errors import ConfigError
-from ldm_jax.files import local
+from ldm_jax.files import at, local
 
+# Options that are run directories, which may lie in a bucket.
+RUNS = ("config.first_stage.checkpoint", "config.conditioner.checkpoint", "config.guides", "config.init_from")
 _PACKAGE = Path(__file__).resolve().parents[1]
 # An installed package has configs/ inside, a checkout beside the package.
 FOLDER = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
@@ -79,7 +81,7 @@ def _check_paths(section: ConfigDict, name: str) -> None:
         if isinstance(value, ConfigDict):
             _check_paths(value, f"{name}.{option}")
         elif isinstance(value, str):
-            local(value, f"--{name}.{option}")
+            (at if f"{name}.{option}" in RUNS else local)(value, f"--{name}.{option}")
 
 
 def _check_options(config: ConfigDict, overrides: Sequence[str]) -> None:

@@ -44,7 +44,7 @@ def _base(task: str, image_size: int) -> ConfigDict:
                 degradation="bicubic",  # superres: bicubic | bsr | bsr_light
                 masks="train_256",  # inpaint: LaMa's train_256, thick_256, thick_512, medium_..., or given
                 interpolation="bicubic",
-                workers=0,  # worker processes that decode; 0 = a thread
+                workers=-1,  # worker processes that decode; 0 = threads alone; -1 = as many as suit the cores
                 validation_images=512,  # at most so many in a validation pass
                 cache_latents="",  # LDM: a folder for the latents of all training images, made once, then read
             ),

@@ -24,8 +24,9 @@ from ldm_jax.data import fields
 from ldm_jax.data.latents import LatentSource, LatentTransform, Store, needs_pictures, open_store
 from ldm_jax.data.sources import CorruptExample, Source
 from ldm_jax.data.transforms import ImageTransform
-from ldm_jax.data.workers import prefetch
+from ldm_jax.data.workers import Group, cores, plan, prefetch
 from ldm_jax.errors import ConfigError
+from ldm_jax.hosts import on_this_machine
 from ldm_jax.training.logging import duration
 
 Tree = Any
@@ -61,7 +62,8 @@ def from_cache(
     store = open_store(data.cache_latents, made_from, len(images), shape)
     say = print if jax.process_index() == 0 else lambda *_, **__: None
     at_once = config.batch_size // config.optim.accumulate // jax.process_count()
-    fill(store, images, placing, encoder(model, variables), at_once, workers=data.workers, say=say)
+    workers, threads = plan(data.workers, cores(on_this_machine()), images.light)
+    fill(store, images, placing, encoder(model, variables), at_once, workers=workers, threads=threads, say=say)
     source = LatentSource(images, store, needs_pictures(made))
     say(f"training latents: {source.describe()}")
     return source, read
@@ -109,9 +111,10 @@ class _Images:
             return error
 
 
-def _read(images: _Images, batch_size: int, workers: int) -> grain.DatasetIterator:
+def _read(images: _Images, batch_size: int, workers: int, threads: int) -> grain.DatasetIterator:
     """Iterator of lists of at most batch_size images, made in threads or worker processes. It has close()."""
-    dataset = grain.MapDataset.range(len(images.indices)).map(images).batch(batch_size, batch_fn=list)
+    batch = Group(images, list, batch_size, len(images.indices), threads)
+    dataset = grain.MapDataset.range(-(-batch.total // batch_size)).map(batch)
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
     return iter(prefetch(dataset, workers))
 
@@ -125,11 +128,13 @@ def _moments(encode: Encode, images: list[np.ndarray], size: int, mirror: bool) 
     return np.stack([np.asarray(part)[: len(images)] for part in parts], axis=1)
 
 
-def _examples(images: _Images, encode: Encode, batch_size: int, mirror: bool, workers: int, say: Callable) -> Iterator:
+def _examples(
+    images: _Images, encode: Encode, batch_size: int, mirror: bool, workers: int, threads: int, say: Callable
+) -> Iterator:
     """For each image its moments [F,h,w,m], or the CorruptExample."""
     began = said = time.perf_counter()
     done, total = 0, len(images.indices)
-    batches = _read(images, batch_size, workers)
+    batches = _read(images, batch_size, workers, threads)
     for batch in batches:
         readable = [image for image in batch if not isinstance(image, CorruptExample)]
         made = iter(_moments(encode, readable, batch_size, mirror) if readable else ())
@@ -151,12 +156,14 @@ def fill(
     batch_size: int,
     *,
     workers: int,
+    threads: int = 1,
     say: Callable,
 ) -> None:
     """Writes the missing shards of `store`. Returns when all hosts have written theirs.
 
     If the transform mirrors images, mirrored images are encoded as well. batch_size: number of images that this host
-    encodes together. ConfigError if the shards of other hosts are not in this host's folder.
+    encodes together; workers, threads: that decode them. ConfigError if the shards of other hosts are not in the folder
+    of this one.
     """
     host, hosts = jax.process_index(), jax.process_count()
     missing = store.missing()
@@ -169,7 +176,7 @@ def fill(
     if mine:
         indices = np.concatenate([np.asarray(store.indices(shard)) for shard in mine])
         seen = _Images(images, replace(transform, flip=False), indices)
-        examples = _examples(seen, encode, batch_size, transform.flip, workers, say)
+        examples = _examples(seen, encode, batch_size, transform.flip, workers, threads, say)
         for shard in mine:
             store.write(shard, islice(examples, len(store.indices(shard))))
         next(examples, None)  # runs to the end: prints the last line and stops the readers

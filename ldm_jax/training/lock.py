@@ -3,6 +3,10 @@
 The file is made so that of two that start together one alone succeeds. Its date is renewed every `BEAT` seconds. A lock
 whose process is gone is taken over, and so is one of another machine (or container) that gives no sign of life for
 `SILENT` seconds; a start waits for that long, so that a run which is begun again elsewhere goes on by itself.
+
+In a bucket the lock is an object. It is written anew every `BEAT` seconds with another number, because its date cannot
+be renewed. Two starts may both write it, because an object cannot be made on the condition that there is none; so a
+start looks again after `SETTLE` seconds: the one that has written last has the directory.
 """
 
 import json
@@ -17,11 +21,12 @@ from pathlib import Path
 
 import jax
 
-from ldm_jax import hosts
+from ldm_jax import files, hosts
 from ldm_jax.errors import ConfigError
 
 NAME = "train.lock"
 BEAT, SILENT = 10.0, 60.0  # seconds
+SETTLE = 5.0  # seconds; more than an object needs to be written
 UNKNOWN = "?"  # when a process began that is there, but cannot be looked at
 
 
@@ -32,7 +37,8 @@ def held(workdir: str | Path) -> Iterator[None]:
     It is made if it does not exist. ConfigError where another run has it (the message says who and since when), or
     where nothing can be written; on all hosts.
     """
-    lock = _Lock(Path(workdir))
+    workdir = files.at(workdir)
+    lock = (_Lock if files.is_local(workdir) else _BucketLock)(workdir)
     hosts.decided(lock.take)
     try:
         yield
@@ -168,17 +174,85 @@ class _Lock:
     def _beat(self) -> None:
         """Renews the date of the lock. Says it once if another run has the directory now."""
         while not self.ended.wait(BEAT):
-            text = None
             try:
-                text = _read(self.path)
-                if text == self.text:
-                    os.utime(self.path)
+                own = self._renew()
+                text = None if own else _read(self.path)
             except OSError:  # the disk is away for a while
                 continue
-            if text != self.text:
+            if not own:
                 whose = "was removed" if text is None else f"belongs to {_name(text)} now"
                 print(f"{self.path} {whose}: two runs in one directory spoil it; stop one of them", file=sys.stderr)
                 return
+
+    def _renew(self) -> bool:
+        """Whether it is this process's."""
+        own = _read(self.path) == self.text
+        if own:
+            os.utime(self.path)
+        return own
+
+
+class _BucketLock(_Lock):
+    def __init__(self, workdir: Path):
+        super().__init__(workdir)
+        self.beats = 0
+
+    def take(self) -> None:
+        try:
+            before = _read(self.path)
+            reason = before and self._gone(before)
+            if before and not reason:
+                raise ConfigError(self._refusal())
+            self._write()
+            time.sleep(SETTLE)
+            if not self._is_own(_read(self.path)):
+                raise ConfigError(self._refusal())
+        except OSError as error:
+            raise ConfigError(
+                f"--workdir={self.workdir}: nothing can be written there ({error}). Give a bucket that this machine "
+                "may write"
+            ) from error
+        if reason:
+            print(f"{self.path}: taken over from {_name(before)}, {reason}", flush=True)
+        self.thread.start()
+
+    def release(self) -> None:
+        self.ended.set()
+        self.thread.join(BEAT)
+        if self._is_own(_read(self.path)):
+            self.path.unlink(missing_ok=True)
+
+    def _write(self) -> None:
+        self.beats += 1
+        self.path.write_text(json.dumps(json.loads(self.text) | {"beat": self.beats}, indent=1) + "\n")
+
+    def _is_own(self, text: str | None) -> bool:
+        found = _parsed(text)
+        found.pop("beat", None)
+        return found == json.loads(self.text)
+
+    def _gone(self, text: str) -> str:
+        holder = _parsed(text)
+        if holder.get("machine") == _machine() and type(holder.get("pid")) is int:
+            began = _started(holder["pid"])
+            if began != UNKNOWN:
+                return "" if began is not None and began == holder.get("began") else "whose process is gone"
+        print(f"{self.path} is of {_name(text)}: waiting for a sign of life", flush=True)
+        until = time.monotonic() + SILENT
+        while time.monotonic() < until:
+            time.sleep(min(1.0, BEAT))
+            if _read(self.path) != text:
+                return ""
+        return f"which gave no sign of life for {SILENT:.0f} s"
+
+    def _age(self, path: Path) -> float:
+        return 0.0  # `_gone` has just seen a sign of life
+
+    def _renew(self) -> bool:
+        text = _read(self.path)
+        if own := self._is_own(text):
+            self._write()
+        return own
 
 
 def _this_process() -> dict:
@@ -216,7 +290,7 @@ def _started(pid: int) -> str | None:
 
 def _read(path: Path) -> str | None:
     try:
-        return path.read_text(errors="replace")
+        return path.read_bytes().decode(errors="replace")
     except FileNotFoundError:
         return None
 

@@ -2,16 +2,17 @@
 
 import json
 import math
-import os
 import time
 from pathlib import Path
 
 import numpy as np
 
+from ldm_jax import files
 from ldm_jax.images import save_png
 
 VALIDATION = "val_"  # names of validation metrics begin so
 METRICS = "metrics_"  # of the names of the model's metrics, config.every.metrics
+EVERY = 10.0  # seconds
 
 
 def duration(seconds: float) -> str:
@@ -27,16 +28,19 @@ class Writer:
     """Metrics of one run. Lines of steps after `resume_step` are dropped: those steps are done again."""
 
     def __init__(self, workdir: str | Path, resume_step: int = 0, active: bool = True):
-        self.workdir, self.active, self.events = Path(workdir), active, None
+        self.workdir, self.active, self.events = files.at(workdir), active, None
         if not active:
             return
         self.workdir.mkdir(parents=True, exist_ok=True)
         path = self.workdir / "metrics.jsonl"
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= resume_step]
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(line + "\n" for line in kept))
-            os.replace(temporary, path)
+        before = path.read_text().splitlines() if path.exists() else []
+        kept = "".join(line + "\n" for line in before if _step_of(line) <= resume_step)
+        if before:
+            files.write(path, kept)
+        if not files.is_local(path):
+            self.file = _Rewritten(path, kept)
+            print(f"TensorBoard files are off, because {workdir} is in a bucket; metrics.jsonl is written.")
+            return
         self.file = path.open("a")
         try:
             from tensorboardX import SummaryWriter
@@ -59,10 +63,7 @@ class Writer:
         """uint8 [H,W,C] -> pictures/<name>_<step>.png and TensorBoard."""
         if not self.active:
             return
-        path = _picture(self.workdir, name, step)
-        temporary = path.with_suffix(".tmp.png")  # a picture that is there is whole
-        save_png(temporary, image)
-        os.replace(temporary, path)
+        save_png(_picture(self.workdir, name, step), image)
         if self.events:
             self.events.add_image(name, image, step, dataformats="HWC")
 
@@ -74,19 +75,39 @@ class Writer:
                 self.events.close()
 
 
+class _Rewritten:
+    """A text file in a bucket, which cannot grow: it is written anew, every `EVERY` seconds at most."""
+
+    def __init__(self, path: Path, text: str):
+        self.path, self.lines, self.written = path, [text], time.monotonic()
+        self.kept = len(self.lines)  # of the lines, those that are written
+
+    def write(self, line: str) -> None:
+        self.lines.append(line)
+
+    def flush(self) -> None:
+        if time.monotonic() - self.written > EVERY:
+            self.close()
+
+    def close(self) -> None:
+        if self.kept < len(self.lines):
+            files.write(self.path, "".join(self.lines))
+            self.kept, self.written = len(self.lines), time.monotonic()
+
+
 def _picture(workdir: Path, name: str, step: int) -> Path:
     return workdir / "pictures" / f"{name}_{step:07d}.png"
 
 
 def has_pictures(workdir: str | Path, step: int) -> bool:
     """Whether there are pictures of that step."""
-    wanted = _picture(Path(workdir), "*", step)
+    wanted = _picture(files.at(workdir), "*", step)
     return any(wanted.parent.glob(wanted.name))
 
 
 def has_numbers(workdir: str | Path, step: int, prefix: str) -> bool:
     """Whether metrics.jsonl has numbers of that step whose names begin so."""
-    path = Path(workdir) / "metrics.jsonl"
+    path = files.at(workdir) / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return any(_step_of(line) == step and f'"{prefix}' in line for line in lines)
 

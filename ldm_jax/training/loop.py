@@ -20,7 +20,7 @@ from clu.metrics import Average
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from ldm_jax import checkpoint, process, rundir
+from ldm_jax import checkpoint, files, process, rundir
 from ldm_jax.errors import SaveFailed
 from ldm_jax.images import grid
 from ldm_jax.training import logging, nonfinite, sharding, snapshots
@@ -70,7 +70,7 @@ def run(
     asked for and all is saved, NonFinite with the step (older checkpoints stay as they are), and SaveFailed at the
     first log after a save that failed.
     """
-    workdir, stop = Path(workdir), stop or Stop()
+    workdir, stop = files.at(workdir), stop or Stop()
     step_function = nonfinite.step_of(task.step, config.on_nonfinite, config.noise_seed)
     collector = nonfinite.Collector(workdir, config.nonfinite_limit)
     checkpoints = checkpoint.Checkpoints(workdir, config.keep, config.keep_every)
@@ -241,7 +241,7 @@ def _prepare_frozen(task: Task, frozen: Tree, loaders: Loaders, config, mesh, wo
     """Frozen arrays on the mesh, large ones split like parameters; the run keeps its own copy so that its directory is
     complete."""
     frozen = jax.device_put(frozen, sharding.replicated(mesh))
-    kept = (workdir / "frozen").exists()
+    kept = checkpoint.has_tree(workdir / "frozen")
     multihost_utils.sync_global_devices("looked for frozen")  # before another host writes it
     if not task.keeps_frozen or kept:
         return _split(frozen, mesh)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from ldm_jax import checkpoint, rundir
+from ldm_jax import checkpoint, files, rundir
 from ldm_jax.errors import ConfigError, Damaged, Missing
 
 Tree = Any
@@ -76,7 +76,7 @@ def check_frozen(config: ConfigDict, workdir: str | Path, source: Callable[[Conf
 
     source: config -> what frozen/ would be made from. One that is no longer there is no error: the copy counts.
     """
-    kept = Path(workdir) / "frozen"
+    kept = files.at(workdir) / "frozen"
     made = checkpoint.made_from(kept)
     if made is None:  # there is none, or an older version made it
         check_same_run(config, workdir, accept_changes=True)

@@ -17,10 +17,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ldm_jax import build, checkpoint, conditions, hosts, rundir
+from ldm_jax import build, checkpoint, conditions, files, hosts, rundir
 from ldm_jax.conditions import class_label
 from ldm_jax.conditions.text import keep_tokenizer
-from ldm_jax.data import batches, fields, sources, transforms
+from ldm_jax.data import batches, fields, sources, transforms, workers
 from ldm_jax.diffusion.timetable import make_timetable
 from ldm_jax.errors import ConfigError, Missing
 from ldm_jax.ldm import latents_of
@@ -76,8 +76,8 @@ _OF_A_HOST = ("data.path", "data.workers", "data.cache_latents")
 
 def _facts(config: ConfigDict) -> dict[str, Any]:
     """What must be equal on all hosts: versions, this program's source, and the configuration."""
-    files = sorted(Path(__file__).parents[1].rglob("*.py"))
-    code = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+    source_files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in source_files)).hexdigest()[:16]
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     versions = {name: metadata.version(name) for name in packages}
     options = {f"config.{name}": value for name, value in rundir.leaves_of(config).items() if name not in _OF_A_HOST}
@@ -156,6 +156,7 @@ def loaders(config: ConfigDict, workdir: str | Path, frozen: Tree | None = None)
     train_transform, eval_transform = (transform(config, train, tokenizer) for train in (True, False))
     own = sharding.own_rows(mesh(config), config.batch_size)
     of_host = dict(process_index=jax.process_index(), process_count=jax.process_count(), own=own)
+    of_host["cores"] = workers.cores(hosts.on_this_machine())
     if d.cache_latents and config.task != "ldm":
         raise ConfigError(f"config.data.cache_latents is for diffusion models; a {config.task} trains on images")
     if d.cache_latents and frozen is not None:
@@ -189,7 +190,7 @@ def frozen(config: ConfigDict, workdir: str | Path, kept_only: bool = False) -> 
     """
     if config.task == "first_stage":
         return _lpips_params(config)
-    if kept_only or (Path(workdir) / "frozen").exists():
+    if kept_only or checkpoint.has_tree(files.at(workdir) / "frozen"):
         return rundir.kept_frozen(config, workdir)
     return _frozen_of_source(config)
 
@@ -246,9 +247,14 @@ def _latents_of_run(config: ConfigDict, run: str) -> Tree:
     if theirs.task != "ldm":
         raise Missing(f"the diffusion model to guide: {run} holds a run of task {theirs.task!r}")
     rundir.check_same_latents(config, theirs, run)
-    found = rundir.kept_frozen(theirs, run)
+    found = _frozen_of_run(theirs, run)
     print(f"first stage and latent scale {rundir.describe_scale(found)}: {run}")
     return latents_of(found)
+
+
+def _frozen_of_run(config: ConfigDict, run: str) -> Tree:
+    """What the model in `run`, a run directory or an exported folder, never changed."""
+    return rundir.model_of(config, run)[1] if rundir.is_exported(run) else rundir.kept_frozen(config, run)
 
 
 def _latents_to_begin_with(config: ConfigDict) -> Tree:
@@ -284,10 +290,13 @@ def _conditioner_of_run(config: ConfigDict) -> Tree:
     if different:
         raise ConfigError(f"{run} has another conditioner than config.conditioner:\n" + "\n".join(different))
     if not rundir.conditioner_learns(theirs):
-        return rundir.kept_frozen(theirs, run)["conditioner"]
+        return _frozen_of_run(theirs, run)["conditioner"]
     shapes = rundir.params_shapes(theirs)["conditioner"]
     if not shapes:
         raise ConfigError(f"config.conditioner.trainable=False: kind {config.conditioner.kind!r} has no parameters")
+    if rundir.is_exported(run):
+        print(f"conditioner: {run}, not trained further")
+        return rundir.model_of(theirs, run)[0]["conditioner"]
     step, part = rundir.step_of(run), "ema" if theirs.ema.decay else "params"
     print(f"conditioner: {run}, step {step}, not trained further")
     return rundir.restore(run, {part: {"conditioner": shapes}}, step)[part]["conditioner"]

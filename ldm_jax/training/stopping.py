@@ -209,6 +209,10 @@ class Stop:
             self._leave(f"asked to stop ({self.why}), but the state could not be saved", 1)
         self._leave(told, self._code)
 
+    def leave(self, told: str, code: int) -> NoReturn:
+        """Ends the process from any thread; nothing is saved."""
+        self._leave(told, code)
+
     def _leave_as_it_was(self) -> NoReturn:
         self._leave("asked to stop: nothing was trained yet; the same command starts again", AGAIN)
 
@@ -227,9 +231,9 @@ class Stop:
 
 
 class Hosts:
-    """What hosts tell each other about a stop, through the key-value store of JAX's distributed service.
+    """What hosts tell each other of a stop and of their life, in the key-value store of JAX's distributed service.
 
-    client: jaxlib's DistributedRuntimeClient, or one with its four methods that are used here.
+    client: jaxlib's DistributedRuntimeClient, or one with its five methods that are used here.
     """
 
     def __init__(self, client: Any, host: int, hosts: int):
@@ -258,6 +262,14 @@ class Hosts:
         self.client.key_value_set(f"ldm_jax/gate/{self.host}", str(mine), allow_overwrite=True)
         keys = [f"ldm_jax/gate/{host}" for host in range(self.hosts)]
         return [int(self.client.blocking_key_value_get(key, int(ANSWER * 1000))) for key in keys]
+
+    def beat(self, sign: str) -> None:
+        """Writes this host's sign of life."""
+        self.client.key_value_set(f"ldm_jax/beat/{self.host}", sign, allow_overwrite=True)
+
+    def beats(self) -> dict[int, str]:
+        """The newest sign of each host that has given one."""
+        return {int(key.rpartition("/")[2]): sign for key, sign in self.client.key_value_dir_get("ldm_jax/beat/")}
 
     def part(self) -> None:
         """Returns when all hosts may end; the first one ends last, because it has the store."""

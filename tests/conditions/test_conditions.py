@@ -12,7 +12,7 @@ from ldm_jax import build, conditions, recipes, request
 from ldm_jax.cli import sample
 from ldm_jax.conditions import class_label, hybrid, layout, semantic, text
 from ldm_jax.data.fields import Placed
-from ldm_jax.errors import ConfigError
+from ldm_jax.errors import ConfigError, Damaged
 from ldm_jax.training import setup
 from tests.data_tools import words
 
@@ -35,6 +35,9 @@ def test_a_vocabulary_is_trained_on_the_captions_and_kept(tmp_path):
     assert (folder / "vocab.txt").read_text() == before
     config.conditioner.null_tokens = (101, 102)
     with pytest.raises(ValueError, match=r"the empty text is \(2, 3, .*null_tokens=\(101, 102\)"):
+        text.text_tokenizer(config.conditioner, folder)
+    (folder / "vocab.txt").write_text(before.replace("e", "d", 1))  # one bit
+    with pytest.raises(Damaged, match=r"tokenizer is damaged: vocab\.txt: its contents"):
         text.text_tokenizer(config.conditioner, folder)
 
 

@@ -7,7 +7,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from ldm_jax.data import batches
+from ldm_jax.data import workers as made_ahead
+from ldm_jax.data.sources import CorruptExample, ShapesSource, Source
+from ldm_jax.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = """
@@ -77,6 +83,66 @@ def test_workers_outlive_signals_to_all_but_not_their_parent(parent):
         step(k)
     parent.kill()
     assert gone(pids, 3)
+
+
+class Slow(Source):
+    """Example i is i, after a time in which others can be made, as an image is decoded. Every fifth is corrupt."""
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, i):
+        time.sleep(0.002)
+        if i % 5 == 0:
+            raise CorruptExample(f"file{i}", "broken")
+        return {"label": i}
+
+
+def drawn(example, rng):
+    return example | {"drawn": rng.random()}
+
+
+def test_threads_change_nothing_and_are_faster():
+    """Each host has the cores that it was given, or its share of the machine's."""
+    made, seconds = {}, {}
+    for cores in (1, 8):
+        began = time.perf_counter()
+        iterator = batches.eval_batches(Slow(), drawn, 20, cores=cores)
+        made[cores] = list(iterator)
+        iterator.close()
+        seconds[cores] = time.perf_counter() - began
+    assert len(made[1]) == len(made[8]) == 2
+    for one, other in zip(made[1], made[8]):
+        assert one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+    assert seconds[8] < seconds[1] / 2
+
+
+@pytest.mark.parametrize(
+    "workers, cores, expected",
+    [
+        (-1, 2, (0, 1)),
+        (-1, 8, (0, 8)),
+        (-1, 96, (12, 8)),
+        (-1, 256, (16, 8)),
+        (0, 96, (0, 8)),
+        (4, 12, (4, 3)),
+        (4, 1, (4, 1)),
+    ],
+)
+def test_threads_and_workers_follow_the_cores(workers, cores, expected):
+    assert made_ahead.plan(workers, cores, light=False) == expected
+    assert made_ahead.plan(workers, cores, light=True) == (max(workers, 0), 1)
+    assert ShapesSource(8, 4).light and not Slow().light
+
+
+def test_cores_are_those_that_the_process_was_given(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 96)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(12))
+    assert made_ahead.cores(8) == 12
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(96))
+    assert made_ahead.cores(8) == 12 and made_ahead.cores() == 96
+    with pytest.raises(ConfigError, match=r"config\.data\.workers=-2 must be a number"):
+        made_ahead.plan(-2, 8, False)
 
 
 def test_workers_that_have_just_started_end_too(parent):

@@ -10,15 +10,17 @@ import os
 import signal
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 
-from ldm_jax.training import stopping
+from ldm_jax.training import heartbeat, stopping
 
-# Of the toy: max_minutes; nan_at: steps whose gradient is infinite; slow: seconds for a batch; eval_batches.
+# Of the toy: max_minutes; nan_at: steps whose gradient is infinite; slow: seconds for a batch; eval_batches;
+# host_timeout.
 DEFAULTS = dict(steps=6, log=1, evaluate=0, picture=0, metrics=0, checkpoint=0, keep_every=0,
                 checkpoint_minutes=0.0, on_nonfinite="stop",
                 nonfinite_limit=3, noise_seed=0, watchdog_minutes=0.0,
-                max_minutes=0.0, nan_at=(), slow=0.0, eval_batches=3)  # fmt: skip
+                max_minutes=0.0, nan_at=(), slow=0.0, eval_batches=3, host_timeout=0.0)  # fmt: skip
 
 
 EVERY = ("log", "evaluate", "picture", "metrics", "checkpoint", "checkpoint_minutes")
@@ -37,7 +39,7 @@ class Waits:
             time.sleep(60)
 
 
-def train(stop: stopping.Stop, waits: Waits, workdir: str, options: dict) -> None:
+def train(stop: stopping.Stop, waits: Waits, workdir: str, options: dict, held: ExitStack) -> None:
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -51,7 +53,9 @@ def train(stop: stopping.Stop, waits: Waits, workdir: str, options: dict) -> Non
         from ldm_jax import process
 
         process.join_hosts()
-        stop.share(stopping.Hosts.joined())
+        joined = stopping.Hosts.joined()
+        stop.share(joined)
+        held.enter_context(heartbeat.between(joined, options["host_timeout"], stop.leave))
 
     class Toy:
         """Minimises (w - x)^2; the gradient of the other parameter is the batch's "bad"."""
@@ -134,12 +138,12 @@ def main(workdir: str, *given: str) -> None:
             phase, _, step = text.partition("@")
             waits = Waits(phase, int(step or 0))
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it
-    with stopping.Stop() as stop:
+    with stopping.Stop() as stop, ExitStack() as held:
         if options["max_minutes"]:
             stop.after(options["max_minutes"])
         waits.at("imports")
         try:
-            train(stop, waits, workdir, options)
+            train(stop, waits, workdir, options, held)
         except stopping.Stopped:
             sys.exit(stopping.AGAIN)
 

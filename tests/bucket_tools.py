@@ -1,0 +1,195 @@
+"""A bucket of Google Cloud Storage in memory, for both programs that reach it: fsspec (through etils' epath), and
+TensorStore's own client (through Orbax), which talks to a server of this process.
+
+A bucket has objects and no folders: to make one does nothing, and a name with a prefix is all that is left of it.
+"""
+
+import contextlib
+import io
+import json
+import os
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import fsspec
+from etils.epath import backend
+from fsspec.spec import AbstractFileSystem
+from orbax.checkpoint._src.path import gcs_utils
+
+from ldm_jax import files
+
+OBJECTS: dict[str, tuple[bytes, int]] = {}  # "bucket/name" -> (contents, generation)
+LOCK = threading.Lock()
+
+
+def put(name: str, data: bytes) -> int:
+    with LOCK:
+        generation = OBJECTS.get(name, (b"", 0))[1] + 1
+        OBJECTS[name] = data, generation
+    return generation
+
+
+class _Written(io.BytesIO):
+    def __init__(self, name: str):
+        super().__init__()
+        self.name = name
+
+    def close(self) -> None:
+        if not self.closed:
+            put(self.name, self.getvalue())
+        super().close()
+
+
+class FileSystem(AbstractFileSystem):
+    protocol, cachable = ("gs", "gcs"), False
+
+    def ls(self, path, detail=True, **_):
+        path = self._strip_protocol(path)
+        found = {}
+        for name in list(OBJECTS):
+            if name == path:
+                found[name] = {"name": name, "size": len(OBJECTS[name][0]), "type": "file"}
+            elif name.startswith(f"{path}/"):
+                child, below, _ = name[len(path) + 1 :].partition("/")
+                size = None if below else len(OBJECTS[name][0])
+                found[f"{path}/{child}"] = {
+                    "name": f"{path}/{child}", "size": size, "type": "directory" if below else "file"
+                }  # fmt: skip
+        if not found:
+            raise FileNotFoundError(path)
+        return list(found.values()) if detail else list(found)
+
+    def _open(self, path, mode="rb", **_):
+        path = self._strip_protocol(path)
+        if mode == "wb":
+            return _Written(path)
+        if path not in OBJECTS:
+            raise FileNotFoundError(path)
+        return io.BytesIO(OBJECTS[path][0])
+
+    def rm(self, path, recursive=False, maxdepth=None):
+        path = self._strip_protocol(path)
+        names = [name for name in list(OBJECTS) if name == path or (recursive and name.startswith(f"{path}/"))]
+        if not names:
+            raise FileNotFoundError(path)
+        for name in names:
+            del OBJECTS[name]
+
+    def rm_file(self, path):
+        if OBJECTS.pop(self._strip_protocol(path), None) is None:
+            raise FileNotFoundError(path)
+
+    def cp_file(self, path1, path2, **_):
+        path1 = self._strip_protocol(path1)
+        if path1 not in OBJECTS:  # a prefix of names
+            raise FileNotFoundError(path1)
+        put(self._strip_protocol(path2), OBJECTS[path1][0])
+
+    def mkdir(self, path, create_parents=True, **_):
+        pass
+
+    def makedirs(self, path, exist_ok=False):
+        pass
+
+    def rmdir(self, path):
+        pass
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """The part of Google's JSON API that TensorStore uses."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def _asked(self):
+        """(bucket, name of the object or "", options)."""
+        url = urlsplit(self.path)
+        bucket, _, rest = url.path.partition("/b/")[2].partition("/o")
+        return bucket, unquote(rest.lstrip("/")), {k: v[0] for k, v in parse_qs(url.query).items()}
+
+    def _answer(self, code, body=b"", **headers):
+        self.send_response(code)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        bucket, name, options = self._asked()
+        if not name:
+            prefix, start, end = options.get("prefix", ""), options.get("startOffset", ""), options.get("endOffset")
+            names = sorted(key.partition("/")[2] for key in list(OBJECTS) if key.startswith(f"{bucket}/"))
+            names = [n for n in names if n.startswith(prefix) and n >= start and (end is None or n < end)]
+            items = [_described(n, *OBJECTS[f"{bucket}/{n}"]) for n in names]
+            return self._answer(200, json.dumps({"items": items}).encode(), Content_Type="application/json")
+        found = OBJECTS.get(f"{bucket}/{name}")
+        if found is None:
+            return self._answer(404)
+        data, generation = found
+        headers = {"x-goog-generation": str(generation), "Content_Type": "application/octet-stream"}
+        if options.get("ifGenerationNotMatch") == str(generation):
+            return self._answer(304, **headers)
+        asked = self.headers.get("Range", "").removeprefix("bytes=")
+        if not asked:
+            return self._answer(200, data, **headers)
+        first, _, last = asked.partition("-")
+        begin = int(first) if first else len(data) - int(last)
+        stop = int(last) + 1 if first and last else len(data)
+        stop = min(stop, len(data))
+        headers["Content_Range"] = f"bytes {begin}-{stop - 1}/{len(data)}"
+        return self._answer(206, data[begin:stop], **headers)
+
+    def do_POST(self):
+        bucket, _, options = self._asked()
+        data, name = self.rfile.read(int(self.headers["Content-Length"])), options["name"]
+        before = OBJECTS.get(f"{bucket}/{name}", (b"", 0))[1]
+        if options.get("ifGenerationMatch", str(before)) != str(before):
+            return self._answer(412)
+        generation = put(f"{bucket}/{name}", data)
+        body = json.dumps(_described(name, data, generation)).encode()
+        return self._answer(200, body, Content_Type="application/json")
+
+    def do_DELETE(self):
+        bucket, name, _ = self._asked()
+        return self._answer(204 if OBJECTS.pop(f"{bucket}/{name}", None) else 404)
+
+
+def _described(name, data, generation):
+    when = "2026-01-01T00:00:00Z"
+    return {
+        "name": name, "size": str(len(data)), "generation": str(generation), "metageneration": "1", "timeCreated": when,
+        "updated": when, "md5Hash": "", "crc32c": "",
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def bucket():
+    """While the block runs, gs:// is this bucket, which is empty at first."""
+    OBJECTS.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    fsspec.register_implementation("gcs", FileSystem, clobber=True)
+    backend.fsspec_backend._get_filesystem.cache_clear()
+    files._reads_buckets.cache_clear()
+    variables = {
+        "TENSORSTORE_GCS_HTTP_URL": f"http://127.0.0.1:{server.server_port}", "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
+        "EPATH_USE_TF": "no",
+    }  # fmt: skip
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    hierarchical = gcs_utils.is_hierarchical_namespace_enabled
+    gcs_utils.is_hierarchical_namespace_enabled = lambda path: False  # it would ask Google's own client
+    try:
+        yield "gs://bucket"
+    finally:
+        gcs_utils.is_hierarchical_namespace_enabled = hierarchical
+        fsspec.register_implementation("gcs", "gcsfs.GCSFileSystem", clobber=True)
+        files._reads_buckets.cache_clear()
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        backend.fsspec_backend._get_filesystem.cache_clear()
+        server.shutdown()
