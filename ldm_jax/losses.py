@@ -40,7 +40,7 @@ from jaxtyping import Float, Int
 
 from ldm_jax.arrays import Array
 from ldm_jax.errors import ConfigError
-from ldm_jax.models.layers import fold
+from ldm_jax.models.layers import space_to_depth
 
 Tree = Any
 Scalar = Float[Array, ""]
@@ -129,10 +129,10 @@ def adaptive_weight(
     The norms are of the gradients to `kernel` [3,3,ch,C] of the last convolution. Its input `features`
     [B,H,W,ch] and the gradients to the reconstruction, `grad_nll` and `grad_g` [B,H,W,C], determine them,
     so no second pass through the decoder is needed. A constant for differentiation; finite for zero
-    gradients. A decoder that makes squares of pixels has a kernel [3,3,ch,p*p*C] and features [B,H/p,W/p,ch].
+    gradients. A decoder that makes pixel patches has a kernel [3,3,ch,p*p*C] and features [B,H/p,W/p,ch].
     """
     patch = grad_nll.shape[1] // features.shape[1]
-    grad_nll, grad_g = (fold(grad, patch) for grad in (grad_nll, grad_g)) if patch > 1 else (grad_nll, grad_g)
+    grad_nll, grad_g = (space_to_depth(grad, patch) for grad in (grad_nll, grad_g)) if patch > 1 else (grad_nll, grad_g)
     features, kernel = features.astype(jnp.float32), kernel.astype(jnp.float32)
 
     def last_convolution(kernel: Array) -> Array:

@@ -63,7 +63,7 @@ def sample(run_directory: Path, out: Path, seed: int) -> float:
     kinds, colours = list(shapes.KINDS), list(shapes.COLOURS)
     rows = [kinds.index(kind) * len(colours) for kind in shapes.SIMPLE_KINDS for _ in range(PER_CLASS)]
     labels = [row + column for row in rows for column in range(len(colours))]
-    images = pipe.sample(label=labels, steps=50, guidance=4, seed=seed, batch=64)
+    images = pipe.sample(label=labels, steps=50, eta=1, guidance=4, seed=seed, batch=64)
     picture = images.grid(columns=len(colours))
     picture.resize((2 * picture.width, 2 * picture.height), 0).save(out)
     return float(np.mean([scenes.main_is(image, shapes.CLASS_NAMES[label]) for image, label in zip(images, labels)]))

@@ -12,7 +12,7 @@ import pytest
 
 from ldm_jax import losses
 from ldm_jax.models.discriminator import NLayerDiscriminator
-from ldm_jax.models.layers import Conv, unfold
+from ldm_jax.models.layers import Conv, depth_to_space
 from tests.golden_kinds import judge
 from tests.golden_tools import load, rel
 from tests.golden_training import KINK, LossRun, distance_to, move, record, settled
@@ -113,14 +113,14 @@ def test_adaptive_weight_of_zero_gradients_is_finite_and_clamped():
     assert bf16.dtype == jnp.float32 and abs(float(bf16) - 1) < 1e-5
 
 
-def test_adaptive_weight_of_a_decoder_of_squares_of_pixels():
+def test_adaptive_weight_of_a_decoder_of_pixel_patches():
     """Its last kernel makes 2x2x3 values a place; the gradients arrive at the pixels that these become."""
     keys = jax.random.split(jax.random.key(0), 4)
     features, kernel = jax.random.normal(keys[0], (2, 4, 4, 8)), jax.random.normal(keys[1], (3, 3, 8, 12))
     grads = [jax.random.normal(key, (2, 8, 8, 3)) for key in keys[2:]]
 
     def image(kernel):
-        return unfold(Conv(12).apply({"params": {"kernel": kernel, "bias": jnp.zeros(12)}}, features), 2)
+        return depth_to_space(Conv(12).apply({"params": {"kernel": kernel, "bias": jnp.zeros(12)}}, features), 2)
 
     norms = [jnp.linalg.norm(jax.vjp(image, kernel)[1](grad)[0]) for grad in grads]
     weight = losses.adaptive_weight(features, kernel, *grads)

@@ -335,7 +335,15 @@ def _check_writable(config, target: Path) -> None:
     if config.task == "ldm" and build.has_channel_scale(config):
         raise UsageError(
             "config.latent_scale_kind='channels': the original's files and diffusers' pipelines of latent diffusion "
-            "have one latent scale. In Python, ldm_jax.load(RUN).save(FOLDER) writes the model alone"
+            "have one latent scale. --export writes the model alone, for this program"
+        )
+    younger = {"first_stage.patch": config.first_stage.get("patch", 1) != 1}
+    if config.task == "ldm":
+        younger["unet.context"] = config.unet.get("context", "cross_attention") != "cross_attention"
+    for name in (name for name, used in younger.items() if used):
+        raise UsageError(
+            f"config.{name}: neither the original's files nor folders of diffusers have this. --export writes the "
+            "model alone, for this program"
         )
     missing = [n for n in ("use_quant_conv", "use_post_quant_conv") if not config.first_stage.get(n, True)]
     if missing and target.suffix in (*TORCH_ENDINGS, ".safetensors"):

@@ -57,7 +57,7 @@ def autoencoder(section: Section, shapes: Mapping[str, tuple[int, ...]], prefix:
     """
     vq = section["kind"] == "vq"
     if section.get("patch", 1) != 1:
-        raise UsageError(f"diffusers has no autoencoders of squares of pixels (first_stage.patch={section['patch']})")
+        raise UsageError(f"diffusers has no autoencoders of pixel patches (first_stage.patch={section['patch']})")
     if section["attn_type"] == "linear":
         raise UsageError("diffusers has no linear attention in its autoencoders (first_stage.attn_type='linear')")
     if not vq and section["embed_dim"] != section["z_channels"]:

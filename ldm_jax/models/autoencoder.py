@@ -15,7 +15,16 @@ from jaxtyping import Float, Int, Key
 
 from ldm_jax.arrays import Array
 from ldm_jax.models.attention import AttnBlock, LinearAttention
-from ldm_jax.models.layers import AE_EPS, AEDownsample, AEResnetBlock, Conv, GroupNorm32, Upsample, fold, unfold
+from ldm_jax.models.layers import (
+    AE_EPS,
+    AEDownsample,
+    AEResnetBlock,
+    Conv,
+    GroupNorm32,
+    Upsample,
+    depth_to_space,
+    space_to_depth,
+)
 from ldm_jax.models.quantizer import DiagonalGaussian, VectorQuantizer
 
 Keys = Key[Array, ""] | Key[Array, " B"] | None  # one key, a key per sample, or none: nothing is drawn
@@ -112,8 +121,8 @@ class Decoder(nn.Module):
 class _Autoencoder(nn.Module):
     """Fields, encoder and decoder that both first stages share.
 
-    patch: the networks see squares of patch x patch pixels as channels, so that nothing is computed at full
-        resolution; f = patch * 2^(levels-1). The paper's have 1.
+    patch: the networks see patches of patch x patch pixels as channels (space to depth), so that nothing is computed
+        at full resolution; f = patch * 2^(levels-1). The paper's have 1.
     use_quant_conv, use_post_quant_conv: 1x1 convolutions after the encoder and before the decoder; without one its
         channels stay as they are: embed_dim is z_channels.
     """
@@ -162,7 +171,7 @@ class _Autoencoder(nn.Module):
                 f"image of {height}x{width}x{channels}: this first stage takes {self.in_channels} channels "
                 f"and sizes that are multiples of {f}; resize or crop the images"
             )
-        h = self.encoder(fold(image, self.patch) if self.patch > 1 else image, train)
+        h = self.encoder(space_to_depth(image, self.patch) if self.patch > 1 else image, train)
         return (self.quant_conv(h) if self.use_quant_conv else h).astype(jnp.float32)
 
     def _decode(
@@ -171,7 +180,7 @@ class _Autoencoder(nn.Module):
         """[B,h,w,c] -> (image [B,H,W,out] float32, features [B,H/patch,W/patch,ch])."""
         image, features = self.decoder(self.post_quant_conv(z) if self.use_post_quant_conv else z, train)
         image = image.astype(jnp.float32)
-        return unfold(image, self.patch) if self.patch > 1 else image, features
+        return depth_to_space(image, self.patch) if self.patch > 1 else image, features
 
 
 class AutoencoderKL(_Autoencoder):

@@ -122,15 +122,15 @@ def average_down(x: Float[Array, "B H W C"]) -> Float[Array, "B H//2 W//2 C"]:
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
 
 
-def fold(x: Float[Array, "B H W C"], patch: int) -> Float[Array, "B _ _ _"]:
-    """Pixels of patch x patch squares side by side as channels: [B,H,W,C] -> [B,H/p,W/p,p*p*C] (space to depth)."""
+def space_to_depth(x: Float[Array, "B H W C"], patch: int) -> Float[Array, "B _ _ _"]:
+    """The pixels of each patch side by side as channels: [B,H,W,C] -> [B,H/p,W/p,p*p*C]."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // patch, patch, width // patch, patch, channels).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(batch, height // patch, width // patch, -1)
 
 
-def unfold(x: Float[Array, "B h w _"], patch: int) -> Float[Array, "B _ _ _"]:
-    """The reverse of `fold` (depth to space): [B,h,w,p*p*C] -> [B,h*p,w*p,C]."""
+def depth_to_space(x: Float[Array, "B h w _"], patch: int) -> Float[Array, "B _ _ _"]:
+    """The reverse of `space_to_depth`: [B,h,w,p*p*C] -> [B,h*p,w*p,C]."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height, width, patch, patch, -1).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(batch, height * patch, width * patch, channels // patch**2)

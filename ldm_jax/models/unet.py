@@ -118,6 +118,10 @@ class UNet(nn.Module):
                 f"use_spatial_transformer={self.use_spatial_transformer}: give the UNet the context it was "
                 f"built for"
             )
+        if self.context == "embedding" and self.use_spatial_transformer:
+            raise ValueError(
+                "context='embedding' with use_spatial_transformer=True: nothing would attend to the context"
+            )
         if (y is None) != (self.num_classes is None):
             state = "missing" if y is None else "given"
             raise ValueError(f"labels y are {state}, but num_classes={self.num_classes}: both or neither")

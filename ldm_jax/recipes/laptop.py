@@ -68,7 +68,7 @@ def emoji(conditioner: dict | None = None, num_res_blocks: int = 2) -> ConfigDic
 
 
 def demo_first_stage() -> dict:
-    """32 px -> 8x8x4 through squares of 4x4 pixels: nothing is computed above 8x8."""
+    """32 px -> 8x8x4, from patches of 4x4 pixels: nothing is computed above 8x8."""
     return sections.small_first_stage(
         "demo_first_stage", "kl", 1, ch=64, z_channels=4, resolution=32, num_res_blocks=1, patch=4
     )
@@ -89,8 +89,9 @@ def demo() -> ConfigDict:
     conditioner = class_label.section(64, dim=64, drop_prob=0.1)
     config = sections.ldm(demo_first_stage(), unet, conditioner, image_size=32)
     config.batch_size = 16
-    config.optim.update(learning_rate=1e-3, schedule="cosine", warmup_steps=100, clip_norm=1.0)
+    config.optim.update(learning_rate=1e-3, schedule="cosine", warmup_steps=100, clip_norm=1.0, b2=0.99)
     config.ema.decay = 0.998
-    config.diffusion.prediction = "v"
+    config.sample.eta = 1.0
+    config.diffusion.update(schedule="cosine", prediction="v")
     config.data.update(simple_scenes=True, validation_images=128)
     return config

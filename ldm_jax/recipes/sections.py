@@ -94,7 +94,7 @@ def _first_stage(recipe: str, kind: str, f: int, **numbers) -> dict:
         recipe=recipe,  # the recipe that trains it, for messages
         checkpoint="",  # LDM: the first stage's run directory; "random" = untrained, for smoke tests
         ch=128,
-        ch_mult=mult,  # f = 2 ** (len(ch_mult) - 1)
+        ch_mult=mult,  # f = 2 ** (len(ch_mult) - 1), times `patch` where a recipe has it
         num_res_blocks=2,
         attn_resolutions=(),
         attn_type="vanilla",  # vanilla | linear | none

@@ -17,6 +17,7 @@ from ldm_jax.convert.safetensors_file import read_safetensors, write_safetensors
 from ldm_jax.convert.tensors import KEPT, given
 from ldm_jax.convert.torch_reader import read_torch, read_torch_checkpoint
 from ldm_jax.convert.torch_writer import write_torch
+from ldm_jax.errors import UsageError
 from ldm_jax.training import setup
 from tests.convert.conversion_tools import assert_same, checkpoint, from_run, manifests, refused, to_run
 from tests.convert.test_compvis import RECIPES
@@ -127,6 +128,15 @@ def test_latent_scale_of_a_kl_model_must_be_known(tmp_path, capsys):
         to_run(KL, tmp_path / "m.ckpt", tmp_path / "run")
     to_run(KL, tmp_path / "m.ckpt", tmp_path / "run", "--config.latent_scale=0.22")
     assert float(restored(tmp_path / "run")[2]["latent_scale"]) == np.float32(0.22)
+
+
+@pytest.mark.parametrize("option", ["first_stage.patch", "unet.context"])
+def test_what_the_original_cannot_hold_is_not_written(option, tmp_path):
+    config = recipes.load("demo_class:tiny").unlock()
+    if option == "unet.context":
+        config.first_stage.patch = 1
+    with pytest.raises(UsageError, match=rf"config\.{option}.*--export"):
+        convert._check_writable(config, tmp_path / "m.ckpt")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 
 from ldm_jax import tree
 from ldm_jax.models.autoencoder import AutoencoderKL, Decoder, Encoder, IdentityFirstStage, VQModel
-from ldm_jax.models.layers import Conv, fold
+from ldm_jax.models.layers import Conv, space_to_depth
 from tests.golden_tools import load, nchw, nhwc, rel, to_flax, torch_state
 
 SMALL = dict(ch=32, ch_mult=(1, 2, 4), num_res_blocks=1, attn_resolutions=(16,), resolution=64)
@@ -138,15 +138,15 @@ def test_bfloat16_computes_near_float32():
         assert jnp.linalg.norm(ours - rounded) / jnp.linalg.norm(ours) < tolerance
 
 
-def test_squares_of_pixels_are_folded_before_and_unfolded_after_the_networks():
+def test_pixel_patches_become_channels_before_and_pixels_after_the_networks():
     module, image = AutoencoderKL(**TINY, patch=2), jax.random.uniform(jax.random.key(1), (2, 8, 16, 3), minval=-1)
     variables = random_variables(module)
     reconstruction, aux = module.apply(variables, image)
     assert aux["latents"].shape == (2, 2, 4, 3) and reconstruction.shape == image.shape  # f = 2 * 2
     inside = AutoencoderKL(**TINY | dict(resolution=8), in_channels=12, out_channels=12)
-    folded, same = inside.apply(variables, fold(image, 2))
+    folded, same = inside.apply(variables, space_to_depth(image, 2))
     assert np.array_equal(aux["latents"], same["latents"])
-    assert np.array_equal(fold(reconstruction, 2), folded)
+    assert np.array_equal(space_to_depth(reconstruction, 2), folded)
     with pytest.raises(ValueError, match="multiples of 4"):
         module.apply(variables, image[:, :6])
 

@@ -55,12 +55,12 @@ def test_group_norm_is_exact_at_large_means():
     assert np.abs(np.asarray(y) - expected.reshape(y.shape)).max() < 1e-3
 
 
-def test_folding_puts_the_pixels_of_a_square_side_by_side():
+def test_space_to_depth_puts_the_pixels_of_a_patch_side_by_side():
     x = np.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3).astype(np.float32)
-    folded = layers.fold(x, 2)
+    folded = layers.space_to_depth(x, 2)
     assert folded.shape == (2, 2, 3, 12)
     assert np.array_equal(folded[1, 1, 2], x[1, 2:4, 4:6].ravel())
-    assert np.array_equal(layers.unfold(folded, 2), x)
+    assert np.array_equal(layers.depth_to_space(folded, 2), x)
 
 
 def test_group_norm_names_the_channels_that_do_not_divide():

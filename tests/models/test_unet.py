@@ -117,7 +117,7 @@ def test_cin256_v2_equals_the_original():
     assert full_size("unet_cin256-v2_32x32", CIN256_V2, context) < 1e-4
 
 
-SMALL = dict(model_channels=32, out_channels=4, num_res_blocks=1, channel_mult=(1,), attention_downsamples=(1,))
+SMALL = dict(model_channels=32, out_channels=4, num_res_blocks=1, channel_mult=(1, 2), attention_downsamples=(2,))
 
 
 def small(**fields):
@@ -200,34 +200,37 @@ def test_dropout_only_in_training():
 
 def test_a_context_in_the_time_embedding_is_a_label_there():
     """The same as num_classes, whose table holds what the linear map makes of each class's vector."""
+    fields = SMALL | dict(channel_mult=(1,), attention_downsamples=())
     z, t, y = jax.random.normal(jax.random.key(1), (2, 4, 4, 4)), jnp.array([3, 700]), jnp.array([1, 0])
     vectors = jax.random.normal(jax.random.key(2), (2, 8))
-    module = UNet(**SMALL, num_heads=2, context_dim=8, context="embedding")
+    module = UNet(**fields, num_heads=2, context_dim=8, context="embedding")
     rng = np.random.default_rng(0)
     draw = lambda a: jnp.asarray(0.08 * rng.normal(size=a.shape) + (a.ndim == 1), a.dtype)  # noqa: E731
     params = jax.tree.map(draw, shapes_of(module, z, vectors[y][:, None]))
     linear = params["context_embed"]
     table = {"label_emb": {"embedding": vectors @ linear["kernel"] + linear["bias"]}}
-    labelled = UNet(**SMALL, num_heads=2, num_classes=2)
+    labelled = UNet(**fields, num_heads=2, num_classes=2)
     theirs = {name: part for name, part in params.items() if name != "context_embed"} | table
     out = jax.jit(module.apply)({"params": params}, z, t, vectors[y][:, None])
     np.testing.assert_allclose(out, jax.jit(labelled.apply)({"params": theirs}, z, t, None, y=y), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="context of 2 tokens"):
         shapes_of(module, z, jnp.zeros((2, 2, 8)))
+    with pytest.raises(ValueError, match="nothing would attend"):
+        shapes_of(module.clone(use_spatial_transformer=True), z, vectors[y][:, None])
     with pytest.raises(ValueError, match="'adaln' is not one of cross_attention, embedding"):
         shapes_of(UNet(**SMALL, num_heads=2, context="adaln"), z)
 
 
 def test_starts_at_zero():
     z = jnp.ones((1, 8, 8, 4))
-    module = UNet(**SMALL, num_heads=2)
+    module = UNet(**{**SMALL, "channel_mult": (1,)}, num_heads=2)
     variables = jax.jit(module.init)(jax.random.key(0), z, jnp.array([1]))
     assert not np.any(jax.jit(module.apply)(variables, z, jnp.array([1])))
 
 
 def test_mistakes_are_named():
     def build(size=8, context=None, y=None, **fields):
-        module = UNet(**{**SMALL, "channel_mult": (1, 2), "num_heads": 2, **fields})
+        module = UNet(**{**SMALL, "num_heads": 2, **fields})
         return shapes_of(module, jnp.zeros((1, size, size, 4)), context, y)
 
     with pytest.raises(ValueError, match="multiples of 2"):
