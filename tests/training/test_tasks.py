@@ -12,7 +12,7 @@ from ldm_jax.keys import sample_keys, stream
 from ldm_jax.ldm import POSTERIOR_STREAM
 from ldm_jax.models.autoencoder import AutoencoderKL, VQModel
 from ldm_jax.models.discriminator import NLayerDiscriminator
-from ldm_jax.training import tasks
+from ldm_jax.training import sharding, tasks
 from ldm_jax.training.optim import learning_rate, make_optimizer
 from ldm_jax.training.state import TrainState
 
@@ -153,3 +153,21 @@ def test_running_statistics_and_norms_are_told(stepped):
         moved(states[0].variables, states[1].variables)
     )
     np.testing.assert_allclose(told[-1]["param_norm"], optax.global_norm(states[-1].params), rtol=1e-5)
+
+
+def test_pictures_of_a_first_stage_are_pairs():
+    """Of the first images of the batch; on several devices the batch is filled up, and what fills it is not shown."""
+
+    class Half:
+        def apply(self, variables, image):
+            return image * variables["params"]["by"], None
+
+    settings = tasks.FirstStageSettings("kl", pictures=3)
+    task = tasks.FirstStageTask(Half(), None, None, settings, None, None)
+    params = {"autoencoder": {"by": jnp.float32(0.5)}, "discriminator": {}}
+    state = TrainState(jnp.int32(0), params, {}, {}, {}, jax.random.key_data(jax.random.key(0)))
+    image = np.random.default_rng(0).uniform(-1, 1, (5, 4, 4, 3)).astype(np.float32)
+    made = task.pictures(state, {}, {"image": jnp.asarray(image)}, sharding.make_mesh())["reconstructions"]
+    assert made.shape == (6, 4, 4, 3)
+    np.testing.assert_array_equal(made[0::2], image[:3])
+    np.testing.assert_allclose(made[1::2], image[:3] / 2)
