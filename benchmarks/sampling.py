@@ -7,7 +7,7 @@ as batch / (N x time of a step + time of decoding the batch), "latents/s" withou
 all --steps steps together.
 
 With --own-cost it is measured instead what the samplers themselves cost: the time of --steps steps without that of as
-many bare calls of the network, both in turns, the shortest of --repeats each:
+many bare calls of the network in one program, both in turns, the shortest of --repeats each:
 
     python benchmarks/sampling.py --config=celeba_ldm4:tiny --own-cost --sampler=ddim,heun --steps=20 --repeats=50
 """
@@ -89,9 +89,11 @@ def own_cost(
 ) -> common.Row:
     """Milliseconds of `steps` steps, of as many calls of the network as they make, and what is left for the sampler."""
     calls = work.evaluations(model, steps, sampler)
-    network = work.forward(model, size * (1 if guidance is None else 2)).compile()
-    whole = work.sample(model, size, steps, sampler, guidance).compile()
-    runs = {"whole": whole, "calls": lambda: [network() for _ in range(calls)]}
+    programs = {
+        "whole": work.sample(model, size, steps, sampler, guidance),
+        "calls": work.calls(model, size * (1 if guidance is None else 2), calls),
+    }
+    runs = {name: program.compile() for name, program in programs.items()}
     ms = {name: 1e3 * min(times) for name, times in common.alternate(runs, repeats).items()}
     own = ms["whole"] - ms["calls"]
     return {

@@ -173,6 +173,16 @@ def forward(model: Model, size: int) -> Program:
     return Program(model.task.ldm.predict, ({"unet": model.state.params["unet"]}, z, t, condition(model, size)))
 
 
+def calls(model: Model, size: int, number: int) -> Program:
+    """(params, z, t, cond) -> z after so many bare calls of the UNet in one program, each of what the last one gave."""
+    predict = model.task.ldm.predict
+
+    def run(params, z, t, cond):
+        return jax.lax.fori_loop(0, number, lambda _, z: predict(params, z, t, cond).astype(z.dtype), z)
+
+    return Program(run, forward(model, size).args)
+
+
 def sample(model: Model, size: int, steps: int, sampler: str = "ddim", guidance: float | None = None) -> Program:
     """(params, frozen, batch) -> latents after `steps` sampling steps: a pipeline's programs in one."""
     ldm = model.task.ldm

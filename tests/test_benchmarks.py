@@ -129,7 +129,12 @@ def test_made_up_weights_reach_the_output():
     config = recipes.load("configs/quickstart_ldm.py:tiny", ["--config.unet.channel_mult=(1,)"])
     model = work.make_model(config)
     assert all(np.any(leaf) for leaf in jax.tree.leaves(model.state.params))
-    assert np.std(work.forward(model, 1).compile(options=QUICK)()) > 0.1
+    once = work.forward(model, 1)
+    first = once.compile(options=QUICK)()
+    assert np.std(first) > 0.1
+    params, _, *rest = once.args
+    twice = work.calls(model, 1, 2).compile(options=QUICK)()
+    np.testing.assert_allclose(twice, once.fn(params, first, *rest), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "heun"])
@@ -160,13 +165,13 @@ def test_what_a_sampler_costs_itself(monkeypatch):
         asked.append(args)
         return Made()
 
-    monkeypatch.setattr(work, "forward", making)
+    monkeypatch.setattr(work, "calls", making)
     monkeypatch.setattr(work, "sample", making)
     monkeypatch.setattr(work, "evaluations", lambda model, steps, sampler: 2 * steps - 1)
     times = {"whole": [0.012, 0.010, 0.011], "calls": [0.009, 0.008, 0.0095]}
     monkeypatch.setattr(common, "alternate", lambda runs, repeats: {name: times[name] for name in runs})
     row = sampling.own_cost("model", 2, 5, 3, "heun", guidance=2.0)
-    assert row["calls"] == 9 and asked == [("model", 4), ("model", 2, 5, "heun", 2.0)]
+    assert row["calls"] == 9 and asked == [("model", 2, 5, "heun", 2.0), ("model", 4, 9)]
     assert row["ms own"] == pytest.approx(2) and row["own share"] == pytest.approx(0.2)
 
 
