@@ -24,7 +24,7 @@ $(INSTALLED): $(LOCK)
 	$(PY) -m pip install --quiet -r $(LOCK)
 	touch $@
 
-demo: setup      ## train a small first stage and a small LDM on built-in shapes, sample (minutes on 2 cores)
+demo: setup      ## train a first stage and a class-conditional LDM on built-in shapes, sample, read the samples (minutes on 2 cores)
 	$(PY) scripts/demo.py --out=$(RUNS)/demo
 
 web: $(WEB)/.installed-$(VERSION)  ## a page to play with a model: make web RUN=runs/text
