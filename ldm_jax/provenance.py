@@ -173,8 +173,8 @@ def _is_kept(value: Any) -> bool:
 
 
 def _kept(value: Any) -> Any:
-    """The value as JSON has it; infinity, for which it has no number, is "inf". TypeError for pictures, and for arrays of
-    more than one axis."""
+    """The value as JSON has it; infinity, for which it has no number, is "inf". TypeError for pictures, and for arrays
+    of more than one axis."""
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim < 2):
         value = value.tolist()
     if isinstance(value, Path) or (isinstance(value, float) and math.isinf(value)):
