@@ -1,13 +1,16 @@
 """What made an image: its request as JSON, as a command, as Python, and inside its PNG file.
 
     found = ldm_jax.read_settings("samples/000000.png")
-    images = ldm_jax.load(found["model"]["path"]).sample(**found["request"])
+    model = found["model"]
+    pipe = ldm_jax.load(model["path"], checkpoint=model["step"], averaged=not model["raw"])
+    images = pipe.sample(**found["request"])
 
 A PNG of `Images.save`, sample.py or the page has the text entry `ldm_jax`, which holds one JSON object (`record`).
 """
 
 import dataclasses
 import json
+import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -141,6 +144,8 @@ def _options(name: str, value: Any) -> list[str] | None:
         return [f"{flag}={file_of(name)}"]
     known = conditions.all_options().get(name)
     values = _kept(value)
+    if name == "guidance" and isinstance(values, list):
+        return [flag, *map(str, values)]
     if isinstance(values, list) and not (known and known.repeats):
         return [f"{flag}={file_of(name)}"] if name == "vectors" else None
     return [f"{flag}={shlex.quote(str(v))}" for v in (values if isinstance(values, list) else [values])]
@@ -168,13 +173,14 @@ def _is_kept(value: Any) -> bool:
 
 
 def _kept(value: Any) -> Any:
-    """The value as JSON has it. TypeError for pictures, and for arrays of more than one axis."""
+    """The value as JSON has it; infinity, for which it has no number, is "inf". TypeError for pictures, and for arrays
+    of more than one axis."""
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim < 2):
+        value = value.tolist()
+    if isinstance(value, Path) or (isinstance(value, float) and math.isinf(value)):
+        return str(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim < 2):
-        return value.tolist()
     if isinstance(value, Mapping):
         return {str(name): _kept(one) for name, one in value.items()}
     if isinstance(value, list | tuple):

@@ -160,6 +160,7 @@ class SampleRequest:
                 f"guidance_interval={self.guidance_interval!r} is not (low, high) with 0 <= low < high, two values of "
                 "sigma = noise / signal"
             )
+        object.__setattr__(self, "guidance_interval", (low, high))  # of a JSON file infinity is the text "inf"
 
     def _check_belongs_together(self) -> None:
         needs = {

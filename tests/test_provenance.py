@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import re
 import shlex
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +27,9 @@ REQUESTS = [
     dict(prompt=["a", "--b"], sampler="heun", spacing="karras", batch=4),
     dict(label=[3, 9], num=2, eta=0.5, first=6, classifier="runs/c", classifier_scale=2.0),
     dict(label=3, guidance=3.0, guidance_rescale=0.7, guidance_interval=(0.5, 2.0)),
+    dict(label=3, guidance=3.0, guidance_interval=(0.5, float("inf"))),
+    dict(label=3, segmentation="map.png", guidance=(6, 1)),
+    dict(label=3, segmentation="map.png", guidance=[np.float64(6.5), np.float32(1)], num=np.int64(2)),
     dict(label=[np.int64(3)], autoguide="runs/small", autoguide_scale=1.5, autoguide_checkpoint=20),
     dict(image="a.png", mask="hole.png", feather=2.5),
     dict(init="a.png", strength=0.4, size=(64, 96), patch=64, stride=32),
@@ -48,7 +54,7 @@ def test_command_python_and_json_ask_for_the_same(options, monkeypatch):
     args = sample.parse(command[2:])
     assert command[:2] == ["python", "sample.py"] and (args.workdir, args.checkpoint) == ("runs/a b", 400)
     assert plain(sample.request_of(args)) == plain(request)
-    record = json.loads(json.dumps(provenance.record(request, MODEL)))
+    record = json.loads(json.dumps(provenance.record(request, MODEL), allow_nan=False))
     assert plain(make(record["request"])) == plain(request) and not record["not_kept"]
     asked = {}
 
@@ -99,6 +105,26 @@ def test_raw_parameters_are_asked_for():
     model, request = Model("runs/x", None, raw=True), SampleRequest()
     assert provenance.command(request, model) == "python sample.py --workdir=runs/x --no-ema --seed=0"
     assert 'ldm_jax.load("runs/x", averaged=False)' in provenance.python(request, model)
+
+
+@pytest.mark.parametrize("weights", ["averaged", "raw"])
+def test_the_code_of_the_documentation_takes_the_same_parameters(weights, monkeypatch):
+    model, asked = Model("runs/x", 300, weights == "raw"), []
+    record = json.loads(json.dumps(provenance.record(make(dict(seed=5)), model)))
+    monkeypatch.setattr(ldm_jax, "read_settings", lambda path: record, raising=False)
+    monkeypatch.setattr(ldm_jax, "load", lambda path, **how: asked.append((path, how)) or Loaded(), raising=False)
+
+    class Loaded:
+        def sample(self, **given):
+            asked.append(given)
+
+    text = (Path(__file__).resolve().parents[1] / "docs" / "python.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (code,) = [block for block in blocks if "read_settings" in block]
+    for lines in (code, textwrap.dedent(provenance.__doc__.split("\n\n")[1])):
+        asked.clear()
+        exec(lines, {"ldm_jax": ldm_jax, "print": lambda *_: None})
+        assert asked == [("runs/x", dict(checkpoint=300, averaged=weights == "averaged")), {"seed": 5}]
 
 
 def test_a_png_tells_its_settings(tmp_path):

@@ -1,10 +1,12 @@
 """Models and pictures are judged, and the command writes what it found. The feature network is a tiny one."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 import ldm_jax
@@ -12,6 +14,7 @@ from ldm_jax import recipes, report
 from ldm_jax.cli import evaluate
 from ldm_jax.errors import Missing, UsageError
 from ldm_jax.evaluation import features, networks
+from ldm_jax.request import make
 from tests.evaluation.test_features import NETWORK, PARAMS
 from tests.test_pipeline import classes, keep
 
@@ -190,6 +193,18 @@ def test_against_both_splits_and_other_data(run, tmp_path, capsys):
     with pytest.raises(SystemExit):
         evaluate.parse([str(run), "--config.unet.model_channels=3"])
     assert "only its data can be others" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "scales"), [(["--guidance=1.5"], 1.5), (["--guidance", "6", "1"], [6.0, 1.0])])
+def test_guidance_of_the_command_reaches_the_request(words, scales, monkeypatch):
+    args, given = evaluate.parse(["runs/x", *words, "--num=2"]), {}
+    pipe = SimpleNamespace(config=ConfigDict(dict(task="ldm", conditioner=dict(kind="none"))))
+    monkeypatch.setattr(evaluate, "_is_run", lambda path: True)
+    monkeypatch.setattr(evaluate, "_config_of", lambda args, run: pipe.config)
+    monkeypatch.setattr(ldm_jax, "load", lambda *_, **__: pipe, raising=False)
+    monkeypatch.setattr(report, "Samples", lambda *_, **options: given.update(options))
+    evaluate._pictures(args, "runs/x")
+    assert args.guidance == given["guidance"] == make(given).guidance == scales
 
 
 def test_a_file_of_statistics_and_pictures(pipe, tmp_path):

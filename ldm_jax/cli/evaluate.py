@@ -57,7 +57,8 @@ def parser() -> options.Parser:
     add("--sampler", default="ddim", help="default ddim")
     add("--eta", type=float, default=0.0, help="of ddim, 0 (default) .. 1")
     add("--spacing", help="which training steps (default: what suits the sampler)")
-    add("--guidance", type=float, help="scale of classifier-free guidance (default: without)")
+    add("--guidance", type=float, nargs="+", metavar="SCALE", help="scale of classifier-free guidance (default: "
+        "without), of several conditions also a scale for each: after WHAT, or --guidance=SCALE")  # fmt: skip
     add("--guidance-rescale", type=float, help="0 (off) .. 1: against over-saturation at large --guidance")
     add("--guidance-interval", nargs=2, type=float, metavar=("LOW", "HIGH"), help="--guidance or --autoguide where "
         "LOW < sigma <= HIGH alone, sigma = noise / signal (default: everywhere)")  # fmt: skip
@@ -85,6 +86,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if wrong := [option for option in args.overrides if not option.startswith("--config.data.")]:
         p.error(f"unexpected: {' '.join(wrong)} (of a run, only its data can be others: --config.data.NAME=VALUE)")
     p.check_local("WHAT", *args.what)
+    if args.guidance and len(args.guidance) == 1:
+        args.guidance = args.guidance[0]
     for name in ("reference", "weights", "classifier", "autoguide", "out", "cache"):
         p.check_local(f"--{name}", getattr(args, name))
     return args

@@ -17,8 +17,6 @@ from ldm_jax import process
 from ldm_jax.cli import options
 from ldm_jax.errors import Missing, UsageError
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
 
 def parser() -> options.Parser:
     p = options.Parser(__doc__)
@@ -68,10 +66,10 @@ def run(args: argparse.Namespace) -> None:
     models = Models(args.workdir, args.checkpoint, not args.no_ema, args.keep, args.classes, args.max_pixels)
     _check_free(args.host, args.port)
     process.setup()
-    app = server.application(models, args.run, args.every)
-    if args.host not in LOOPBACK:
+    app = server.application(models, args.run, args.every, args.host)
+    if args.host not in server.LOOPBACK:
         print(f"--host={args.host}: everybody who reaches this machine can use the page")
-    print(f"http://{args.host}:{args.port}", flush=True)
+    print(server.url(args.host, args.port), flush=True)
     uvicorn.run(app, host=args.host, port=args.port, log_level="warning")
 
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from ldm_jax import build, conditions, images, provenance
 from ldm_jax.data import folder, prepared, shapes
 from ldm_jax.data.metadata import read_npy
-from ldm_jax.data.transforms import covering, crop, resize
+from ldm_jax.data.transforms import crop, resize
 from ldm_jax.diffusion.samplers import SAMPLERS
 from ldm_jax.errors import Missing, RequestError
 from ldm_jax.request import SampleRequest, make
@@ -58,15 +58,16 @@ class Form:
         return self.size[0] // self.scale, self.size[1] // self.scale
 
     def picture(self, path: str | Path | None, cut: bool) -> np.ndarray:
-        """uint8 [H,W,3] of an uploaded file. cut: made as large as `picture_size`, its centre. RequestError for a file
+        """uint8 [H,W,3] of an uploaded file. cut: its centre, made as large as `picture_size`. RequestError for a file
         that is no picture, or one that is too large."""
         if not path:
             raise RequestError("image: choose a picture first")
         pixels = _opened(Path(path))
         if cut:
-            larger = resize(pixels, covering(pixels.shape[:2], self.picture_size))
-            top, left = ((n - m) // 2 for n, m in zip(larger.shape, self.picture_size))
-            return np.ascontiguousarray(crop(larger, top, left, self.picture_size))
+            # Cut before it is resized: a strip of 1x65536 pixels is never 32x2097152.
+            part = covered(pixels.shape[:2], self.picture_size)
+            top, left = ((n - m) // 2 for n, m in zip(pixels.shape, part))
+            return resize(np.ascontiguousarray(crop(pixels, top, left, part)), self.picture_size)
         height, width = (n * self.scale for n in pixels.shape[:2])
         if height * width > self.pixels:
             raise RequestError(
@@ -102,7 +103,7 @@ class Form:
         if option == "layout":
             return _boxes(value)
         if option == "segmentation":
-            return _map(value, given.get("rest", NO_CLASS), len(self.classes["segmentation"]))
+            return _map(value, self.size, given.get("rest", NO_CLASS), len(self.classes["segmentation"]))
         if option == "image":
             if value is None:
                 raise RequestError("image: choose a picture first")
@@ -170,6 +171,12 @@ def _required() -> list[conditions.Option]:
     return [option for kind in conditions.base.KINDS.values() for group in kind.options for option in group]
 
 
+def covered(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:
+    """The largest size within (h, w) that has the proportions of `window`; at least one pixel along a side."""
+    scale = min(size[0] / window[0], size[1] / window[1])
+    return min(max(round(window[0] * scale), 1), size[0]), min(max(round(window[1] * scale), 1), size[1])
+
+
 def _opened(path: Path) -> np.ndarray:
     """uint8 [H,W,3]; turned as its EXIF entry says."""
     try:
@@ -207,17 +214,16 @@ def _boxes(value: Any) -> list[dict]:
     return found
 
 
-def _drawing(option: str, value: Any) -> np.ndarray:
-    """uint8 [H,W,4] of a canvas, the text "data:image/png;base64,..."."""
+def _drawing(option: str, value: Any, size: tuple[int, int]) -> np.ndarray | None:
+    """uint8 [H,W,4] of a canvas of size = (H, W), the text "data:image/png;base64,..."; None for one of another size,
+    whose pixels are not read."""
     head = "data:image/png;base64,"
     wrong = RequestError(f"{option}: the drawing did not arrive; draw it again")
     if not isinstance(value, str) or not value.startswith(head) or len(value) > DRAWING_BYTES:
         raise wrong
     try:
         with Image.open(io.BytesIO(base64.b64decode(value[len(head) :], validate=True)), formats=("PNG",)) as image:
-            if image.width * image.height > images.PIXELS:
-                raise wrong
-            return np.asarray(image.convert("RGBA"))
+            return np.asarray(image.convert("RGBA")) if image.size == size[::-1] else None
     except Exception:  # Pillow's decoders raise nearly any kind
         raise wrong from None
 
@@ -226,22 +232,25 @@ def _hole(value: Any, image: np.ndarray | None) -> np.ndarray:
     """uint8 [H,W], 255 where the canvas is painted."""
     if image is None:
         raise RequestError("image: choose a picture first")
-    hole = np.uint8(255) * (_drawing("mask", value)[..., 3] >= 128)
-    if hole.shape != image.shape[:2]:
+    drawn = _drawing("mask", value, image.shape[:2])
+    if drawn is None:
         raise RequestError("mask: the drawing belongs to another picture; paint the hole again")
+    hole = np.uint8(255) * (drawn[..., 3] >= 128)
     if not hole.any():
         raise RequestError("mask: nothing is painted: paint over what is to be filled")
     return hole
 
 
-def _map(value: Any, rest: Any, number: int) -> np.ndarray:
+def _map(value: Any, size: tuple[int, int], rest: Any, number: int) -> np.ndarray:
     """uint8 [H,W], the class whose colour is nearest to that of the canvas; `rest` where nothing is painted."""
-    drawn = _drawing("segmentation", value).astype(np.int32)
+    drawn = _drawing("segmentation", value, size)
+    if drawn is None:
+        raise RequestError(f"segmentation: the drawing is not one of {size[1]}x{size[0]} pixels; draw it again")
     colours = np.array([colour(k) for k in range(number)], np.int32)
     rest = _whole("rest", rest)
     if rest != NO_CLASS and not 0 <= rest < number:
         raise RequestError(f"rest={rest}: the model has the classes 0..{number - 1} ({NO_CLASS} = none)")
-    shown, where = np.unique(drawn.reshape(-1, 4), axis=0, return_inverse=True)
+    shown, where = np.unique(drawn.astype(np.int32).reshape(-1, 4), axis=0, return_inverse=True)
     if len(shown) > 4096:
         raise RequestError("segmentation: the drawing did not arrive; draw it again")
     nearest = np.square(shown[:, None, :3] - colours).sum(axis=-1).argmin(axis=1)

@@ -12,6 +12,7 @@ from ldm_jax.pipeline import Pipeline, Progress
 from ldm_jax.provenance import Model
 from ldm_jax.request import SampleRequest, resolve
 from ldm_jax.web.form import MAX_PIXELS, Form, form_of
+from ldm_jax.web.watch import names_of
 
 PREVIEWS = 8  # of one batch, about
 
@@ -45,7 +46,7 @@ class Models:
 
     def check(self, run: str, wanted: SampleRequest) -> None:
         """RequestError for what the model cannot answer, before anything is read or computed."""
-        resolve(wanted, self.configs[run], run, rundir.tokenizer_of(run))
+        resolve(wanted, self.configs[run], names_of([*self.configs])[run], rundir.tokenizer_of(run))
 
     def sample(self, run: str, wanted: SampleRequest) -> Iterator[Progress | Images | Made]:
         """Progress after every step, previews between, and `Made` in the end; an error of the work is raised here.

@@ -32,14 +32,15 @@ def theme() -> gr.themes.Base:
 
 def build(models: Models, watched: Sequence[str], every: float) -> gr.Blocks:
     """watched: run directories; every: seconds until what they show is read again."""
+    names = watch.names_of([*models.forms, *watched])
     with gr.Blocks(title="ldm_jax", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as blocks:
         gr.Markdown("## ldm_jax")
         with gr.Tabs():
             for number, (run, form) in enumerate(models.forms.items()):
-                with gr.Tab(run):
+                with gr.Tab(names[run]):
                     _model_tab(models, run, form, f"draw-{number}")
             for run in watched:
-                with gr.Tab(f"{run}, training"):
+                with gr.Tab(f"{names[run]}, training"):
                     _watch_tab(blocks, run, every)
     return blocks.queue(max_size=WAITING)
 
@@ -109,7 +110,8 @@ def _model_tab(models: Models, run: str, form: Form, name: str) -> None:
 
 
 def _of(model: provenance.Model) -> str:
-    return model.path if model.step is None else f"{model.path} step {model.step}"
+    name = Path(model.path).absolute().name
+    return name if model.step is None else f"{name} step {model.step}"
 
 
 def _with_drawings(number: int, drawn: dict[int, str]) -> str | None:

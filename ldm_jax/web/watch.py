@@ -21,9 +21,16 @@ Curve = list[tuple[float, float]]
 
 
 def check(run: str | Path) -> None:
-    """Missing where there is no run."""
-    if not Path(run).is_dir() or not ((Path(run) / "config.json").is_file() or metrics_of(run).is_file()):
-        raise Missing(f"run={run} is no run directory: give the --workdir of train.py")
+    """Missing where there is no directory; one that is empty may become a run."""
+    if not Path(run).is_dir():
+        raise Missing(f"run={run} is no directory: give the --workdir of train.py")
+
+
+def names_of(runs: Sequence[str]) -> dict[str, str]:
+    """{run: its directory's name, for visitors}; where several have one name, the paths as they were given."""
+    names = {run: Path(run).absolute().name for run in runs}
+    found = list(names.values())
+    return {run: name if name and found.count(name) == 1 else run for run, name in names.items()}
 
 
 def metrics_of(run: str | Path) -> Path:
@@ -48,9 +55,9 @@ def read(run: str | Path) -> list[dict]:
 
 
 def told(run: str | Path, lines: Sequence[Mapping], now: float | None = None) -> str:
-    """How far the run is, in a sentence."""
+    """How far the run is, in a few words."""
     if not lines:
-        return f"{run}: no numbers yet"
+        return "no numbers yet"
     last = lines[-1]
     try:
         steps = f" of {rundir.config_of(run).steps}"
@@ -58,7 +65,7 @@ def told(run: str | Path, lines: Sequence[Mapping], now: float | None = None) ->
         steps = ""
     ago = (time.time() if now is None else now) - last.get("time", math.nan)
     when = f", {duration(ago)} ago" if math.isfinite(ago) else ""
-    return f"{run}: step {last['step']}{steps}{when}"
+    return f"step {last['step']}{steps}{when}"
 
 
 def curves(lines: Sequence[Mapping]) -> dict[str, dict[str, Curve]]:

@@ -52,7 +52,7 @@ def test_without_gradio_it_says_how_to_get_it(tmp_path):
     code = (
         "import sys\n"
         "sys.modules['gradio'] = None\n"
-        "from ldm_jax.web import drawing, form, models, watch\n"
+        "from ldm_jax.web import drawing, form, models, server, watch\n"
         "from ldm_jax.cli import web\n"
         f"web.main(['--workdir={tmp_path / 'run'}'])\n"
     )

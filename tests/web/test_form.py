@@ -155,6 +155,34 @@ def test_pictures_are_cut_or_kept(models, tmp_path):
     assert small.picture(path, cut=True).shape == (*small.picture_size, 3) and small.scale > 1
 
 
+def test_a_long_strip_is_cut_before_it_is_resized(models, tmp_path, monkeypatch):
+    strip = np.zeros((1, 4001, 3), np.uint8)
+    strip[:, 2000] = (10, 200, 90)
+    Image.fromarray(strip).save(tmp_path / "strip.png")
+    sizes, resize = [], form.resize
+    monkeypatch.setattr(form, "resize", lambda image, size: sizes.append((image.shape, size)) or resize(image, size))
+    made = models["inpaint"][1].picture(tmp_path / "strip.png", cut=True)
+    assert sizes == [((1, 1, 3), (32, 32))] and (made == (10, 200, 90)).all()
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "part"),
+    [((40, 90), (32, 32), (40, 40)), ((90, 40), (32, 64), (20, 40)), ((65536, 1), (32, 64), (1, 1)),
+     ((8, 8), (32, 64), (4, 8)), ((32, 64), (32, 64), (32, 64))],
+)  # fmt: skip
+def test_the_part_of_the_wanted_proportions(size, window, part):
+    assert form.covered(size, window) == part
+
+
+@pytest.mark.parametrize(("kind", "option"), [("semantic", "segmentation"), ("inpaint", "mask")])
+def test_a_drawing_of_another_size_is_not_decoded(models, kind, option, monkeypatch):
+    found = models[kind][1]
+    given = inputs(kind, found) | HOW | {option: painted((64, 32), PART)}
+    monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("its pixels are read"))
+    with pytest.raises(RequestError, match=f"{option}: the drawing (is not one of 32x32|belongs to another)"):
+        found.request(given)
+
+
 def test_bad_uploads_get_a_sentence(models, tmp_path):
     (tmp_path / "a.png").write_text("no picture")
     Image.new("1", (9000, 9000)).save(tmp_path / "huge.png")

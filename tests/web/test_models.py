@@ -111,6 +111,13 @@ def test_errors_come_to_the_one_who_asked(models):
     models.check("a", SampleRequest())
 
 
+def test_a_refusal_names_the_run_without_its_path(models, tmp_path):
+    run = str(tmp_path / "b")
+    with pytest.raises(RequestError, match=r"\bb\b") as error:
+        Models([run]).check(run, SampleRequest(guidance=2.0))
+    assert str(tmp_path) not in str(error.value)
+
+
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(Missing, match="nowhere"):
         Models([tmp_path / "nowhere"])

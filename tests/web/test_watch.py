@@ -22,11 +22,11 @@ def test_lines_that_are_not_whole_are_left_out(tmp_path):
 
 
 def test_how_far_it_is(tmp_path):
-    assert watch.told(tmp_path, []) == f"{tmp_path}: no numbers yet"
+    assert watch.told(tmp_path, []) == "no numbers yet"
     lines = [{"step": 300, "time": 1000.0, "loss": 1.0}]
-    assert watch.told(tmp_path, lines, now=1075.0) == f"{tmp_path}: step 300, 1m15s ago"
+    assert watch.told(tmp_path, lines, now=1075.0) == "step 300, 1m15s ago"
     checkpoint.keep_config(tmp_path, recipes.load("quickstart_ldm:tiny").to_dict())
-    assert watch.told(tmp_path, lines, now=1075.0) == f"{tmp_path}: step 300 of 4, 1m15s ago"
+    assert watch.told(tmp_path, lines, now=1075.0) == "step 300 of 4, 1m15s ago"
 
 
 def test_validation_is_beside_training_and_loss_is_first():
@@ -61,8 +61,17 @@ def test_the_newest_pictures(tmp_path):
     assert watch.pictures(tmp_path / "nowhere") == []
 
 
-def test_what_is_no_run_is_refused(tmp_path):
-    with pytest.raises(Missing, match=r"run=.* is no run directory: give the --workdir"):
-        watch.check(tmp_path)
-    write(tmp_path, [])
+def test_visitors_see_names_not_paths(tmp_path):
+    one, two, other = "/secret/runs/text", "runs/inpaint/", "/elsewhere/text"
+    assert watch.names_of([one, two, one]) == {one: "text", two: "inpaint"}
+    assert watch.names_of([one, two, other]) == {one: one, two: "inpaint", other: other}
+    assert watch.names_of(["/", str(tmp_path)]) == {"/": "/", str(tmp_path): tmp_path.name}
+
+
+def test_a_run_that_has_not_begun_can_be_watched(tmp_path):
     watch.check(tmp_path)
+    assert watch.read(tmp_path) == [] and watch.drawn(watch.curves([])).count("<svg") == 0
+    (tmp_path / "file").touch()
+    for name in ("nowhere", "file"):
+        with pytest.raises(Missing, match=rf"run=.*{name} is no directory: give the --workdir"):
+            watch.check(tmp_path / name)
