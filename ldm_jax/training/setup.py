@@ -408,6 +408,8 @@ def averaging(config: ConfigDict) -> tasks.Averaging:
             f"config.ema.kind='power' needs a width or more in config.ema.sigma_rel={tuple(e.sigma_rel)}, and "
             f"config.ema.decay={e.decay} not to be 0, which means no average"
         )
+    if len(set(e.sigma_rel)) < len(e.sigma_rel):
+        raise ConfigError(f"config.ema.sigma_rel={tuple(e.sigma_rel)} has a width twice: give different ones")
     for sigma_rel in e.sigma_rel:
         optim.power_of(sigma_rel)  # says what is wrong
     return tasks.Averaging(e.decay, e.warmup, tuple(e.sigma_rel))
