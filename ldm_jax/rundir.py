@@ -255,7 +255,10 @@ def first_stage_differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
 def latent_differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
     """What differs between the latents of two recipes, "option: ours, theirs" each; scales are compared by value."""
     kinds = [config.get("latent_scale_kind", "scalar") for config in (ours, theirs)]
-    scaling = [] if kinds[0] == kinds[1] else [f"latent_scale_kind: {kinds[0]!r} here, {kinds[1]!r} there"]
+    scaling = []
+    if kinds[0] != kinds[1]:
+        alike = f"train with --config.latent_scale_kind={kinds[1]}"
+        scaling = [f"latent_scale_kind: {kinds[0]!r} here, {kinds[1]!r} there; {alike}"]
     return first_stage_differences(ours, theirs) + scaling
 
 

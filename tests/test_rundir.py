@@ -100,7 +100,8 @@ def test_a_shift_and_a_scale_of_each_channel_are_kept(tmp_path):
         with pytest.raises(ConfigError, match=r"latent scale is .* of the classifier, .* shift by \(0\.1, "):
             rundir.check_same_weights(wrong, frozen, "runs/ldm")
     told = rundir.latent_differences(recipes.load("quickstart_ldm:tiny"), config)
-    assert told == ["latent_scale_kind: 'scalar' here, 'channels' there"]
+    remedy = "train with --config.latent_scale_kind=channels"
+    assert told == [f"latent_scale_kind: 'scalar' here, 'channels' there; {remedy}"]
 
 
 @pytest.mark.parametrize("shift,scale", [((0.1, 0.2), (1.0,)), ((), (1.0,)), ((0.1,), (0.0,))])

@@ -265,8 +265,8 @@ def _latents_to_begin_with(config: ConfigDict) -> Tree:
     if differences or theirs.task == "first_stage":
         lines = "\n".join(f"    {line}" for line in differences)
         raise ConfigError(
-            f"config.init_from={run} has no latents for this model:\n{lines}\nGive this model's first stage with "
-            "--config.first_stage.checkpoint=RUN"
+            f"config.init_from={run} has no latents for this model:\n{lines}\nChange what differs, or give this "
+            "model's first stage with --config.first_stage.checkpoint=RUN"
         )
     _, found, _ = rundir.model_of(theirs, run)
     print(f"first stage and latent scale {rundir.describe_scale(found)}: {run}")
