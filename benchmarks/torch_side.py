@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks import work
-from ldm_jax import tree
+from ldm_jax import build, tree
 from ldm_jax.convert import compvis, names
 from ldm_jax.convert import diffusers as folders
 from ldm_jax.diffusion.timetable import make_timetable
@@ -67,6 +67,10 @@ def forget() -> None:
 
 def write_folder(model: work.Model, path: Path, unet: bool) -> None:
     """vqvae/ and, if asked for, unet/ of diffusers in `path`. Raises ValueError for what its classes cannot express."""
+    if model.is_ldm and model.config.network.kind != "unet":
+        raise ValueError(f"config.network.kind={model.config.network.kind!r}: only UNets are compared")
+    if model.is_ldm and build.has_channel_scale(model.config):
+        raise ValueError("config.latent_scale_kind='channels': diffusers has one latent scale")
     weights = {"first_stage": model.first_stage.get("params", {})} if model.first_stage else {}
     if model.is_ldm:
         weights = dict(model.state.params) | weights

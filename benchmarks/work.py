@@ -103,7 +103,7 @@ def make_model(config) -> Model:
     )  # fmt: skip
     frozen = fill(frozen_shapes, seed=1)
     if config.task == "ldm":
-        frozen["latent_scale"] = np.float32(config.latent_scale or 1.0)
+        frozen["latent_scale"] = np.full(frozen_shapes["latent_scale"].shape, config.latent_scale or 1.0, np.float32)
     return Model(config, task, state, frozen, build.latent_shape(config))
 
 

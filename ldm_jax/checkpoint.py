@@ -474,12 +474,15 @@ def _is_changed(text: bytes) -> bool:
 
 
 def changes(workdir: str | Path, config: dict) -> dict[str, tuple]:
-    """Options that differ from the run's config.json: {dotted name: (before, now)}. {} without a config.json."""
+    """Options that differ from the run's config.json: {dotted name: (before, now)}. {} without a config.json.
+
+    Those of the network that config.network.kind does not choose have no effect, and do not count."""
     path = at(workdir) / "config.json"
     if not path.exists():
         return {}
     before, now = dict(leaves(load_config(workdir))), dict(leaves(json.loads(json.dumps(config))))
-    names = sorted(before.keys() | now.keys())
+    unused = {"unet": "dit.", "dit": "unet."}.get(now.get("network.kind"), ())
+    names = sorted(name for name in before.keys() | now.keys() if not name.startswith(unused))
     return {n: (before.get(n), now.get(n)) for n in names if before.get(n) != now.get(n)}
 
 
@@ -530,13 +533,23 @@ def migrate(config: dict, path: Path) -> dict:
     if version < 2:
         config = {"matmul_precision": "default"} | config
     config |= {name: options | config[name] for name, options in YOUNGER.items() if name in config}
-    if config.get("conditioner", {}).get("kind") == "hybrid":
-        config |= {"conditioner": {"drop_each": 0.0} | config["conditioner"]}
+    if "conditioner" in config:
+        config |= {"conditioner": _condition(config["conditioner"])}
     if "latent_scale" in config:
         config = YOUNGER_LATENTS | config
     if config.get("task") == "ldm" and "diffusion" in config:
         config = {"network": {"kind": "unet"}} | config | {"diffusion": YOUNGER_DIFFUSION | config["diffusion"]}
     return YOUNGER_OF_RECIPES | config if "every" in config else config
+
+
+def _condition(section: dict) -> dict:
+    """config.conditioner, or one of its parts, with what it may lack."""
+    if section.get("kind") == "class":
+        return {"embedding_std": 1.0} | section
+    if section.get("kind") != "hybrid":
+        return section
+    parts = {name: _condition(part) for name, part in section.get("parts", {}).items()}
+    return {"drop_each": 0.0} | section | ({"parts": parts} if parts else {})
 
 
 def load_config(workdir: str | Path) -> dict:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from shutil import copytree
 from typing import Any
 
 import jax
@@ -419,9 +418,7 @@ class Pipeline:
         if (folder / "config.json").exists():
             raise RequestError(f"folder={folder} holds a model already; give another one")
         params, frozen = jax.device_get((self.params, self.frozen))
-        rundir.write_exported(folder, self.config, params, frozen, dtype)
-        if self.tokenizer is not None and self.tokenizer.is_dir():
-            copytree(self.tokenizer, rundir.tokenizer_of(folder))
+        rundir.write_exported(folder, self.config, params, frozen, dtype, self.tokenizer)
         return folder
 
     def _place(self, values: Tree) -> Tree:

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from ldm_jax import build, checkpoint, conditions, manifest, tree
 from ldm_jax.convert.safetensors_file import read_safetensors
 from ldm_jax.errors import ConfigError, Damaged, Missing, UsageError
-from ldm_jax.files import at
+from ldm_jax.files import at, copy_folder
 from ldm_jax.latent_classifier import LatentClassifier
 from ldm_jax.ldm import LDM, SCALING, latents_of
 from ldm_jax.models.lpips import load_lpips
@@ -161,10 +161,16 @@ def model_of(
     return params, kept_frozen(config, run), step
 
 
-def write_exported(folder: Path, config: ConfigDict, params: Tree, frozen: Tree, dtype: str) -> None:
-    """config.json, model.safetensors (floating-point numbers as `dtype`, except the latent scale) and its manifest."""
+def write_exported(
+    folder: Path, config: ConfigDict, params: Tree, frozen: Tree, dtype: str, tokenizer: Path | None = None
+) -> None:
+    """config.json, model.safetensors (floating-point numbers as `dtype`, except the latent scale) and its manifest, and
+    a copy of the folder `tokenizer`, if there is one. Damaged if that is not whole."""
     from safetensors.numpy import save_file
 
+    tokenizer = tokenizer if tokenizer is not None and tokenizer.is_dir() else None
+    if tokenizer is not None and (wrong := manifest.problems(tokenizer)):
+        raise Damaged(f"{tokenizer} is damaged: {'; '.join(wrong)}. Bring the folder back from a copy")
     kind = jnp.dtype(dtype)
     named = tree.flatten({"params": params, "frozen": frozen})
     arrays = {}
@@ -178,6 +184,8 @@ def write_exported(folder: Path, config: ConfigDict, params: Tree, frozen: Tree,
     (folder / manifest.NAME).unlink(missing_ok=True)
     save_file(arrays, folder / WEIGHTS, {"format": "ldm_jax"})
     manifest.write(folder, only=[WEIGHTS])
+    if tokenizer is not None:
+        copy_folder(tokenizer, tokenizer_of(folder))
 
 
 def _read_exported(config: ConfigDict, folder: Path) -> tuple[Tree, Tree]:
@@ -255,7 +263,10 @@ def first_stage_differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
 def latent_differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
     """What differs between the latents of two recipes, "option: ours, theirs" each; scales are compared by value."""
     kinds = [config.get("latent_scale_kind", "scalar") for config in (ours, theirs)]
-    scaling = [] if kinds[0] == kinds[1] else [f"latent_scale_kind: {kinds[0]!r} here, {kinds[1]!r} there"]
+    scaling = []
+    if kinds[0] != kinds[1]:
+        alike = f"train with --config.latent_scale_kind={kinds[1]}"
+        scaling = [f"latent_scale_kind: {kinds[0]!r} here, {kinds[1]!r} there; {alike}"]
     return first_stage_differences(ours, theirs) + scaling
 
 

@@ -175,6 +175,12 @@ def test_what_a_sampler_costs_itself(monkeypatch):
     assert row["ms own"] == pytest.approx(2) and row["own share"] == pytest.approx(0.2)
 
 
+def test_a_scale_for_each_channel():
+    options = ["--config.latent_scale_kind=channels", "--config.unet.channel_mult=(1,)"]
+    frozen = work.make_model(recipes.load("configs/quickstart_ldm.py:tiny", options)).frozen
+    assert frozen["latent_scale"].shape == frozen["latent_shift"].shape == (3,) and (frozen["latent_scale"] == 1).all()
+
+
 def test_latents_of_vq_are_codes():
     config = recipes.load("configs/celeba_ldm4.py:tiny")
     model = work.make_model(config)

@@ -4,14 +4,17 @@ import json
 import threading
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax import checkpoint, files, rundir
+from ldm_jax import checkpoint, files, recipes, rundir
 from ldm_jax.conditions import text
+from ldm_jax.convert.safetensors_file import read_safetensors
 from ldm_jax.data.sources import ShapesSource
 from ldm_jax.errors import ConfigError, Damaged
-from ldm_jax.training import lock, logging
+from ldm_jax.training import lock, logging, snapshots
+from ldm_jax.training.state import TrainState
 from tests import bucket_tools
 from tests.bucket_tools import OBJECTS
 from tests.conditions.test_conditions import tiny
@@ -133,3 +136,17 @@ def test_the_tokenizer(run):
     flip("bucket/runs/mine/tokenizer/vocab.txt")
     with pytest.raises(Damaged, match=r"vocab\.txt"):
         text.text_tokenizer(config.conditioner, folder)
+
+
+def test_snapshots_of_averages(run):
+    """They are written, found and read, and those of steps that come again are removed."""
+    config = recipes.load("quickstart_ldm:tiny", ["--config.ema.kind=power", "--config.ema.snapshot_every=4"])
+    tracks = [{"w": jnp.full(3, value)} for value in (1.5, 2.5)]
+    averaged = TrainState(jnp.int32(8), {}, tracks[0], {}, {"ema_1": tracks[1]}, jnp.zeros(2, jnp.uint32))
+    writer = snapshots.Snapshots(run, config, 0)
+    for step in (4, 8):
+        writer.write(step, averaged)
+    assert snapshots.steps(run) == [4, 8] and not writer.is_missed(8, last=True)
+    arrays, metadata = read_safetensors(snapshots.path_of(run, 8))
+    assert (arrays["0/w"] == 1.5).all() and (arrays["1/w"] == 2.5).all() and metadata["sigma_rel"] == "[0.05, 0.1]"
+    assert snapshots.Snapshots(run, config, 4).is_missed(8, last=True) and snapshots.steps(run) == [4]

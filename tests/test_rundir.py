@@ -53,6 +53,18 @@ def test_a_model_of_damaged_files_is_not_read(run):
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"1", "2"}
 
 
+def test_a_damaged_tokenizer_is_not_exported(tmp_path):
+    """By neither of the two ways, the command and Pipeline.save."""
+    tokenizer, folder = tmp_path / "tokenizer", tmp_path / "exported"
+    tokenizer.mkdir()
+    (tokenizer / "vocab.txt").write_text("[PAD]")
+    manifest.write(tokenizer)
+    flip(tokenizer / "vocab.txt")
+    with pytest.raises(Damaged, match=r"tokenizer is damaged: vocab\.txt.* from a copy"):
+        rundir.write_exported(folder, recipes.load("quickstart_text:tiny"), {}, {}, "float32", tokenizer)
+    assert not folder.exists()
+
+
 def test_an_exported_model_is_compared_too(run, tmp_path, capsys):
     config = rundir.config_of(run)
     _, frozen, _ = rundir.model_of(config, run)
@@ -100,7 +112,8 @@ def test_a_shift_and_a_scale_of_each_channel_are_kept(tmp_path):
         with pytest.raises(ConfigError, match=r"latent scale is .* of the classifier, .* shift by \(0\.1, "):
             rundir.check_same_weights(wrong, frozen, "runs/ldm")
     told = rundir.latent_differences(recipes.load("quickstart_ldm:tiny"), config)
-    assert told == ["latent_scale_kind: 'scalar' here, 'channels' there"]
+    remedy = "train with --config.latent_scale_kind=channels"
+    assert told == [f"latent_scale_kind: 'scalar' here, 'channels' there; {remedy}"]
 
 
 @pytest.mark.parametrize("shift,scale", [((0.1, 0.2), (1.0,)), ((), (1.0,)), ((0.1,), (0.0,))])

@@ -8,7 +8,7 @@
     python convert.py --config=imagenet_dit_xl2 --from DiT-XL-2-256x256.pt --to runs/dit \
         --config.first_stage.checkpoint=runs/sd_vae             (files of DiT have no first stage)
     python convert.py --check runs/celeba                       (are all its files whole?)
-    python convert.py --from runs/celeba --to averaged --ema-sigma=0.08     (an average of another length)
+    python convert.py --from runs/celeba --to averaged --ema-sigma=0.08     (post-hoc EMA)
 
 In: .ckpt, .pth (nothing in them is executed, torch is not needed), .safetensors, or a folder of diffusers with
 unet/, vqvae/, ... or one autoencoder. The run directory works with sample.py and train.py at once. --config is the
@@ -25,8 +25,9 @@ the run's original.safetensors, so that a model comes back bit by bit.
 parameters, and the first stage) and tokenizer/. Such a folder stands wherever a run directory can be given, except for
 going on with its training.
 
---ema-sigma makes, of the averages that a run with config.ema.kind=power kept, the one of another relative width, and
-writes it with the model's other parts into a folder that sample.py, evaluate.py and ldm_jax.load read.
+--ema-sigma makes a post-hoc EMA: of the power-function EMAs that a run with config.ema.kind=power kept, the one of
+another relative width. It is written with the model's other parts into a folder that sample.py, evaluate.py and
+ldm_jax.load read.
 
 --check compares every checkpoint, frozen/ and exported weights with what was written, prints a line each, and exits
 with 1 if one is bad. Installed, the command is ldm-convert.
@@ -61,7 +62,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Any]:
     add("--config", help="recipe of the model, NAME[:VARIANT]; needed when --from is a file")
     add("--checkpoint", type=int, help="writing: step of the run's checkpoint (default: the newest)")
     add("--no-ema", action="store_true", help="writing a folder or a DiT: the raw instead of the averaged parameters")
-    add("--ema-sigma", type=float, metavar="S", help="average over about this share of the training, e.g. 0.08")
+    add("--ema-sigma", type=float, metavar="S", help="post-hoc EMA of this width, a share of the training, e.g. 0.08")
     add("--export", action="store_true", help="writing: a folder of this program, without the training state")
     add(
         "--dtype",
@@ -178,8 +179,7 @@ def to_run(args: argparse.Namespace, config) -> None:
     from ldm_jax.training import setup
 
     target = Path(args.target)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UsageError(f"{target} exists already; give a new directory")
+    _check_new(target)
     abstract, frozen = setup.abstract_run(config)
     template = tensors.weights_of(config, abstract, frozen, ema=False)
     source = tensors.read(Path(args.source), config, template, _latent_size(config))
@@ -306,7 +306,7 @@ def to_file(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
     """The model of a run, of any task, in a folder of this program; with --ema-sigma, with that average."""
-    from ldm_jax import manifest, rundir
+    from ldm_jax import rundir
     from ldm_jax.training import posthoc
 
     source, target = Path(args.source), Path(args.target)
@@ -318,11 +318,7 @@ def export(args: argparse.Namespace) -> None:
         params, step = posthoc.reconstruct(source, args.ema_sigma, args.checkpoint)
         frozen = rundir.kept_frozen(config, source)
     with _whole(target) as partial:
-        rundir.write_exported(partial, config, params, frozen, args.dtype or "float32")
-        if (tokenizer := rundir.tokenizer_of(source)).is_dir():
-            if wrong := manifest.problems(tokenizer):
-                raise UsageError(f"{tokenizer} is damaged: {'; '.join(wrong)}. Bring the folder back from a copy")
-            shutil.copytree(tokenizer, partial / TOKENIZER)
+        rundir.write_exported(partial, config, params, frozen, args.dtype or "float32", rundir.tokenizer_of(source))
     at_step = "" if step is None else f" at step {step}"
     average = "" if args.ema_sigma is None else f", averaged with the width {args.ema_sigma:g}"
     print(f"{target} holds the model of {source}{at_step}{average}")

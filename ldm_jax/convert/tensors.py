@@ -136,6 +136,11 @@ def fill(
     """(weights tree of arrays, what has no leaf). Adds to the source's notes what was decided.
 
     Of a transformer's file the tree has no first stage."""
+    if "latent_shift" in frozen:
+        raise UsageError(
+            "config.latent_scale_kind='channels': a file or folder of a diffusion model says nothing of single "
+            "channels; give --config.latent_scale_kind=scalar"
+        )
     if source.layout == "dit":
         dit.check(config)
         parts = dit.parts_of(weights_of(config, state, frozen, ema=False))
@@ -151,10 +156,6 @@ def fill(
             del weights["discriminator"]
             source.notes.append("no discriminator in it: fine-tuning begins with an untrained one")
         return compvis.split(source.state, weights)
-    if "latent_shift" in frozen:
-        raise UsageError(
-            "config.latent_scale_kind='channels': a file or folder of a whole diffusion model has one latent scale"
-        )
     compvis.check_schedule(source.state, betas)
     if "scale_factor" not in source.state:
         weights["latent_scale"] = {}

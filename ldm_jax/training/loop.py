@@ -83,7 +83,7 @@ def run(
         f"learning rate {config.optim.learning_rate:g} (final values: nothing is scaled)"
     )
 
-    missed = _missed(task, config, workdir, start)
+    missed = _missed(task, config, workdir, start, kept)
     if start >= config.steps and not any(missed.values()):
         say(f"{workdir} is at step {start} of {config.steps}: nothing to do (more: --config.steps=N)")
         checkpoints.close()
@@ -106,6 +106,8 @@ def run(
     if any(missed.values()):
         names = " and ".join(name for name, value in missed.items() if value)
         say(f"step {start} was saved before its work was complete ({names}): this is done now", flush=True)
+        if missed["snapshot"]:
+            kept.write(start, state)
         evaluator.run(missed, start, state, frozen)
     clock, saves = _Clock(stop.began), _Saves(checkpoints, start, config.every.checkpoint_minutes)
     report = _Report(task, config, collector, clock, writer, say)
@@ -142,10 +144,10 @@ def run(
                 checkpoints.check()
                 watchdog.renew()
                 due["checkpoint"] |= last or saves.is_old()
-            if due["snapshot"]:
-                kept.write(step, state)
             if due["checkpoint"] or stopping:
                 saves.save(step, state)
+            if due["snapshot"]:
+                kept.write(step, state)
             if not stopping:
                 try:
                     with guard():
@@ -178,7 +180,7 @@ def _is_due(every: int, step: int, last: bool) -> bool:
     return every > 0 and (step % every == 0 or last)
 
 
-def _missed(task: Task, config, workdir: Path, start: int) -> dict[str, bool]:
+def _missed(task: Task, config, workdir: Path, start: int, kept: snapshots.Snapshots) -> dict[str, bool]:
     """Which work was due at `start`, where the run goes on, and is not there: the process ended before it was done."""
     there = {
         "evaluate": logging.has_numbers(workdir, start, logging.VALIDATION),
@@ -188,6 +190,7 @@ def _missed(task: Task, config, workdir: Path, start: int) -> dict[str, bool]:
     last = start >= config.steps
     missed = {name: start > 0 and not done and _is_due(config.every[name], start, last) for name, done in there.items()}
     missed["picture"] &= task.draws
+    missed["snapshot"] = kept.is_missed(start, last)
     if jax.process_count() > 1:  # the first host writes those files, and may do so meanwhile
         missed = {name: bool(value) for name, value in multihost_utils.broadcast_one_to_all(missed).items()}
     return missed

@@ -1,6 +1,7 @@
-"""An average of the parameters whose length is chosen after training (Karras et al. 2024, arXiv 2312.02696, 3.2 and C).
+"""Post-hoc EMA: an average of the parameters whose width is chosen after training (Karras et al. 2024, arXiv
+2312.02696, 3.2 and C).
 
-A power-function average at step t has the weights p(n) = (g + 1) n^g / t^(g + 1) on the parameters after step n <= t.
+A power-function EMA at step t has the weights p(n) = (g + 1) n^g / t^(g + 1) on the parameters after step n <= t.
 The average that is wanted is approximated by a sum of those that were kept (snapshots.py), with the coefficients whose
 weights differ least from the wanted ones in the sense of least squares:
 
@@ -20,6 +21,7 @@ from jaxtyping import Float
 from ldm_jax import rundir, tree
 from ldm_jax.convert.safetensors_file import read_safetensors
 from ldm_jax.errors import ConfigError, Missing
+from ldm_jax.files import at
 from ldm_jax.training import snapshots
 from ldm_jax.training.optim import power_of
 
@@ -60,9 +62,9 @@ def reconstruct(run: str | Path, sigma_rel: float, step: int | None = None) -> t
     gamma, there = power_of(sigma_rel), snapshots.steps(run)
     used = [s for s in there if step is None or s <= step]
     if not used or step not in (None, used[-1]):
-        at = f" of step {step} (there are: {there})" if there else ""
+        missing = f" of step {step} (there are: {there})" if there else ""
         raise Missing(
-            f"averages of the run {run}{at}, kept during training with --config.ema.kind=power "
+            f"averages of the run {run}{missing}, kept during training with --config.ema.kind=power "
             "--config.ema.snapshot_every=N"
         )
     files, times, powers = [], [], []
@@ -85,6 +87,6 @@ def _sum(run: str | Path, name: str, shape: tuple[int, ...], files: list, x: np.
         array = arrays.get(f"{track}/{name}")
         if array is None or array.shape != shape:
             found = "no such array" if array is None else array.shape
-            raise ConfigError(f"{Path(run) / snapshots.FOLDER}: {name} is {shape} by config.json, {found} in a file")
+            raise ConfigError(f"{at(run) / snapshots.FOLDER}: {name} is {shape} by config.json, {found} in a file")
         total += share * array.astype(np.float64)
     return total.astype(np.float32)

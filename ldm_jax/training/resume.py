@@ -39,9 +39,9 @@ ON_OFF_OPTIONS = ("ema.decay", "optim.clip_norm")
 def check_same_run(config: ConfigDict, workdir: str | Path, accept_changes: bool = False) -> None:
     """ConfigError when the run in `workdir` was begun with other options than `config`: with those that
     its checkpoints cannot follow, and without `accept_changes` also with those that change what the model learns."""
-    unused = {"unet": "dit.", "dit": "unet."}.get(config.get("network", {}).get("kind"), ())
     changed = checkpoint.changes(workdir, config.to_dict())
-    changed = {name: values for name, values in changed.items() if not name.startswith(unused)}
+    if config.get("ema", {}).get("kind") != "power":  # nothing reads the widths
+        changed.pop("ema.sigma_rel", None)
     wrong = _lines(
         (name, before, now)
         for name, (before, now) in changed.items()

@@ -265,8 +265,8 @@ def _latents_to_begin_with(config: ConfigDict) -> Tree:
     if differences or theirs.task == "first_stage":
         lines = "\n".join(f"    {line}" for line in differences)
         raise ConfigError(
-            f"config.init_from={run} has no latents for this model:\n{lines}\nGive this model's first stage with "
-            "--config.first_stage.checkpoint=RUN"
+            f"config.init_from={run} has no latents for this model:\n{lines}\nChange what differs, or give this "
+            "model's first stage with --config.first_stage.checkpoint=RUN"
         )
     _, found, _ = rundir.model_of(theirs, run)
     print(f"first stage and latent scale {rundir.describe_scale(found)}: {run}")
@@ -408,6 +408,8 @@ def averaging(config: ConfigDict) -> tasks.Averaging:
             f"config.ema.kind='power' needs a width or more in config.ema.sigma_rel={tuple(e.sigma_rel)}, and "
             f"config.ema.decay={e.decay} not to be 0, which means no average"
         )
+    if len(set(e.sigma_rel)) < len(e.sigma_rel):
+        raise ConfigError(f"config.ema.sigma_rel={tuple(e.sigma_rel)} has a width twice: give different ones")
     for sigma_rel in e.sigma_rel:
         optim.power_of(sigma_rel)  # says what is wrong
     return tasks.Averaging(e.decay, e.warmup, tuple(e.sigma_rel))

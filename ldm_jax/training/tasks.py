@@ -127,8 +127,8 @@ def _after(sums: Tree, part: Tree) -> Tree:
 class Averaging:
     """Moving average; decay 0 = none. With warm-up the decay is min(decay, (1+n)/(10+n)).
 
-    sigma_rel: in place of the exponential one, power functions of these relative widths (optim.power_update). The first
-    is the state's `ema`, the others are tracks beside it: {"ema_1": ..., ...} in the state's `variables`.
+    sigma_rel: in place of the exponential one, power-function EMAs of these relative widths (optim.power_update). The
+    first is the state's `ema`, the others are tracks beside it: {"ema_1": ..., ...} in the state's `variables`.
     """
 
     decay: float = 0.9999

@@ -195,8 +195,9 @@ def test_a_pipeline_does_not_shift_its_latents(tmp_path):
     config, state, frozen = shapes_of(TEXT)
     with pytest.raises(UsageError, match=r"pipelines of latent diffusion ignore.*--from its folder"):
         tensors.read(tmp_path, config, template(TEXT, ema=False), build.latent_shape(config)[0])
-    with pytest.raises(UsageError, match=r"latent_scale_kind='channels': a file or folder of a whole diffusion model"):
-        tensors.fill(tensors.Source({}, "compvis"), config, state, frozen | {"latent_shift": None}, None)
+    for layout in ("compvis", "dit"):
+        with pytest.raises(UsageError, match=r"='channels': a file .* give --config\.latent_scale_kind=scalar"):
+            tensors.fill(tensors.Source({}, layout), config, state, frozen | {"latent_shift": None}, None)
     config = config.copy_and_resolve_references().unlock()
     config.latent_scale_kind = "channels"
     with pytest.raises(UsageError, match=r"have one latent scale.*ldm_jax\.load\(RUN\)\.save"):

@@ -1,14 +1,15 @@
-"""Averages of power functions, and those made afterwards, against sums over a recorded trajectory."""
+"""Power-function EMA and post-hoc EMA against sums over a recorded trajectory."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from ldm_jax import checkpoint, recipes, rundir
 from ldm_jax.cli import convert
 from ldm_jax.convert.safetensors_file import read_safetensors
-from ldm_jax.errors import ConfigError, Missing
+from ldm_jax.errors import ConfigError, Missing, SaveFailed
 from ldm_jax.training import posthoc, resume, setup, snapshots
 from ldm_jax.training.optim import power_of, power_update
 from ldm_jax.training.state import TrainState
@@ -109,7 +110,7 @@ def test_the_coefficients_are_the_least_squares_ones():
 
 
 @pytest.mark.parametrize("sigma_rel", [0.04, 0.06, 0.08, 0.12, 0.15])
-def test_an_average_of_another_length(sigma_rel):
+def test_post_hoc_ema(sigma_rel):
     """20 snapshots of float16 give it; the error beside how far the average is from the last parameters."""
     trajectory = walk(2000, 300)
     times, powers, widths = kept_ones(100, 2000)
@@ -154,6 +155,31 @@ def test_snapshots_of_a_run_that_goes_on(tmp_path):
             assert float(arrays[f"{i}/counted/sum"]) == pytest.approx(direct(sums, step, width), rel=1e-5)
 
 
+def test_a_full_disk_costs_no_checkpoint(tmp_path, monkeypatch):
+    """The step's checkpoint is saved before, nothing of the file stays, and the next start writes it."""
+    ema = dict(kind="power", snapshot_every=5)
+
+    def no_space(arrays, path, metadata):
+        path.write_bytes(b"a part")
+        raise SafetensorError("No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(SaveFailed, match=r"step 5 .*5\.safetensors: No space left"):
+        patch.setattr("safetensors.numpy.save_file", no_space)
+        train(tmp_path, Averaged(), steps=10, ema=ema)
+    assert checkpoint.steps(tmp_path) == [5] and not list((tmp_path / snapshots.FOLDER).iterdir())
+    train(tmp_path, Averaged(), steps=10, ema=ema)
+    assert snapshots.steps(tmp_path) == [5, 10]
+
+
+def test_steps_that_come_again_have_no_file_without_snapshots(tmp_path):
+    """Later, snapshots of two lives would be mixed."""
+    (tmp_path / snapshots.FOLDER).mkdir()
+    for name in ("4.safetensors", "8.safetensors", "8.tmp"):
+        (tmp_path / snapshots.FOLDER / name).touch()
+    snapshots.Snapshots(tmp_path, recipes.load("quickstart_ldm:tiny"), 5)
+    assert [path.name for path in (tmp_path / snapshots.FOLDER).iterdir()] == ["4.safetensors"]
+
+
 def test_numbers_that_float16_does_not_hold(tmp_path):
     config = recipes.load("quickstart_ldm:tiny", ["--config.ema.kind=power", "--config.ema.snapshot_every=1"])
     small, large = jnp.float32([1.5, -2.0]), jnp.float32([1e6, 0.1])
@@ -185,6 +211,7 @@ def test_the_state_of_a_diffusion_model():
     "options,message",
     [
         (["--config.ema.sigma_rel=(0.05,0.5)"], r"sigma_rel=0\.5 must lie between"),
+        (["--config.ema.sigma_rel=(0.05,0.05)"], r"sigma_rel=\(0\.05, 0\.05\) has a width twice"),
         (["--config.ema.sigma_rel=()"], r"needs a width or more in config\.ema\.sigma_rel=\(\)"),
         (["--config.ema.decay=0.0"], r"config\.ema\.decay=0\.0 not to be 0"),
         (["--config.ema.kind=both"], r"config\.ema\.kind='both' is not one of exponential, power"),

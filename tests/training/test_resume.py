@@ -1,5 +1,7 @@
 """May a run go on? Options that changed, and what frozen/ was made from."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -28,6 +30,7 @@ def run(tmp_path):
         {"mesh.fsdp": 2, "data.workers": 3, "data.cache_latents": "x", "unet.remat": True, "data.validation_images": 4},
         {"sample.number": 2},
         {"dit.width": 64},  # the run has a UNet
+        {"ema.sigma_rel": (0.2,)},  # and no power-function EMA
     ],
 )
 def test_what_does_not_change_the_model_may_change(run, changes):
@@ -85,6 +88,24 @@ def test_options_that_the_beginning_did_not_have_may_come(run):
     del config.data["degradation"]
     checkpoint.keep_config(run, config.to_dict())
     resume.check_same_run(recipe(), run)
+
+
+@pytest.mark.parametrize("name", ["quickstart_class", "quickstart_hybrid", "quickstart_classifier"])
+def test_a_run_of_an_older_version_goes_on_without_a_word(name, tmp_path, capsys):
+    """Once there were no transformers, one kind of average, and one latent scale."""
+    config = recipes.load(f"{name}:tiny")
+    older = config.to_dict()
+    for option in ("network", "dit", "latent_scale_kind", "latent_channel_shift", "latent_channel_scale"):
+        older.pop(option, None)
+    for option in ("kind", "sigma_rel", "snapshot_every", "snapshot_dtype"):
+        older["ema"].pop(option)
+    for section in [older.get("conditioner", {}), *older.get("conditioner", {}).get("parts", {}).values()]:
+        if section.get("kind") == "class":
+            section.pop("embedding_std")
+    (tmp_path / "config.json").write_text(json.dumps({"version": 2} | older))
+    resume.check_same_run(config, tmp_path)
+    checkpoint.keep_config(tmp_path, config.to_dict())
+    assert capsys.readouterr().out == ""
 
 
 def first_stage_run(folder, value):
