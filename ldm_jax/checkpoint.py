@@ -182,6 +182,9 @@ class Checkpoints:
 
     def _tidy(self) -> None:
         for folder in _temporaries(self.path, "[0-9]*"):
+            if not files.is_local(folder) and folder_problems(folder) == []:  # copied here, or killed just then
+                (folder / COMMITTED).write_bytes(b"")
+                continue
             print(f"removed {folder}, which a save that was killed had left")
             files.remove_folder(folder)
 

@@ -100,7 +100,8 @@ class Comparison:
 
     def _begin(self, pool: Executor, expected: dict[str, tuple[int, str]]) -> list[str]:
         wrong = {}
-        for name, (size, checksum) in expected.items():
+        # Small files first: their verdict is waited for here.
+        for name, (size, checksum) in sorted(expected.items(), key=lambda item: item[1][0]):
             path = self.folder / name
             try:
                 if (now := _size(path)) != size:
@@ -138,7 +139,7 @@ def _begin(pool: Executor, kind: str, path: Path, size: int) -> list[Future]:
     if kind == "sha256":
         return [pool.submit(_sha256, path)]
     if not files.is_local(path):
-        return [pool.submit(_sums, path, 0, size)]  # in one request
+        return [pool.submit(_sums, path, 0, size)]  # one after another: a request has a price
     return [pool.submit(_sums, path, start, BLOCK) for start in range(0, size, BLOCK)]
 
 
@@ -159,13 +160,22 @@ def _sums(path: Path, start: int, size: int) -> bytes:
         file.seek(start)
         for _ in range(0, size, BLOCK):
             digest, left = hashlib.sha256(), BLOCK
-            while left and (count := file.readinto(piece[: min(left, _PIECE)])):
+            while left and (count := _read_into(piece[: min(left, _PIECE)], file)):
                 whole = -(-count // _SECTOR) * _SECTOR
                 piece[count:whole] = bytes(whole - count)
                 digest.update(np.frombuffer(piece[:whole], "<u8").reshape(-1, _SECTOR // 8).sum(axis=1))
                 left -= count
             found += digest.digest()
     return found
+
+
+def _read_into(piece: memoryview, file) -> int:
+    """Bytes that were read; clients of buckets have files with `read` alone."""
+    if hasattr(file, "readinto"):
+        return file.readinto(piece)
+    data = file.read(len(piece))
+    piece[: len(data)] = data
+    return len(data)
 
 
 def _to_disk(path: Path) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -30,7 +31,18 @@ def cores(processes: int = 1) -> int:
     """Cores for this process, one of so many on its machine."""
     every = os.cpu_count() or 1
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every  # not on macOS
-    return own if own < every else max(every // processes, 1)  # fewer than all: this process was given its own
+    if own < every:  # fewer than all: this process was given its own
+        return own
+    return max(min(every, _quota()) // processes, 1)
+
+
+def _quota(path: str = "/sys/fs/cgroup/cpu.max") -> int:
+    """Cores that a container may use of its machine; a large number without a limit."""
+    try:
+        limit, period = Path(path).read_text().split()
+        return max(int(limit) // int(period), 1)
+    except (OSError, ValueError):  # no such file, or "max"
+        return 2**31
 
 
 def plan(workers: int, cores: int, light: bool) -> tuple[int, int]:

@@ -24,9 +24,8 @@ from ldm_jax.data import fields
 from ldm_jax.data.latents import LatentSource, LatentTransform, Store, needs_pictures, open_store
 from ldm_jax.data.sources import CorruptExample, Source
 from ldm_jax.data.transforms import ImageTransform
-from ldm_jax.data.workers import Group, cores, plan, prefetch
+from ldm_jax.data.workers import Group, plan, prefetch
 from ldm_jax.errors import ConfigError
-from ldm_jax.hosts import on_this_machine
 from ldm_jax.training.logging import duration
 
 Tree = Any
@@ -38,13 +37,13 @@ PREPARATION = ("channels", "image_size", "resize", "resize_to", "crop", "interpo
 
 
 def from_cache(
-    config, images: Source, transform: Transform, model: nn.Module, frozen: Tree
+    config, images: Source, transform: Transform, model: nn.Module, frozen: Tree, cores: int
 ) -> tuple[LatentSource, LatentTransform]:
     """Source and transform for batches with "moments" in place of "image". Writes missing shards of the cache first.
 
     images, transform: those of training without a cache. model: the first stage, with the variables
-    frozen["first_stage"]. ConfigError for latents that cannot be cached; DataError if the cache in the folder was made
-    from something else.
+    frozen["first_stage"]. cores: for this process. ConfigError for latents that cannot be cached; DataError if the
+    cache in the folder was made from something else.
     """
     data, kind, variables = config.data, config.first_stage.kind, frozen["first_stage"]
     placing, made = getattr(transform, "transform", transform), getattr(transform, "fields", ())
@@ -62,7 +61,7 @@ def from_cache(
     store = open_store(data.cache_latents, made_from, len(images), shape)
     say = print if jax.process_index() == 0 else lambda *_, **__: None
     at_once = config.batch_size // config.optim.accumulate // jax.process_count()
-    workers, threads = plan(data.workers, cores(on_this_machine()), images.light)
+    workers, threads = plan(data.workers, cores, images.light)
     fill(store, images, placing, encoder(model, variables), at_once, workers=workers, threads=threads, say=say)
     source = LatentSource(images, store, needs_pictures(made))
     say(f"training latents: {source.describe()}")

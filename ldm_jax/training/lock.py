@@ -177,7 +177,7 @@ class _Lock:
             try:
                 own = self._renew()
                 text = None if own else _read(self.path)
-            except OSError:  # the disk is away for a while
+            except Exception:  # the disk, or the bucket, is away for a while
                 continue
             if not own:
                 whose = "was removed" if text is None else f"belongs to {_name(text)} now"

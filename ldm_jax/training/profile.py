@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from ldm_jax import files
 from ldm_jax.errors import UsageError
 
 Tree = Any
@@ -24,10 +25,14 @@ def steps(text: str) -> tuple[int, int]:
 
 
 class Profile:
-    """Traces the steps `wanted` (first, last), both included; None = nothing. All hosts write into one folder."""
+    """Traces the steps `wanted` (first, last), both included; None = nothing. Of several processes each has a
+    folder of its own. UsageError for a run in a bucket."""
 
     def __init__(self, wanted: tuple[int, int] | None, workdir: Path, say: Callable):
-        self.wanted, self.folder, self.say = wanted, workdir / FOLDER, say
+        if wanted and not files.is_local(workdir):
+            raise UsageError(f"--profile writes on a disk of this machine, not into {workdir}: profile a local run")
+        of_process = f"process_{jax.process_index()}" if jax.process_count() > 1 else ""
+        self.wanted, self.folder, self.say = wanted, workdir / FOLDER / of_process, say
         self.active, self.done, self.step = False, False, 0
 
     def before(self, step: int, state: Tree) -> None:
@@ -54,5 +59,9 @@ class Profile:
 
     def _end(self) -> None:
         self.active, self.done = False, True
-        jax.profiler.stop_trace()
+        try:
+            jax.profiler.stop_trace()
+        except Exception as error:  # training is worth more than its profile
+            self.say(f"the profile could not be written: {error}", flush=True)
+            return
         self.say(_HOW_TO_OPEN.format(first=self.wanted[0], last=self.step, folder=self.folder), flush=True)

@@ -148,6 +148,7 @@ def loaders(config: ConfigDict, workdir: str | Path, frozen: Tree | None = None)
         raise ConfigError(f"config.data.validation_images={d.validation_images} must be at least 1")
     images, validation = source(config, train=True), source(config, train=False)
     hosts.check_equal({"training images": images.describe(), "validation images": validation.describe()})
+    cores = workers.cores(hosts.on_this_machine())  # here, because all hosts must come to it
     print(f"training images: {images.describe()}")
     print(f"validation images: {validation.describe()}")
     tokenizer = rundir.tokenizer_of(workdir)
@@ -156,12 +157,12 @@ def loaders(config: ConfigDict, workdir: str | Path, frozen: Tree | None = None)
     train_transform, eval_transform = (transform(config, train, tokenizer) for train in (True, False))
     own = sharding.own_rows(mesh(config), config.batch_size)
     of_host = dict(process_index=jax.process_index(), process_count=jax.process_count(), own=own)
-    of_host["cores"] = workers.cores(hosts.on_this_machine())
+    of_host["cores"] = cores
     if d.cache_latents and config.task != "ldm":
         raise ConfigError(f"config.data.cache_latents is for diffusion models; a {config.task} trains on images")
     if d.cache_latents and frozen is not None:
         encoder = build.first_stage(config)
-        images, train_transform = latent_cache.from_cache(config, images, train_transform, encoder, frozen)
+        images, train_transform = latent_cache.from_cache(config, images, train_transform, encoder, frozen, cores)
 
     def train(start_step: int) -> Iterator:
         return batches.batches(

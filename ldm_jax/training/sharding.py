@@ -44,7 +44,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | Non
         )
     types = (AxisType.Auto, AxisType.Auto)
     if slices == 1:
-        return jax.make_mesh((data, fsdp), AXES, types, devices=devices)
+        placed = mesh_utils.create_device_mesh((data, fsdp), devices, allow_split_physical_axes=True)
+        return Mesh(placed, AXES, axis_types=types)
     inside, between = (data // slices, fsdp), (slices, 1)
     placed = mesh_utils.create_hybrid_device_mesh(inside, between, devices, allow_split_physical_axes=True)
     return Mesh(placed, AXES, axis_types=types)

@@ -142,7 +142,7 @@ def test_replaced_pictures_are_noticed(cached, tmp_path, monkeypatch):
 
     def start(folder):
         images = FolderSource(tmp_path / folder, "all")
-        return latent_cache.from_cache(config, images, ImageTransform(32), task.ldm.first_stage, frozen)
+        return latent_cache.from_cache(config, images, ImageTransform(32), task.ldm.first_stage, frozen, cores=2)
 
     start("images")
     start("images")
