@@ -57,6 +57,16 @@ def test_checkpoints(run, capsys):
     assert checkpoint.steps(run) == [4] and not any("checkpoints/9/" in name for name in OBJECTS)
 
 
+def test_a_whole_checkpoint_without_its_last_file_is_finished(run):
+    """Copied into the bucket from a disk, or killed just then: its manifest tells."""
+    saved(run, 2, 4)
+    del OBJECTS[f"bucket/runs/mine/checkpoints/4/{checkpoint.COMMITTED}"]
+    assert checkpoint.steps(run) == [2]
+    checkpoints = checkpoint.Checkpoints(run)
+    assert checkpoints.latest() == 4 and int(checkpoints.restore(abstract(), 4)["step"]) == 4
+    checkpoints.close()
+
+
 def test_configuration_and_frozen(run):
     checkpoint.keep_config(run, {"task": "ldm", "seed": 0})
     assert checkpoint.load_config(str(run)) == {"task": "ldm", "seed": 0}
