@@ -1,36 +1,23 @@
 """Converts models of the original PyTorch code and of diffusers to run directories, and back.
 
     python convert.py --config=celeba_ldm4 --from model.ckpt --to runs/celeba
-    python convert.py --config=first_stage_vq_f4 --from vqvae/ --to runs/vq_f4
     python convert.py --from sd-vae-ft-mse --to runs/sd_vae     (a folder of diffusers tells its recipe)
     python convert.py --from runs/celeba --to model.ckpt        (or model.safetensors, or a folder)
     python convert.py --from runs/celeba --to exported --export (the model alone, for this program)
-    python convert.py --config=imagenet_dit_xl2 --from DiT-XL-2-256x256.pt --to runs/dit \
-        --config.first_stage.checkpoint=runs/sd_vae             (files of DiT have no first stage)
+    python convert.py --from runs/celeba --to averaged --ema-sigma=0.08     (the same with a post-hoc EMA)
     python convert.py --check runs/celeba                       (are all its files whole?)
-    python convert.py --from runs/celeba --to averaged --ema-sigma=0.08     (post-hoc EMA)
 
-In: .ckpt, .pth (nothing in them is executed, torch is not needed), .safetensors, or a folder of diffusers with
-unet/, vqvae/, ... or one autoencoder. The run directory works with sample.py and train.py at once. --config is the
-recipe of the model that the file holds; options are overridden as in train.py (--config.latent_scale=0.18). With a
-first-stage recipe, the first stage inside a whole LDM is taken out. Without --config, a folder of diffusers (a whole
-pipeline, a VQModel or an AutoencoderKL) chooses the recipe and the options by its config.json.
+In: .ckpt, .pth (nothing in them is executed, torch is not needed), .safetensors, or a folder of diffusers. --config is
+the recipe of the model that a file holds; options are overridden as in train.py (--config.latent_scale=0.18). A
+first-stage recipe takes the first stage out of a whole LDM. Files of DiT have no first stage: give it with
+--config.first_stage.checkpoint=RUN. The run directory works with sample.py and train.py at once.
 
 Out: the direction follows from --from being a run directory. Names ending in .ckpt, .pth or .safetensors get the
-original's keys, any other name becomes a folder of diffusers. A diffusion transformer gets the keys of DiT and is
-written without its first stage. What the original held and nothing here reads is in
-the run's original.safetensors, so that a model comes back bit by bit.
+original's keys (or those of DiT), any other name becomes a folder of diffusers. What the original held and nothing here
+reads is in the run's original.safetensors, so that a model comes back bit by bit. --export and --ema-sigma write a
+folder that stands wherever a run directory can be given, except for going on with its training.
 
---export writes the model of a run of any task without its training state: config.json, model.safetensors (averaged
-parameters, and the first stage) and tokenizer/. Such a folder stands wherever a run directory can be given, except for
-going on with its training.
-
---ema-sigma makes a post-hoc EMA: of the power-function EMAs that a run with config.ema.kind=power kept, the one of
-another relative width. It is written with the model's other parts into a folder that sample.py, evaluate.py and
-ldm_jax.load read.
-
---check compares every checkpoint, frozen/ and exported weights with what was written, prints a line each, and exits
-with 1 if one is bad. Installed, the command is ldm-convert.
+--check compares all files with what was written and exits with 1 if one is bad. Installed: ldm-convert.
 """
 
 import argparse
@@ -58,16 +45,17 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Any]:
     add = parser.add_argument
     add("--from", dest="source", help="file, folder of diffusers, or run directory")
     add("--to", dest="target", help="run directory to make; or file or folder to write")
-    add("--check", metavar="RUN", help="instead: says which files of a run directory are damaged")
-    add("--config", help="recipe of the model, NAME[:VARIANT]; needed when --from is a file")
-    add("--checkpoint", type=int, help="writing: step of the run's checkpoint (default: the newest)")
-    add("--no-ema", action="store_true", help="writing a folder or a DiT: the raw instead of the averaged parameters")
-    add("--ema-sigma", type=float, metavar="S", help="post-hoc EMA of this width, a share of the training, e.g. 0.08")
-    add("--export", action="store_true", help="writing: a folder of this program, without the training state")
+    add("--check", metavar="RUN", help="says which files of a run are damaged")
+    add("--config", help="recipe of the model, NAME[:VARIANT]; needed for files")
+    add("--checkpoint", type=int, metavar="STEP", help="writing: of this step (default: the newest)")
+    add("--no-ema", action="store_true", help="writing: the raw, not the averaged parameters")
+    add("--ema-sigma", type=float, metavar="S", help="writing: the post-hoc EMA of this width")
+    add("--export", action="store_true", help="writing: the model alone, for this program")
     add(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
-        help="with --export or --ema-sigma: of its numbers (default float32)",
+        metavar="TYPE",
+        help="of --export: float32, bfloat16, float16",
     )
     args, args.overrides = parser.parse_with_overrides(argv)
     for name, path in {"--from": args.source, "--to": args.target, "--check": args.check}.items():

@@ -44,9 +44,8 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, "Confi
     add(
         "--distributed",
         action="store_true",
-        help="several hosts or processes, the same command on each: TPU pods, Slurm and Open MPI are recognised; "
-        "elsewhere set JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID. --workdir is a folder "
-        "that all share, or gs://BUCKET/FOLDER",
+        help="several hosts or processes, the same command and --workdir on each; beyond TPU pods, Slurm and Open MPI "
+        "also JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES, JAX_PROCESS_ID",
     )
     add(
         "--host-timeout",

@@ -200,7 +200,7 @@ def test_a_pipeline_does_not_shift_its_latents(tmp_path):
             tensors.fill(tensors.Source({}, layout), config, state, frozen | {"latent_shift": None}, None)
     config = config.copy_and_resolve_references().unlock()
     config.latent_scale_kind = "channels"
-    with pytest.raises(UsageError, match=r"have one latent scale.*ldm_jax\.load\(RUN\)\.save"):
+    with pytest.raises(UsageError, match=r"have one latent scale.*--export"):
         convert._check_writable(config, tmp_path / "folder")
 
 
