@@ -26,6 +26,7 @@ from benchmarks import (
     restore,
     roofline,
     sampling,
+    speedrun,
     startup,
     topology,
     train_step,

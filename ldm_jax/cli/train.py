@@ -11,8 +11,7 @@ SIGTERM, SIGUSR1, Ctrl-C and --max-minutes save what is new and end the run, wha
     0    the run is complete
     75   it was stopped before: start the same command again
     2    a mistake in the options, the data or the folder
-    130  a second Ctrl-C: nothing was saved
-Other codes are errors.
+    130  a second Ctrl-C: nothing was saved; other codes are errors
 """
 
 import argparse
