@@ -26,7 +26,6 @@ from benchmarks import (
     restore,
     roofline,
     sampling,
-    speedrun,
     startup,
     topology,
     train_step,
