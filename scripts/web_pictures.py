@@ -1,8 +1,8 @@
 """Takes the pictures of docs/web.md: uses the page in a real Chromium, as a visitor would.
 
-    python scripts/web_pictures.py --text=runs/text --inpaint=runs/inpaint --out=docs
+    python scripts/web_pictures.py --class=pretrained/shapes_class --inpaint=runs/inpaint --watch=runs/text
 
-Writes web_text.png, web_inpaint.png and web_training.png. Needs `pip install 'ldm_jax[web]' playwright` and Chromium
+Writes a picture for each model that is given. Needs `pip install 'ldm_jax[web]' playwright` and Chromium
 (apt-get install chromium); CHROMIUM names another one. tests/web/test_page.py uses the same steps.
 """
 
@@ -90,7 +90,7 @@ class Visitor:
         """Opens the tab of a run."""
         self.page.get_by_role("tab", name=run, exact=True).click()
 
-    def set(self, label: str, value: int) -> None:
+    def set(self, label: str, value: float) -> None:
         """Types a number into the visible input of this label."""
         found = self.page.get_by_label(label).locator("visible=true")
         found.first.fill(str(value))
@@ -164,31 +164,39 @@ def paint_hole(visiting: Visitor) -> None:
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--text", required=True, help="run directory of a text model of the built-in shapes")
-    parser.add_argument("--inpaint", required=True, help="run directory of an inpainting model of them")
-    parser.add_argument("--watch", help="run directory of the training to show (default: that of --text)")
+    parser.add_argument("--class", dest="of_class", help="a class model of the built-in shapes: web_class.png")
+    parser.add_argument("--text", help="a text model of them: web_text.png")
+    parser.add_argument("--inpaint", help="an inpainting model of them: web_inpaint.png")
+    parser.add_argument("--watch", help="run directory of a training: web_training.png")
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--guidance", type=float, default=4.0, help="of class and text (default 4)")
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
     args = parser.parse_args()
-    watched = args.watch or args.text
-    options = (f"--workdir={args.text}", f"--workdir={args.inpaint}", f"--run={watched}")
+    models = [run for run in (args.of_class, args.text, args.inpaint) if run]
+    options = [f"--workdir={run}" for run in models] + ([f"--run={args.watch}"] if args.watch else [])
+    if not options:
+        parser.error("give at least one of --class, --text, --inpaint and --watch")
     with TemporaryDirectory() as folder, served(*options) as url, visitor(url) as visiting:
-        visiting.prompt(PROMPT)
-        visiting.set("Steps", args.steps)
-        visiting.press()
-        print(visiting.made())
-        print(visiting.save(args.out / "web_text.png"))
-        visiting.choose(args.inpaint)
-        give(visiting, picture(Path(folder) / "picture.png"))
-        paint_hole(visiting)
-        visiting.set("Steps", args.steps)
-        visiting.press()
-        print(visiting.made())
-        print(visiting.save(args.out / "web_inpaint.png"))
-        visiting.choose(f"{watched}, training")
-        visiting.page.locator("svg[aria-label]:visible").first.wait_for()
-        visiting.page.locator(".ldm-pictures:visible img").first.wait_for()
-        print(visiting.save(args.out / "web_training.png"))
+        for run, name in ((args.of_class, "class"), (args.text, "text"), (args.inpaint, "inpaint")):
+            if not run:
+                continue
+            visiting.choose(Path(run).name)
+            if name == "text":
+                visiting.prompt(PROMPT)
+            if name == "inpaint":
+                give(visiting, picture(Path(folder) / "picture.png"))
+                paint_hole(visiting)
+            else:
+                visiting.set("Guidance", args.guidance)
+            visiting.set("Steps", args.steps)
+            visiting.press()
+            print(visiting.made())
+            print(visiting.save(args.out / f"web_{name}.png"))
+        if args.watch:
+            visiting.choose(f"{Path(args.watch).name}, training")
+            visiting.page.locator("svg[aria-label]:visible").first.wait_for()
+            visiting.page.locator(".ldm-pictures:visible img").first.wait_for()
+            print(visiting.save(args.out / "web_training.png"))
 
 
 if __name__ == "__main__":

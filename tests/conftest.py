@@ -38,6 +38,13 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
+@pytest.fixture(autouse=True)
+def _own_precision():
+    """A command that runs in this process sets JAX's precision of products; the next test begins with the default."""
+    yield
+    jax.config.update("jax_default_matmul_precision", None)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _drop_programs():
     """Compiled programs of all files together would take gigabytes."""
