@@ -283,7 +283,5 @@ def _write(out: Path, args: argparse.Namespace, reports: "list[Report]", seconds
 def main(argv: Sequence[str] | None = None) -> None:
     process.restart_with_hugepages()
     args = parse(argv)
-    try:
+    with options.mistakes("evaluate.py"):
         run(args)
-    except UsageError as error:
-        options.stop(f"evaluate.py: {error}")

@@ -5,7 +5,8 @@ Imports nothing slow.
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 from ldm_jax import files
@@ -71,6 +72,15 @@ def _hyphens(arg: str) -> str:
         return arg
     name, equals, value = arg.partition("=")
     return name.replace("_", "-") + equals + value
+
+
+@contextmanager
+def mistakes(command: str, told: Callable[[str], str] = str) -> Iterator[None]:
+    """Ends the command (`stop`) where the block raises a UsageError; `told` may change what is shown of it."""
+    try:
+        yield
+    except UsageError as error:
+        stop(f"{command}: {told(str(error))}")
 
 
 def stop(message: object) -> NoReturn:

@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING
 
 from ldm_jax import files, process
 from ldm_jax.cli import options
-from ldm_jax.errors import UsageError
 
 if TYPE_CHECKING:
     from ldm_jax.images import Images
@@ -221,10 +220,8 @@ class _Line:
 def main(argv: Sequence[str] | None = None) -> None:
     process.restart_with_hugepages()
     args = parse(argv)
-    try:
+    with options.mistakes("sample.py", as_flag):
         run(args)
-    except UsageError as error:
-        options.stop(f"sample.py: {as_flag(str(error))}")
 
 
 def as_flag(message: str) -> str:

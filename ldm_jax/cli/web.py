@@ -87,7 +87,5 @@ def _check_free(host: str, port: int) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     process.restart_with_hugepages()
     args = parse(argv)
-    try:
+    with options.mistakes("web.py"):
         run(args)
-    except UsageError as error:
-        options.stop(f"web.py: {error}")

@@ -23,7 +23,7 @@ from jaxtyping import Float, Real
 from ldm_jax.arrays import Array
 from ldm_jax.models.attention import join_heads, split_heads
 from ldm_jax.models.kernels import attend
-from ldm_jax.models.layers import timestep_embedding
+from ldm_jax.models.layers import depth_to_space, only_token, space_to_depth, timestep_embedding
 
 CONTEXTS = ("adaln", "cross_attention")
 FREQUENCIES = 256  # of the timestep embedding: cosines and sines together
@@ -54,12 +54,11 @@ class PatchEmbed(nn.Module):
 
     @nn.compact
     def __call__(self, z: Float[Array, "B h w c"]) -> Float[Array, "B N width"]:
-        p, (batch, height, width, channels) = self.patch_size, z.shape
+        p, batch, channels = self.patch_size, z.shape[0], z.shape[-1]
         init = nn.initializers.xavier_uniform(in_axis=(0, 1, 2), out_axis=3)
         kernel = self.param("kernel", init, (p, p, channels, self.width))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.width,))
-        patches = z.reshape(batch, height // p, p, width // p, p, channels).transpose(0, 1, 3, 2, 4, 5)
-        patches = patches.reshape(batch, -1, p * p * channels).astype(self.dtype)
+        patches = space_to_depth(z, p).reshape(batch, -1, p * p * channels).astype(self.dtype)
         return patches @ kernel.reshape(-1, self.width).astype(self.dtype) + bias.astype(self.dtype)
 
 
@@ -224,15 +223,10 @@ class DiT(nn.Module):
 
     def _vector(self, context: Float[Array, "B L E"]) -> Float[Array, "B width"]:
         """The one token of a context, as wide as ours."""
-        if context.shape[1] != 1:
-            raise ValueError(
-                f"context of {context.shape[1]} tokens: context='adaln' takes one, context='cross_attention' any number"
-            )
-        vector = context[:, 0].astype(jnp.float32)
+        vector = only_token(context, self.context)
         return vector if vector.shape[-1] == self.width else _Linear(self.width, name="context_in")(vector)
 
     def _joined(self, x: Float[Array, "B N features"], rows: int, columns: int, parts: int) -> Float[Array, "B h w C"]:
         """The tokens' patches, of their channels the first of the `parts`: [B,N,p*p*parts*C] -> [B,h,w,C]."""
-        p = self.patch_size
-        x = x.reshape(-1, rows, columns, p, p, parts, self.out_channels)[..., 0, :]
-        return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, rows * p, columns * p, self.out_channels)
+        x = x.reshape(-1, rows, columns, self.patch_size**2, parts, self.out_channels)[..., 0, :]
+        return depth_to_space(x.reshape(-1, rows, columns, self.patch_size**2 * self.out_channels), self.patch_size)

@@ -122,6 +122,15 @@ def average_down(x: Float[Array, "B H W C"]) -> Float[Array, "B H//2 W//2 C"]:
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
 
 
+def only_token(context: Float[Array, "B L D"], kind: str) -> Float[Array, "B D"]:
+    """The one token of a context, float32, for a network with the option context=`kind`. ValueError for several."""
+    if context.shape[1] != 1:
+        raise ValueError(
+            f"context of {context.shape[1]} tokens: context={kind!r} takes one, context='cross_attention' any number"
+        )
+    return context[:, 0].astype(jnp.float32)
+
+
 def space_to_depth(x: Float[Array, "B H W C"], patch: int) -> Float[Array, "B _ _ _"]:
     """The pixels of each patch side by side as channels: [B,H,W,C] -> [B,H/p,W/p,p*p*C]."""
     batch, height, width, channels = x.shape

@@ -19,6 +19,7 @@ from ldm_jax.models.layers import (
     GroupNorm32,
     ResBlock,
     Upsample,
+    only_token,
     timestep_embedding,
 )
 
@@ -139,12 +140,7 @@ class UNet(nn.Module):
 
     def _vector(self, context: Float[Array, "B L D"]) -> Float[Array, "B width"]:
         """The one token of a context, for the time embedding."""
-        if context.shape[1] != 1:
-            raise ValueError(
-                f"context of {context.shape[1]} tokens: context='embedding' takes one, context='cross_attention' any "
-                "number"
-            )
-        return Dense(4 * self.model_channels, name="context_embed")(context[:, 0].astype(jnp.float32))
+        return Dense(4 * self.model_channels, name="context_embed")(only_token(context, self.context))
 
     def _encode(self, z: Array, emb: Array, context: Array | None, train: bool) -> tuple[Array, list[Array]]:
         """The way down and the middle: features [B,h',w',C'], and what the way up joins, the last first."""

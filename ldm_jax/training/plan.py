@@ -6,6 +6,7 @@ Parameters and operations are those of the recipe. Bytes and collectives are wha
 it has split over the devices. Times are estimates from published rates (chips.py), and are called so.
 """
 
+import math
 import os
 import time
 from collections import defaultdict
@@ -224,14 +225,7 @@ def _number(shapes: Tree) -> int:
 def _bytes(placed: Tree) -> int:
     """Of one device."""
     leaves = jax.tree.leaves(placed)
-    return sum(jnp.dtype(x.dtype).itemsize * _product(x.sharding.shard_shape(x.shape)) for x in leaves)
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    size = 1
-    for side in shape:
-        size *= side
-    return size
+    return sum(jnp.dtype(x.dtype).itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in leaves)
 
 
 def _gib(size: float) -> str:

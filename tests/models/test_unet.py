@@ -120,13 +120,16 @@ def test_cin256_v2_equals_the_original():
 SMALL = dict(model_channels=32, out_channels=4, num_res_blocks=1, channel_mult=(1, 2), attention_downsamples=(2,))
 
 
+def drawn(shapes):
+    """Drawn in numpy: quicker than compiling init, and the layers that start at zero are seen too."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda a: jnp.asarray(0.08 * rng.normal(size=a.shape) + (a.ndim == 1), a.dtype), shapes)
+
+
 def small(**fields):
     z, t = jax.random.normal(jax.random.key(1), (2, 8, 8, 4)), jnp.array([3, 700])
     module = UNet(**SMALL, num_heads=2, **fields)
-    # Drawn in numpy: quicker than compiling init, and the layers that start at zero are seen too.
-    rng = np.random.default_rng(0)
-    draw = lambda a: jnp.asarray(0.08 * rng.normal(size=a.shape) + (a.ndim == 1), a.dtype)  # noqa: E731
-    return module, {"params": jax.tree.map(draw, shapes_of(module, z))}, z, t
+    return module, {"params": drawn(shapes_of(module, z))}, z, t
 
 
 def test_bfloat16_computes_near_float32():
@@ -204,9 +207,7 @@ def test_a_context_in_the_time_embedding_is_a_label_there():
     z, t, y = jax.random.normal(jax.random.key(1), (2, 4, 4, 4)), jnp.array([3, 700]), jnp.array([1, 0])
     vectors = jax.random.normal(jax.random.key(2), (2, 8))
     module = UNet(**fields, num_heads=2, context_dim=8, context="embedding")
-    rng = np.random.default_rng(0)
-    draw = lambda a: jnp.asarray(0.08 * rng.normal(size=a.shape) + (a.ndim == 1), a.dtype)  # noqa: E731
-    params = jax.tree.map(draw, shapes_of(module, z, vectors[y][:, None]))
+    params = drawn(shapes_of(module, z, vectors[y][:, None]))
     linear = params["context_embed"]
     table = {"label_emb": {"embedding": vectors @ linear["kernel"] + linear["bias"]}}
     labelled = UNet(**fields, num_heads=2, num_classes=2)
