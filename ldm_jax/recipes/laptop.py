@@ -55,6 +55,13 @@ def emoji_first_stage() -> dict:
     )
 
 
+def emoji_f8_first_stage() -> dict:
+    """64 px -> 8x8x16, from patches of 4x4 pixels: nothing is computed above 16x16."""
+    return sections.small_first_stage(
+        "emoji_f8_first_stage", "kl", 2, ch=64, z_channels=16, resolution=64, num_res_blocks=1, patch=4
+    )
+
+
 def emoji(conditioner: dict | None = None, num_res_blocks: int = 2) -> ConfigDict:
     """A UNet of 64, 128, 256 channels on the latents of 3,391 rendered emoji."""
     config = _ldm(emoji_first_stage(), conditioner, 64, channel_mult=(1, 2, 4), num_res_blocks=num_res_blocks)

@@ -1,0 +1,21 @@
+"""A fast KL first stage on 3,391 rendered emoji, 64 px -> 8x8x16, from patches of 4x4 pixels, with LPIPS (AlexNet).
+
+    python scripts/prepare_emoji.py --out datasets/emoji64 --size 64
+    python scripts/make_lpips_weights.py --net alex
+    python train.py --config=configs/emoji_f8_first_stage.py --workdir=runs/emoji/f8_first_stage
+
+No discriminator. Its weight of the KL term is far above the paper's, as in demo_first_stage.
+"""
+
+from ldm_jax.recipes import laptop, sections
+
+
+def get_config(variant: str = ""):
+    config = sections.autoencoder(laptop.emoji_f8_first_stage(), image_size=64)
+    config.steps = 3000
+    config.batch_size = 16
+    config.optim.update(learning_rate=1e-3, schedule="cosine", warmup_steps=100, b2=0.99)
+    config.loss.update(lpips_net="alex", disc_weight=0.0, kl_weight=0.01)
+    config.every.update(evaluate=1000, picture=1000, checkpoint=500)
+    config.data.update(source="folder", path="datasets/emoji64", validation_images=128)
+    return sections.finish(config, variant)
