@@ -79,7 +79,8 @@ def first_stage(config: ConfigDict) -> nn.Module:
 
 def unet(config: ConfigDict) -> UNet:
     context = conditions.condition_of(config).context_dim()
-    width = context if config.unet.use_spatial_transformer or config.unet.get("context") == "embedding" else None
+    embedded = config.unet.get("context", "cross_attention") != "cross_attention"
+    width = context if config.unet.use_spatial_transformer or embedded else None
     return UNet(**keywords(config.unet), context_dim=width, dtype=dtype(config))
 
 

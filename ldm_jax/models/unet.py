@@ -23,7 +23,7 @@ from ldm_jax.models.layers import (
     timestep_embedding,
 )
 
-CONTEXTS = ("cross_attention", "embedding")
+CONTEXTS = ("cross_attention", "embedding", "pooled")
 
 
 class UNet(nn.Module):
@@ -38,8 +38,9 @@ class UNet(nn.Module):
     legacy: width of a transformer's heads when num_head_channels does not divide the channels:
         channels // heads (True) or num_head_channels (False).
     num_classes: adds an embedding of the labels y [B] to the time embedding.
-    context: how it gets in: "cross_attention" (any number of tokens), or "embedding": its one token (a class) is added
-        to the time embedding after a linear map, as ADM has it for classes; needs no transformers.
+    context: how it gets in: "cross_attention" (any number of tokens); "embedding": its one token (a class) is added
+        to the time embedding after a linear map, as ADM has it for classes; "pooled": so is the mean of its tokens (a
+        caption). The last two need no transformers.
     n_embed: predict logits of that many codebook entries instead of out_channels values.
     remat: recompute the blocks in the backward pass instead of keeping their activations.
     """
@@ -79,7 +80,7 @@ class UNet(nn.Module):
         """z [B,h,w,c], t [B] int32 or float32 in training steps, context [B,L,D], y [B] int labels."""
         self._check(z, context, y)
         emb = self._embedding(t, y)
-        if context is not None and self.context == "embedding":
+        if context is not None and self.context != "cross_attention":
             emb, context = emb + self._vector(context), None
         levels = len(self.channel_mult)
         h, skips = self._encode(z, emb, context, train)
@@ -112,16 +113,16 @@ class UNet(nn.Module):
         if self.context not in CONTEXTS:
             raise ValueError(f"context={self.context!r} is not one of {', '.join(CONTEXTS)}")
         context_width = None if context is None else context.shape[-1]
-        attends = self.use_spatial_transformer or self.context == "embedding"
+        attends = self.use_spatial_transformer or self.context != "cross_attention"
         if context_width != self.context_dim or (context_width is not None and not attends):
             raise ValueError(
                 f"context of width {context_width}, but context_dim={self.context_dim} and "
                 f"use_spatial_transformer={self.use_spatial_transformer}: give the UNet the context it was "
                 f"built for"
             )
-        if self.context == "embedding" and self.use_spatial_transformer:
+        if self.context != "cross_attention" and self.use_spatial_transformer:
             raise ValueError(
-                "context='embedding' with use_spatial_transformer=True: nothing would attend to the context"
+                f"context={self.context!r} with use_spatial_transformer=True: nothing would attend to the context"
             )
         if (y is None) != (self.num_classes is None):
             state = "missing" if y is None else "given"
@@ -139,8 +140,10 @@ class UNet(nn.Module):
         return emb
 
     def _vector(self, context: Float[Array, "B L D"]) -> Float[Array, "B width"]:
-        """The one token of a context, for the time embedding."""
-        return Dense(4 * self.model_channels, name="context_embed")(only_token(context, self.context))
+        """The one token of a context, or the mean of its tokens, for the time embedding."""
+        pooled = self.context == "pooled"
+        vector = context.astype(jnp.float32).mean(1) if pooled else only_token(context, self.context)
+        return Dense(4 * self.model_channels, name="context_embed")(vector)
 
     def _encode(self, z: Array, emb: Array, context: Array | None, train: bool) -> tuple[Array, list[Array]]:
         """The way down and the middle: features [B,h',w',C'], and what the way up joins, the last first."""

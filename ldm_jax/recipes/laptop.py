@@ -74,6 +74,28 @@ def emoji(conditioner: dict | None = None, num_res_blocks: int = 2) -> ConfigDic
     return config
 
 
+def emoji_f8(conditioner: dict) -> ConfigDict:
+    """Emoji from a caption: a UNet of 64 and 128 channels on latents of 8x8x16, the caption in its time embedding."""
+    unet = dict(
+        model_channels=64,
+        num_res_blocks=2,
+        channel_mult=(1, 2),
+        attention_downsamples=(1, 2),
+        num_head_channels=32,
+        use_spatial_transformer=False,
+        use_scale_shift_norm=True,
+        context="pooled",
+    )
+    config = sections.ldm(emoji_f8_first_stage(), unet, conditioner, image_size=64)
+    config.batch_size = 16
+    config.optim.update(learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0, b2=0.99)
+    config.ema.decay = 0.999
+    config.sample.eta = 1.0
+    config.diffusion.update(schedule="cosine", prediction="v")
+    config.data.update(source="folder", path="datasets/emoji64", validation_images=128)
+    return config
+
+
 def demo_first_stage() -> dict:
     """32 px -> 8x8x4, from patches of 4x4 pixels: nothing is computed above 8x8."""
     return sections.small_first_stage(

@@ -216,9 +216,12 @@ def test_a_context_in_the_time_embedding_is_a_label_there():
     np.testing.assert_allclose(out, jax.jit(labelled.apply)({"params": theirs}, z, t, None, y=y), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="context of 2 tokens"):
         shapes_of(module, z, jnp.zeros((2, 2, 8)))
+    tokens = vectors[y][:, None] + jnp.array([-1.0, 0.5, 0.5])[None, :, None]  # whose mean they are
+    pooled = jax.jit(module.clone(context="pooled").apply)({"params": params}, z, t, tokens)
+    np.testing.assert_allclose(pooled, out, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="nothing would attend"):
         shapes_of(module.clone(use_spatial_transformer=True), z, vectors[y][:, None])
-    with pytest.raises(ValueError, match="'adaln' is not one of cross_attention, embedding"):
+    with pytest.raises(ValueError, match="'adaln' is not one of cross_attention, embedding, pooled"):
         shapes_of(UNet(**SMALL, num_heads=2, context="adaln"), z)
 
 
