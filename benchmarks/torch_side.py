@@ -168,6 +168,7 @@ class Side:
         """eta 0 on our timetable; four products a step beside the network, as in the original."""
         table = make_timetable(self.model.task.ldm.schedule, steps)
         rows = [(int(t), float(a), float(p)) for t, a, p in zip(table.t, table.alpha_bar, table.alpha_bar_prev)]
+        predicts_v = self.model.config.diffusion.prediction == "v"
         start, (context, concat) = self.tensor(z_T), self.cond(size)
 
         def run():
@@ -176,6 +177,7 @@ class Side:
                 for t, a, prev in rows:
                     x = z if concat is None else torch.cat([z, concat], 1)
                     eps = self.run_unet(x, torch.full((size,), t, device=DEVICE), context).float()
+                    eps = a**0.5 * eps + (1 - a) ** 0.5 * z if predicts_v else eps
                     z = prev**0.5 * (z - (1 - a) ** 0.5 * eps) / a**0.5 + (1 - prev) ** 0.5 * eps
             return wait(z)
 

@@ -32,6 +32,14 @@ class TrainStep:
             self.table = torch.nn.Embedding.from_pretrained(side.tensor(rows), freeze=False)
             self.labels = side.tensor(side.model.batch(size)["label"]).long()
             self.drop_prob, self.null = c.drop_prob, len(rows) - 1
+        predictions = ("eps", "v")
+        if config.diffusion.prediction not in predictions:
+            raise NotComparable(
+                f"the training step is compared for predictions {' and '.join(predictions)}, not for "
+                f"{config.diffusion.prediction}"
+            )
+        self.predicts_v = config.diffusion.prediction == "v"
+        self.clip_norm = config.optim.clip_norm
         self.scale = float(side.model.frozen["latent_scale"])
         self.alpha_bar = torch.tensor(task.ldm.schedule.alpha_bar, dtype=torch.float32, device=DEVICE)
         side.unet.train()
@@ -58,10 +66,11 @@ class TrainStep:
                 noise = torch.randn_like(z) if noise is None else noise
                 a = self.alpha_bar[t][:, None, None, None]
                 z_t = a.sqrt() * z + (1 - a).sqrt() * noise
+                target = a.sqrt() * noise - (1 - a).sqrt() * z if self.predicts_v else noise
                 z_t = z_t if self.concat is None else torch.cat([z_t, self.concat], 1)
             context = self._classes(dropped) if self.table else self.context
             output = side.run_unet(z_t, t, context)
-        loss = F.mse_loss(output.float(), noise)
+        loss = F.mse_loss(output.float(), target)
         loss.backward()
         return loss
 
@@ -73,7 +82,9 @@ class TrainStep:
         return self.table(torch.where(dropped, self.null, self.labels))[:, None]
 
     def _update(self) -> None:
-        """Gradients are given back at once: kept until the next step they would lie in the way of the other side."""
+        """Clips by the global norm where the recipe does. Gradients are given back at once: kept until the next step they would lie in the way of the other side."""
+        if self.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.params, self.clip_norm, foreach=True)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
