@@ -82,7 +82,8 @@ class TrainStep:
         return self.table(torch.where(dropped, self.null, self.labels))[:, None]
 
     def _update(self) -> None:
-        """Clips by the global norm where the recipe does. Gradients are given back at once: kept until the next step they would lie in the way of the other side."""
+        """Clips by the global norm where the recipe does. Gradients are given back at once: kept until the next step
+        they would lie in the way of the other side."""
         if self.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.params, self.clip_norm, foreach=True)
         self.optimizer.step()
