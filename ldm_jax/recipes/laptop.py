@@ -87,7 +87,7 @@ def emoji_f8(conditioner: dict) -> ConfigDict:
         context="pooled",
     )
     config = sections.ldm(emoji_f8_first_stage(), unet, conditioner, image_size=64)
-    config.batch_size = 16
+    config.batch_size = 32
     config.optim.update(learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0, b2=0.99)
     config.ema.decay = 0.999
     config.sample.eta = 1.0
