@@ -21,9 +21,7 @@ def test_a_sample_counts_when_its_name_is_among_the_nearest():
     found = np.array([[0.1], [9.0]])
     assert check_names.share(found, reference, captions, [1, 3], nearest=1) == 0.5  # cat is not dog, star is star
     assert check_names.share(found, reference, captions, [1, 3], nearest=2) == 1.0
-    assert (
-        check_names.share(found, reference, captions, [2, 0], nearest=1) == 0.5
-    )  # of two cats each counts
+    assert check_names.share(found, reference, captions, [2, 0], nearest=1) == 0.5  # of two cats each counts
 
 
 def test_mistakes_are_named(capsys):

@@ -105,9 +105,10 @@ def test_goldens(name):
 def test_layers_and_map_add_up(made):
     net, _, params = made
     a, b = images(2, 32, 48, 3)
-    distance, layers, maps = (LPIPS(net).apply(params, a, b, result) for result in ("distance", "layers", "map"))
+    results = jax.jit(lambda p, a, b: [LPIPS(net).apply(p, a, b, result) for result in ("distance", "layers", "map")])
+    distance, layers, maps = results(params, a, b)
     np.testing.assert_allclose(layers.sum(-1), distance, rtol=1e-6)
-    assert maps.shape == (2, 32, 48) and not LPIPS(net).apply(params, a, a, "map").any()
+    assert maps.shape == (2, 32, 48) and not results(params, a, a)[2].any()
     if net == "vgg16":  # whose maps are enlarged by whole factors, which keeps their means nearly
         np.testing.assert_allclose(maps.mean((1, 2)), distance, rtol=0.05)
     with pytest.raises(ValueError, match="'sum' is not one of distance, layers, map"):
@@ -121,7 +122,7 @@ def test_one_channel_counts_as_three_equal_ones(made):
     np.testing.assert_allclose(LPIPS(net).apply(params, a, b), three, rtol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_gradients_are_finite_where_features_vanish(dtype):
     net = LPIPS("alex", dtype)
     (a, _), black = images(1, 32, 32, 3), jnp.full((1, 32, 32, 3), -1.0)
