@@ -184,12 +184,12 @@ class Soak:
                 devices = self.rng.choice(DEVICES)
                 self.told[f"starts on {devices} device{'s' * (devices > 1)}, in runs where that changes"] += 1
             kills = self.goes_on and self.pairs.total() - before < most
-            if kills and count > faults.get("flipped bit", most) and flip_a_bit(workdir, self.rng):
-                faults.pop("flipped bit")
-                self.told["flipped bits"] += 1
-            elif kills and count > faults.get("full disk", most):
+            if count > faults.get("full disk", count):
                 full = bool(faults.pop("full disk"))
                 self.told["full disks"] += 1
+            elif count > faults.get("flipped bit", count) and flip_a_bit(workdir, self.rng):
+                faults.pop("flipped bit")
+                self.told["flipped bits"] += 1
             with self._full_disk() if full else _nothing() as limit:
                 started = self.start(kind, workdir, devices, limit)
                 words, allowed = self._kill(started, workdir) if kills and not full else ("no kill", {0})
@@ -237,7 +237,7 @@ class Soak:
         self.pairs[found, number.name] += 1
         several = len(started.processes) > 1
         of = f" of {'both hosts' if everyone else f'host {started.processes.index(struck[0])}'}" if several else ""
-        allowed = {-number} if number == signal.SIGKILL else {0, stopping.AGAIN}
+        allowed = {0, -number if number == signal.SIGKILL else stopping.AGAIN}  # 0: it came to its end just then
         if number == signal.SIGKILL and several:
             allowed |= set(LOST)
         if found == "start-up":
