@@ -194,7 +194,8 @@ class Soak:
                 started = self.start(kind, workdir, devices, limit)
                 words, allowed = self._kill(started, workdir) if kills and not full else ("no kill", {0})
                 if full:
-                    words, allowed = "full disk", {2} if self.mounted else {1, 2}
+                    words, allowed = "full disk", {2, *((1,) if not self.mounted else ())}
+                    allowed |= {1, -signal.SIGABRT} if kind == "two" else set()  # of the host that can write
                 try:
                     codes = started.codes()
                 except subprocess.TimeoutExpired:
@@ -221,9 +222,9 @@ class Soak:
     def _kill(self, started: Start, workdir: Path) -> tuple[str, set[int]]:
         """Sends a signal at a random moment of the next phase; (words for what was done, allowed exit codes)."""
         wanted, number = next(self.moments)
-        last = _step(started.lines) + self.rng.randint(1, 4)
         while started.runs and phase(started.lines, workdir) != wanted and not _is_past(started.lines, wanted):
             time.sleep(0.01)
+        last = _step(started.lines) + self.rng.randint(0, 3)
         while started.runs and wanted == "step" and _step(started.lines) < last:
             time.sleep(0.01)
         time.sleep(self.rng.uniform(0, 0.6 * self.lasts[wanted] if wanted in ONCE else 0.3))
