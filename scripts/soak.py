@@ -425,7 +425,7 @@ def table(soak: Soak, seconds: float) -> str:
         "| what | how many |",
         "|---|---|",
         *(f"| {name} | {count} |" for name, count in sorted(soak.told.items())),
-        f"| largest difference of a number where the number of devices changed | {soak.largest:.1g} |",
+        *([f"| largest difference where the number of devices changed | {soak.largest:.1g} |"] if soak.largest else []),
         f"| faults found | {len(soak.failed)} |",
     ]
     return "\n".join(lines)
