@@ -8,8 +8,9 @@ WEB := .venv-web
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed-$(VERSION)
 RUNS ?= runs
+KILLS ?= 100
 
-.PHONY: help setup demo web test test-all lint clean
+.PHONY: help setup demo web test test-all soak lint clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 14
@@ -44,6 +45,9 @@ test: setup      ## the tests that run everywhere
 
 test-all: setup  ## the same and the slow ones: full-size parity, several processes
 	$(PY) -m pytest -m ''
+
+soak: setup      ## end 100 training runs at random moments and compare how they end (an hour or more on idle cores)
+	$(PY) scripts/soak.py --kills=$(KILLS)
 
 lint: setup      ## ruff: rules and format; mypy on networks and mathematics
 	$(VENV)/bin/ruff check .

@@ -77,11 +77,6 @@ def _problems(folder: Path, comparison: manifest.Comparison) -> list[str] | None
     return found
 
 
-def _few(lines: list[str]) -> str:
-    more = f"; and {len(lines) - 3} more" if len(lines) > 3 else ""
-    return "; ".join(lines[:3]) + more
-
-
 def _in_short(error: Exception) -> str:
     """An error of Orbax in a line. The cause stands at its end, after long paths."""
     line = str(error).strip().partition("\n")[0]
@@ -97,7 +92,7 @@ def _damaged_step(workdir: str | Path, step: int, wrong: list[str]) -> Damaged:
         if good is None
         else f"The checkpoint of step {good} is whole: ask for it with --checkpoint={good} (Python: checkpoint={good})"
     )
-    return Damaged(f"{at(workdir) / 'checkpoints' / str(step)} is damaged: {_few(wrong)}. {remedy}")
+    return Damaged(f"{at(workdir) / 'checkpoints' / str(step)} is damaged: {manifest.few(wrong)}. {remedy}")
 
 
 @contextmanager
@@ -212,7 +207,7 @@ class Checkpoints:
             aside = sorted(path.name for path in self.path.glob(f"{BAD}*"))
             if not bad and not aside:
                 return None
-            lines = [f"    {self.path / str(step)}: {_few(wrong)}" for step, wrong in bad.items()]
+            lines = [f"    {self.path / str(step)}: {manifest.few(wrong)}" for step, wrong in bad.items()]
             lines += [f"    {self.path / name}: set aside before" for name in aside]
             raise Damaged(
                 "no checkpoint of this run is whole:\n" + "\n".join(lines) + "\nBring one back from a copy. To begin "
@@ -220,7 +215,7 @@ class Checkpoints:
             )
         for other, others_wrong in bad.items():
             aside = self._set_aside(other)
-            print(f"the checkpoint of step {other} is damaged: {_few(others_wrong)}. It is now {aside}")
+            print(f"the checkpoint of step {other} is damaged: {manifest.few(others_wrong)}. It is now {aside}")
         if bad:
             print(f"going on from step {step} instead: the {max(bad) - step} steps after it are done again")
         if wrong is None:
@@ -262,18 +257,15 @@ class Checkpoints:
     def _failed(self, error: Exception) -> SaveFailed:
         """The error to raise. Removes what the save has left."""
         step, self.saving = self.saving, None
-        free, local = "", files.is_local(self.path)
-        if local:
-            free = f"{shutil.disk_usage(self.path).free / 2**30:.2f} GiB are free there. "
         if jax.process_index() == 0:
             for folder in _temporaries(self.path, str(step)):
                 files.remove_folder(folder, missing_ok=True)
         kept = steps(self.path.parent)
         return SaveFailed(
             f"the checkpoint of step {step} could not be written into {self.path}: {_in_short(error)}. "
-            f"{free}What was written of it is removed. "
+            f"{_free(self.path)}What was written of it is removed. "
             f"{f'The newest checkpoint is that of step {kept[-1]}' if kept else 'The run has no checkpoint yet'}. "
-            f"{'Make room' if local else 'Mend that'}, then the same command goes on from there"
+            f"{'Make room' if files.is_local(self.path) else 'Mend that'}, then the same command goes on from there"
         )
 
     def restore(self, abstract: Tree, step: int) -> Tree:
@@ -302,6 +294,13 @@ class Checkpoints:
             self.wait()
         finally:
             self.manager.close()
+
+
+def _free(folder: Path) -> str:
+    """A sentence on the free space of the folder's disk; "" for a bucket."""
+    if not files.is_local(folder):
+        return ""
+    return f"{shutil.disk_usage(folder).free / 2**30:.2f} GiB are free there. "
 
 
 def _temporaries(folder: Path, step: str) -> list[Path]:
@@ -387,7 +386,8 @@ def _without_empty(part: Tree) -> Tree:
 
 
 def save_tree(path: str | Path, tree: Tree, made_from: dict | None = None) -> None:
-    """Writes a tree of arrays, what it was made from, and a manifest. The folder `path` appears when it is complete."""
+    """Writes a tree of arrays, what it was made from, and a manifest. The folder `path` appears when it is complete.
+    SaveFailed if it could not be written."""
     path = files.absolute(path)
 
     def sign() -> None:
@@ -400,8 +400,17 @@ def save_tree(path: str | Path, tree: Tree, made_from: dict | None = None) -> No
         manifest.write(temporary, skip=_AFTERWARDS)
 
     options = ocp.AsyncOptions(post_finalization_callback=sign)
-    with ocp.StandardCheckpointer(async_options=options) as checkpointer:
-        checkpointer.save(path, tree, force=True)
+    try:
+        with ocp.StandardCheckpointer(async_options=options) as checkpointer:
+            checkpointer.save(path, tree, force=True)
+    except Exception as error:
+        if files.is_local(path) and jax.process_index() == 0:
+            for folder in path.parent.glob(f"{path.name}{_TEMPORARY}*"):
+                files.remove_folder(folder, missing_ok=True)
+        raise SaveFailed(
+            f"{path} could not be written: {_in_short(error)}. {_free(path.parent)}What was written of it is removed. "
+            f"{'Make room' if files.is_local(path) else 'Mend that'}, then give the same command again"
+        ) from error
 
 
 def has_tree(path: Path) -> bool:
@@ -416,12 +425,8 @@ def made_from(path: str | Path) -> dict | None:
     if not (has_tree(path) and file.exists()):
         return None
     if wrong := manifest.problems(path, only=(MADE_FROM,)):
-        raise _damaged_tree(path, wrong)
+        raise manifest.damaged(path, wrong)
     return json.loads(file.read_text())
-
-
-def _damaged_tree(path: Path, wrong: list[str]) -> Damaged:
-    return Damaged(f"{path} is damaged: {_few(wrong)}. Bring the folder back from a copy")
 
 
 def restore_tree(path: str | Path, abstract: Tree) -> Tree:
@@ -434,7 +439,7 @@ def restore_tree(path: str | Path, abstract: Tree) -> Tree:
     if not has_tree(path):
         raise FileNotFoundError(f"{path} does not exist")
     how = jax.tree.map(lambda s: ocp.RestoreArgs(restore_type=np.ndarray, dtype=s.dtype), abstract)
-    with _reading(path, lambda wrong: _damaged_tree(path, wrong)), ocp.PyTreeCheckpointer() as checkpointer:
+    with _reading(path, lambda wrong: manifest.damaged(path, wrong)), ocp.PyTreeCheckpointer() as checkpointer:
         tree = checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=abstract, restore_args=how))
     tree = jax.tree.map(np.asarray, tree)
     wrong = [

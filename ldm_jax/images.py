@@ -98,8 +98,9 @@ def pictures(option: str, given: Any) -> list[Picture]:
 
 
 def files(option: str, path: str | Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
-    """The file, or a folder's files of these kinds in the order of their names. RequestError where there are none."""
-    path = Path(path)
+    """The file, or a folder's files of these kinds in the order of their names. RequestError where there are none.
+    UsageError for an address such as gs://bucket/a.png."""
+    path = local(path, option)
     if path.is_file():
         return [path]
     found = sorted(p for p in path.glob("*") if p.suffix.lower() in suffixes)

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ldm_jax import files
+from ldm_jax.errors import Damaged
 
 NAME = "manifest.json"
 BLOCK = 2**24  # bytes, a task of one thread
@@ -54,6 +55,16 @@ def problems(folder: str | Path, only: Iterable[str] = ()) -> list[str] | None:
     Files that the manifest does not name do not count, nor do others than those in `only`, where that is given.
     """
     return Comparison(folder, only).problems()
+
+
+def few(lines: list[str]) -> str:
+    """The first three lines in one, and how many more there are."""
+    return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")
+
+
+def damaged(folder: str | Path, wrong: list[str]) -> Damaged:
+    """The error for a folder of which the run has no other. wrong: its `problems`."""
+    return Damaged(f"{folder} is damaged: {few(wrong)}. Bring the folder back from a copy")
 
 
 class Comparison:

@@ -170,7 +170,7 @@ def write_exported(
 
     tokenizer = tokenizer if tokenizer is not None and tokenizer.is_dir() else None
     if tokenizer is not None and (wrong := manifest.problems(tokenizer)):
-        raise Damaged(f"{tokenizer} is damaged: {'; '.join(wrong)}. Bring the folder back from a copy")
+        raise manifest.damaged(tokenizer, wrong)
     kind = jnp.dtype(dtype)
     named = tree.flatten({"params": params, "frozen": frozen})
     arrays = {}

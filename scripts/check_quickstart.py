@@ -130,7 +130,7 @@ ANY_PICTURES = ("superres", "inpaint")  # conditions whose metric needs no shape
 
 def parse() -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("workdir", help="the run directory of a conditional model")
+    parser.add_argument("workdir", type=Path, help="the run directory of a conditional model")
     parser.add_argument("--num", type=int, default=128, help="scenes (default 128)")
     parser.add_argument("--batch", type=int, default=64, help="samples at a time (default 64)")
     parser.add_argument("--steps", type=int, default=100, help="DDIM steps (default 100)")

@@ -71,10 +71,12 @@ def sample(run_directory: Path, out: Path, seed: int) -> float:
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--out", default="runs/demo", help="where everything is written (default runs/demo)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="where everything is written (default runs/demo)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of training and sampling (default 0)")
     args = parser.parse_args()
-    out = Path(args.out).absolute()
+    out = args.out.absolute()
     rate = gigaflops()
     print(f"float32 products of 2048 x 2048: {rate:.0f} GFLOP/s")
     began = time.perf_counter()

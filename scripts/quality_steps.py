@@ -29,7 +29,7 @@ Row = dict[str, Any]
 def parser() -> options.Parser:
     p = options.Parser(__doc__)
     add = p.add_argument
-    add("--workdir", required=True, help="run directory of a diffusion model, or a folder of Pipeline.save")
+    add("--workdir", type=Path, required=True, help="run directory of a diffusion model, or a folder of Pipeline.save")
     add("--num", type=int, default=1000, help="samples for each point (default 1000)")
     add("--reference", type=int, default=10_000, help="training pictures to compare with (default 10,000; 0: all)")
     add("--steps", type=_numbers(int), default=STEPS, help=f"default {STEPS}")
@@ -143,7 +143,7 @@ def draw(rows: Sequence[Row], name: str, path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    out = args.out or Path(args.workdir) / "quality_steps.png"
+    out = args.out or args.workdir / "quality_steps.png"
     try:
         rows = measured(args)
     except UsageError as error:

@@ -307,6 +307,18 @@ def test_a_save_that_failed_is_told_at_once(tmp_path):
     assert checkpoint.steps(tmp_path) == [2, 6] and checkpoint.problems(tmp_path, 6) == []
 
 
+def test_a_tree_that_cannot_be_written_is_told(tmp_path):
+    """As on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**19, limits[1]))
+    try:
+        with pytest.raises(SaveFailed, match=r"frozen could not be written.*File too large.*free there.*room"):
+            checkpoint.save_tree(tmp_path / "frozen", {"a": np.random.default_rng(0).normal(size=(512, 512))})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
 def test_runs_of_older_versions_get_the_options_they_lack(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"task": "first_stage", "optim": {"final_fraction": 0.5}}))
     config = checkpoint.load_config(tmp_path)

@@ -1,14 +1,19 @@
 """Where files may be: addresses are refused, in every command and from Python, before anything is written."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from etils import epath
 
 import ldm_jax
-from ldm_jax import files
-from ldm_jax.cli import convert, evaluate, sample, train
+from ldm_jax import files, images
+from ldm_jax.cli import convert, evaluate, options, sample, train, web
+from ldm_jax.data import latents, sources
 from ldm_jax.errors import UsageError
 
+ROOT = Path(__file__).resolve().parents[1]
 BUCKET = "gs://bucket/x"
 TRAIN = ["--config=quickstart_text:tiny"]
 
@@ -57,6 +62,35 @@ def test_commands_refuse_addresses(parse, arguments, option, capsys, tmp_path, m
     assert not list(tmp_path.iterdir())
 
 
+def test_the_same_of_this_machine_is_a_path(tmp_path, monkeypatch):
+    """Nothing is made in a folder of the name file:."""
+    monkeypatch.chdir(tmp_path)
+    address, path = (tmp_path / "a b").as_uri(), str(tmp_path / "a b")
+    assert sample.parse(["--workdir=x", f"--out={address}"]).out == path
+    assert convert.parse([f"--check={address}"])[0].check == path
+    found = evaluate.parse(["x", address, f"--reference={address}", f"--out={address}"])
+    assert found.what == ["x", path] and found.reference == found.out == path and found.cache is None
+    assert web.parse([f"--run={address}", "--run=y"]).run == [path, "y"]
+    _, config = train.parse([*TRAIN, f"--config.data.path={address}", f"--config.data.cache_latents={address}"])
+    assert config.data.path == config.data.cache_latents == path
+
+
+def test_scripts_refuse_addresses(capsys):
+    parser = options.Parser("")
+    parser.add_argument("--out", type=Path, default=Path("x"))
+    assert parser.parse_args(["--out=file:///x/y"]).out == Path("/x/y") and parser.parse_args([]).out == Path("x")
+    with pytest.raises(SystemExit) as end:
+        parser.parse_args([f"--out={BUCKET}"])
+    assert end.value.code == 2 and f"argument --out: {BUCKET} is an address" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.name)
+def test_what_scripts_write_is_a_path(script):
+    text = script.read_text()
+    options_of_paths = re.findall(r"""["'](?:--out|(?:--)?workdir)["'],(.*)""", text)
+    assert all("type=Path" in rest for rest in options_of_paths)
+
+
 def test_a_prompt_may_hold_an_address():
     assert sample.parse(["--workdir=x", "--prompt=the page http://a.b"]).prompt == ["the page http://a.b"]
 
@@ -67,3 +101,9 @@ def test_python_refuses_addresses():
     made = ldm_jax.Images([np.zeros((2, 2, 3), np.uint8)], ["a"], {})
     with pytest.raises(UsageError, match="folder: s3://x is an address"):
         made.save("s3://x")
+    with pytest.raises(UsageError, match="image: gs://bucket/x is an address"):
+        images.pictures("image", BUCKET)
+    with pytest.raises(UsageError, match="path: gs://bucket/x is an address"):
+        sources.FolderSource(BUCKET)
+    with pytest.raises(UsageError, match="folder: gs://bucket/x is an address"):
+        latents.open_store(BUCKET, {}, 1, (1,))

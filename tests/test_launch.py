@@ -1,4 +1,5 @@
-"""The scripts in launch/: they start train.py, and start it again exactly when it ends with 75."""
+"""The scripts in launch/: they start train.py, and start it again when it ends with 75; on several hosts also when a
+process has died, so many times at most."""
 
 import os
 import re
@@ -59,12 +60,25 @@ def test_a_machine_that_is_asked_to_stop_ends_after_the_save(tmp_path):
     assert calls(tmp_path) == ["began", "saved"]
 
 
-@pytest.mark.parametrize(("code", "again"), [(0, []), (1, []), (stopping.AGAIN, ["requeue 42"])])
-def test_a_job_of_slurm_is_queued_again_after_a_stop(tmp_path, code, again):
+REQUEUED = ["requeue 42"]
+
+
+@pytest.mark.parametrize(
+    ("code", "restarts", "again"),
+    [
+        (0, "0", []), (1, "0", []), (2, "0", []), (stopping.AGAIN, "0", REQUEUED), (stopping.AGAIN, "400", REQUEUED),
+        # Killed, ended by JAX, a bad address; the last try; Ctrl-C and scancel.
+        (137, "0", REQUEUED), (134, "", REQUEUED), (139, "18", REQUEUED), (137, "19", []),
+        (130, "0", []), (143, "0", []),
+    ],
+)  # fmt: skip
+def test_a_job_of_slurm_is_queued_again_after_a_stop_or_a_death(tmp_path, code, restarts, again):
     script(tmp_path / "srun", f'echo "$*" >> {tmp_path}/calls; exit {code}')
     script(tmp_path / "scontrol", f'echo "$*" >> {tmp_path}/asked')
-    result = run(tmp_path, "slurm.sbatch", "--config=x y", SLURM_JOB_ID="42", SLURM_SUBMIT_DIR=str(tmp_path))
+    job = dict(SLURM_JOB_ID="42", SLURM_SUBMIT_DIR=str(tmp_path), SLURM_RESTART_COUNT=restarts)
+    result = run(tmp_path, "slurm.sbatch", "--config=x y", **job)
     assert result.returncode == code and calls(tmp_path, "asked") == again
+    assert ("a process died (code 137) in start 20 of this job" in result.stderr) == (restarts == "19")
     (line,) = calls(tmp_path)
     assert line.endswith("python train.py --distributed --require-accelerator --config=x y")
 
@@ -76,10 +90,15 @@ def test_every_host_of_a_tpu_gets_the_same_command(tmp_path):
     *_, host, command = calls(tmp_path)
     assert host == "--worker=all" and "--config.data.path=my\\ images" in command and "cd /mnt/a\\ b &&" in command
     inner = command.removeprefix("--command=").replace("cd /mnt/a\\ b", "cd .")
-    script(tmp_path / "python3", f'echo "$*" >> {tmp_path}/ran; [ $(wc -l < {tmp_path}/ran) -gt 1 ] || exit 75')
     env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    assert subprocess.run(["sh", "-c", inner], env=env, cwd=tmp_path, timeout=30).returncode == 0
-    assert calls(tmp_path, "ran") == ["train.py --distributed --require-accelerator --config.data.path=my images"] * 2
+    # Stopped, killed, ended by JAX, complete; an error; Ctrl-C; killed again and again.
+    for codes, end, starts in (("75 137 134 0", 0, 4), ("75 1", 1, 2), ("130", 130, 1), ("137 " * 30, 137, 21)):
+        (tmp_path / "ran").unlink(missing_ok=True)
+        script(tmp_path / "python3", f'echo "$*" >> {tmp_path}/ran; set -- {codes}\n'
+               f"shift $(($(wc -l < {tmp_path}/ran) - 1)); exit $1")  # fmt: skip
+        assert subprocess.run(["sh", "-c", inner], env=env, cwd=tmp_path, timeout=30).returncode == end
+        once = "train.py --distributed --require-accelerator --config.data.path=my images"
+        assert calls(tmp_path, "ran") == [once] * starts
     assert run(tmp_path, "tpu_vm.sh", ZONE="z", DIR="d").returncode != 0  # no name
 
 

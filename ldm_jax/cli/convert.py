@@ -58,8 +58,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Any]:
         help="of --export: float32, bfloat16, float16",
     )
     args, args.overrides = parser.parse_with_overrides(argv)
-    for name, path in {"--from": args.source, "--to": args.target, "--check": args.check}.items():
-        parser.check_local(name, path)
+    parser.make_local(args, "check", source="--from", target="--to")
     others = (args.source, args.target, args.config, args.checkpoint, args.ema_sigma, args.dtype)
     if args.check is not None:
         if args.overrides or args.no_ema or args.export or any(other is not None for other in others):

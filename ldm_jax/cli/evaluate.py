@@ -85,11 +85,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args, args.overrides = p.parse_with_overrides(argv)
     if wrong := [option for option in args.overrides if not option.startswith("--config.data.")]:
         p.error(f"unexpected: {' '.join(wrong)} (of a run, only its data can be others: --config.data.NAME=VALUE)")
-    p.check_local("WHAT", *args.what)
     if args.guidance and len(args.guidance) == 1:
         args.guidance = args.guidance[0]
-    for name in ("reference", "weights", "classifier", "autoguide", "out", "cache"):
-        p.check_local(f"--{name}", getattr(args, name))
+    p.make_local(args, "reference", "weights", "classifier", "autoguide", "out", "cache", what="WHAT")
     return args
 
 

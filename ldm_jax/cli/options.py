@@ -7,6 +7,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ldm_jax import files
@@ -20,13 +21,16 @@ _OF_RECIPE = ("--config.", "--noconfig.")  # options that the recipe has, not th
 
 class Parser(argparse.ArgumentParser):
     """argparse's, but the description is shown as it is written, options are not abbreviated, and `-` and `_` are
-    alike in their names: --require_accelerator is --require-accelerator."""
+    alike in their names: --require_accelerator is --require-accelerator. An option of the type Path is of this machine:
+    addresses such as gs://bucket/images are refused."""
 
     def __init__(self, description: str | None, **settings):
         settings |= dict(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
         super().__init__(description=description, **settings)
 
     def add_argument(self, *names: str, **settings) -> argparse.Action:
+        if settings.get("type") is Path:
+            settings["type"] = _path
         return super().add_argument(*dict.fromkeys(_hyphens(name) for name in names), **settings)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
@@ -50,20 +54,36 @@ class Parser(argparse.ArgumentParser):
         except UsageError as error:
             self.error(str(error))
 
-    def check_local(self, option: str, *paths: str | None) -> None:
-        """Exits with 2 where a path of the option is an address such as gs://bucket/images."""
-        self._check(files.local, option, paths)
+    def make_local(self, args: argparse.Namespace, *names: str, **others: str) -> None:
+        """Paths of this machine in place of the addresses file:///... of these arguments, a path or a list of them
+        each. Exits with 2 where one is another address, such as gs://bucket/images. others: {name in args: the option},
+        where they are not alike."""
+        for name, option in ({name: _hyphens(f"--{name}") for name in names} | others).items():
+            given = getattr(args, name)
+            made = [self._local(path, option) for path in ([given] if isinstance(given, str | None) else given)]
+            setattr(args, name, made[0] if isinstance(given, str | None) else made)
 
-    def check_run(self, option: str, *paths: str | None) -> None:
-        """Exits with 2 where a path of the option is an address at which no run directory can be."""
-        self._check(files.at, option, paths)
+    def _local(self, path: str | None, option: str) -> str | None:
+        if path is None or "://" not in path:
+            return path
+        try:
+            return str(files.local(path, option))
+        except UsageError as error:
+            self.error(str(error))
 
-    def _check(self, rule: Callable, option: str, paths: Sequence[str | None]) -> None:
-        for path in paths:
-            try:
-                rule(path or "", option)
-            except UsageError as error:
-                self.error(str(error))
+    def check_run(self, option: str, path: str | None) -> None:
+        """Exits with 2 where the option's path is an address at which no run directory can be."""
+        try:
+            files.at(path or "", option)
+        except UsageError as error:
+            self.error(str(error))
+
+
+def _path(text: str) -> Path:
+    try:
+        return files.local(text, "")
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix(": ")) from None
 
 
 def _hyphens(arg: str) -> str:

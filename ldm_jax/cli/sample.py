@@ -106,8 +106,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         found.check_run(f"--{name}", getattr(args, name))
     if args.out is None and not files.is_local(files.at(args.workdir)):
         found.error(f"--workdir={args.workdir} is in a bucket: give the folder of the images with --out=DIR")
-    for name in ("out", "lpips_weights"):
-        found.check_local(f"--{name.replace('_', '-')}", getattr(args, name))
+    found.make_local(args, "out", "lpips_weights")
     return args
 
 

@@ -30,6 +30,12 @@ from ldm_jax.training import heartbeat, stopping
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+HOST_TIMEOUT = 40.0  # seconds
+# Options of a run; --compile-only runs none.
+OF_A_RUN = (
+    "workdir", "distributed", "host_timeout", "max_minutes", "require_accelerator", "accept_changes", "profile",
+)  # fmt: skip
+
 
 def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, "ConfigDict"]:
     """(arguments, the configuration). Exits with 2 if either is wrong."""
@@ -49,7 +55,6 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, "Confi
     add(
         "--host-timeout",
         type=float,
-        default=40,
         metavar="S",
         help="of several hosts: name one that is silent for so long, and end with 75 (default 40; 0 = off)",
     )
@@ -69,6 +74,13 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, "Confi
         parser.error(f"--max-minutes={args.max_minutes:g} must be more than 0")
     if args.topology and not args.compile_only:
         parser.error(f"--topology={args.topology} is for --compile-only; give both")
+    for name in OF_A_RUN if args.compile_only else ():
+        value, option = getattr(args, name), f"--{name.replace('_', '-')}"
+        if value is not None and value is not False:
+            given = option if value is True else f"{option}={value}"
+            parser.error(f"{given} is for a run, and --compile-only begins none: leave one of the two out")
+    if args.host_timeout is None:
+        args.host_timeout = HOST_TIMEOUT
     if args.host_timeout < 0 or 0 < args.host_timeout < heartbeat.LEAST:
         parser.error(f"--host-timeout={args.host_timeout:g} must be at least {heartbeat.LEAST:g} seconds, or 0 (off)")
     return args, parser.recipe(args.config, overrides)

@@ -38,8 +38,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Exits with 2 for options that do not exist, or do not fit together."""
     found = parser()
     args = found.parse_args(argv)
-    found.check_local("--workdir", *args.workdir)
-    found.check_local("--run", *args.run)
+    found.make_local(args, "workdir", "run", "classes")
     if not args.workdir and not args.run:
         found.error("give --workdir=RUN, a model to play with, or --run=RUN, a training to watch")
     for name in ("keep", "max_pixels", "every"):

@@ -18,7 +18,7 @@ from ldm_jax.conditions.base import Asked, Batch, Cond, Condition, ConditionNetw
 from ldm_jax.data import tokenizers
 from ldm_jax.data.fields import Field, Placed
 from ldm_jax.data.sources import Source
-from ldm_jax.errors import ConfigError, Damaged, RequestError
+from ldm_jax.errors import ConfigError, RequestError
 from ldm_jax.models.text_encoder import EMBEDDING_STD, TextEncoder
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class Text(Condition):
         if wrong:
             raise RequestError(f"prompt={wrong[0]!r} is not a text")
         if "prompts" in asked:
-            texts += _lines(Path(asked["prompts"]))
+            texts += _lines(files.local(asked["prompts"], "prompts"))
         if not texts:
             raise RequestError("prompt: an empty list asks for nothing")
         return requests(texts, text_tokenizer(self.section, tokenizer), self.section.use_mask)
@@ -188,7 +188,7 @@ def text_tokenizer(c: "ConfigDict", kept: Path | None) -> tokenizers.TextTokeniz
 def _check_whole(folder: Path) -> None:
     """Damaged if a manifest says that the tokenizer in the folder is not what was written."""
     if wrong := manifest.problems(folder):
-        raise Damaged(f"{folder} is damaged: {'; '.join(wrong)}. Bring the folder back from a copy")
+        raise manifest.damaged(folder, wrong)
 
 
 def keep_tokenizer(

@@ -26,6 +26,7 @@ from ldm_jax.data.fields import Field, Placed
 from ldm_jax.data.sources import CorruptExample, Source
 from ldm_jax.data.transforms import ImageTransform
 from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.files import local
 
 VERSION = 2  # version 1 compared only the names of images, not their contents
 SHARD_BYTES, SHARD_EXAMPLES = 2**28, 4096  # the most that a file holds, and that a killed run has to make again
@@ -130,7 +131,7 @@ def open_store(
     made_from: {name: str, number or bool}, everything that the moments depend on. DataError if the cache in the folder
     was made from something else; it lists the differences.
     """
-    folder = Path(folder)
+    folder = local(folder, "folder")
     path, size = folder / "latents.json", 4 * int(np.prod(shape))
     facts = {"version": VERSION, **made_from, "examples": count, "shape": list(shape)}
     if not path.exists():

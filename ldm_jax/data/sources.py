@@ -23,6 +23,7 @@ from ldm_jax.data import folder, prepared, shapes
 from ldm_jax.data.layout import LayoutRules
 from ldm_jax.data.metadata import read_vectors
 from ldm_jax.errors import ConfigError, DataError, Missing
+from ldm_jax.files import local
 from ldm_jax.images import open_image, to_channels
 
 SPLITS = ("train", "validation", "all")
@@ -153,7 +154,7 @@ class FolderSource(Source):
             raise ValueError(f"split is {split!r}, but must be one of {', '.join(SPLITS)}")
         if channels not in (1, 3):
             raise ConfigError(f"channels is {channels}, but images are read with 1 or 3")
-        self.path, self.split, self.channels = Path(path), split, channels
+        self.path, self.split, self.channels = local(path, "path"), split, channels
         listing = folder.scan(self.path)
         chosen = folder.choose_split(listing, split, validation_fraction)
         self.class_names = listing.class_names

@@ -76,12 +76,15 @@ def override(config: ConfigDict, overrides: Sequence[str], name: str) -> ConfigD
 
 
 def _check_paths(section: ConfigDict, name: str) -> None:
-    """UsageError for an option that is an address where a folder or a file is meant."""
+    """Puts paths of this machine in place of addresses file:///... UsageError for an option that is another address
+    where a folder or a file is meant."""
     for option, value in section.items():
         if isinstance(value, ConfigDict):
             _check_paths(value, f"{name}.{option}")
-        elif isinstance(value, str):
-            (at if f"{name}.{option}" in RUNS else local)(value, f"--{name}.{option}")
+        elif isinstance(value, str) and f"{name}.{option}" in RUNS:
+            at(value, f"--{name}.{option}")
+        elif isinstance(value, str) and "://" in value:
+            section[option] = str(local(value, f"--{name}.{option}"))
 
 
 def _check_options(config: ConfigDict, overrides: Sequence[str]) -> None:

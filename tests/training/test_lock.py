@@ -154,6 +154,26 @@ def test_the_date_is_renewed_and_a_loss_is_said(tmp_path, capsys, monkeypatch):
     assert json.loads((tmp_path / "train.lock").read_text())["pid"] == 7  # not ours to remove
 
 
+def test_any_error_of_a_sign_of_life_is_of_one_beat_alone(tmp_path, monkeypatch):
+    """A client of a bucket has errors of its own. The thread goes on after each, and renews the date."""
+    monkeypatch.setattr(lock, "BEAT", 0.02)
+    renew, failed = lock._Lock._renew, []
+
+    def away(self):
+        if len(failed) < 3:
+            failed.append(1)
+            raise (OSError, RuntimeError, KeyError)[len(failed) - 1]("away")
+        return renew(self)
+
+    monkeypatch.setattr(lock._Lock, "_renew", away)
+    with lock.held(tmp_path):
+        age(tmp_path, 100)
+        until = time.monotonic() + 30
+        while time.time() - (tmp_path / "train.lock").stat().st_mtime > 50 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert time.time() - (tmp_path / "train.lock").stat().st_mtime < 50 and len(failed) == 3
+
+
 def test_a_folder_that_cannot_be_written(tmp_path):
     """A file in its place stands for a read-only disk, which the tests cannot make. New folders do not stay."""
     (tmp_path / "file").write_text("")

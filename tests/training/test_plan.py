@@ -64,8 +64,15 @@ def test_a_plan_of_the_devices_that_are_here(monkeypatch):
     [
         (["--topology=v5e:4x4"], "--topology=v5e:4x4 is for --compile-only"),
         (["--compile_only", "--topology=x9"], "--topology=x9 is not known"),
+        *(
+            (["--compile-only", option], f"{option} is for a run, and --compile-only begins none: leave one of the two")
+            for option in (
+                "--workdir=x", "--distributed", "--host-timeout=40.0", "--max-minutes=2.0", "--require-accelerator",
+                "--accept-changes", "--profile=2:4",
+            )
+        ),
     ],
-)
+)  # fmt: skip
 def test_wrong_options_are_told(options, words, capsys):
     with pytest.raises(SystemExit) as stopped:
         train.main(["--config=quickstart_ldm:tiny", *options])
