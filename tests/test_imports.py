@@ -15,7 +15,7 @@ PLAN = [
     {"errors"},
     {"files", "hosts"},
     {"manifest"},
-    {"arrays", "tree", "keys", "images", "process", "checkpoint"},
+    {"arrays", "tree", "keys", "images", "process", "checkpoint", "shipped"},
     {"models", "diffusion", "data"},
     {"losses", "conditions"},
     {"ldm"},

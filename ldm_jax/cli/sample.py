@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm_jax import files, process
+from ldm_jax import files, process, shipped
 from ldm_jax.cli import options
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def parser() -> options.Parser:
 
     p = options.Parser(__doc__)
     add = p.add_argument
-    add("--workdir", required=True, help="the run directory that train.py made, or a folder of Pipeline.save")
-    add("--out", help="folder for the images (default: WORKDIR/samples)")
+    add("--workdir", required=True, help="run directory, folder of Pipeline.save, or name of a model in pretrained/")
+    add("--out", help="folder for the images (default: WORKDIR/samples; of a model by name samples/NAME)")
     add("--num", type=int, help="number of images for each condition (default: 16 without one, else 1)")
     add("--batch", type=int, default=16, help="images at a time; memory, not the result (default 16)")
     add("--steps", type=int, help="sampling steps (default 50; ddpm: all training steps)")
@@ -147,7 +147,7 @@ def run(args: argparse.Namespace) -> Path:
     process.setup()
     pipe = pipeline.load(args.workdir, checkpoint=args.checkpoint, averaged=not args.no_ema)
     asked, settings, texts = pipe.resolve(wanted), pipe.settings(wanted), pipe.texts(wanted)
-    out, writes = Path(args.out or files.at(args.workdir) / "samples"), jax.process_index() == 0
+    out, writes = Path(args.out or samples_of(args.workdir)), jax.process_index() == 0
     line = _Line(pipe, len(asked), writes)
     line.say(", ".join(f"{name} {value}" for name, value in settings.items()))
 
@@ -181,6 +181,11 @@ def run(args: argparse.Namespace) -> Path:
     if older:
         print(f"note: {len(older)} other images were there before and are not from these settings")
     return out
+
+
+def samples_of(run: str) -> Path:
+    """Where its samples go. Nothing is written into the package."""
+    return Path("samples") / run if shipped.is_name(run) else files.at(run) / "samples"
 
 
 def _folder(path: Path) -> Path:
