@@ -57,7 +57,7 @@ OnPreview = Callable[[Progress, Images], None]
 def load(
     path: str | Path, *, checkpoint: int | None = None, averaged: bool = True, mesh: Mesh | None = None
 ) -> "Pipeline":
-    """The model of a run directory, or of a folder that `Pipeline.save` wrote.
+    """The model of a run directory, of a folder that `Pipeline.save` wrote, or a model of the package by its name.
 
     checkpoint: the step (default: the newest). averaged: the averaged parameters where there are any, not the raw ones.
     mesh: devices that share a batch (default: all). Missing says what is not there. The model of a first-stage run

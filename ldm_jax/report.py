@@ -32,7 +32,7 @@ from ldm_jax.evaluation.pixels import mean_of_finite, std_of_finite
 from ldm_jax.images import grid, to_float
 from ldm_jax.ldm import scaling_of, unscaled
 from ldm_jax.models.lpips import LPIPS
-from ldm_jax.pipeline import Pipeline
+from ldm_jax.pipeline import Pipeline, Progress
 from ldm_jax.training import setup
 
 LPIPS_NETS = ("vgg16", "alex")
@@ -152,7 +152,13 @@ class Samples:
     def part(self, first: int, last: int) -> list[np.ndarray]:
         """Of inpainting, what is known is pasted back, as the paper does."""
         wanted = self._request(first, last)
-        made = [three_channels(image) for image in self.pipe.sample(wanted)]
+        with kept.line_of(self, "made", first) as line:
+
+            def show(now: Progress) -> None:
+                line.show(first + now.first + now.number * now.step / now.steps, f"step {now.step}/{now.steps}")
+
+            tell = show if line.live and jax.process_count() == 1 else None  # all hosts do the same
+            made = [three_channels(image) for image in self.pipe.sample(wanted, on_progress=tell)]
         if self.kind != "inpaint":
             return made
         holes = np.asarray(wanted.fields["mask"]) > 0.5
@@ -338,14 +344,17 @@ class Judge:
             net: self._lpips(net) for net in LPIPS_NETS if (self.weights_folder / f"lpips_{net}.safetensors").exists()
         }
         values: dict[str, list[np.ndarray]] = {}
-        for first in range(0, len(pictures), kept.PART):
-            last = min(first + kept.PART, len(pictures))
-            made, truth = pictures.part(first, last), pictures.truth(first, last)
-            found = metrics.of_pairs(made, truth)
-            found |= {f"LPIPS-{net}": compare(made, truth) for net, compare in nets.items()}
-            for name, array in found.items():
-                values.setdefault(name, []).append(array)
-            self.say(f"{pictures.name}: {last} of {len(pictures)} pairs compared")
+        with kept.line_of(pictures, "pairs compared") as line:
+            for first in range(0, len(pictures), kept.PART):
+                last = min(first + kept.PART, len(pictures))
+                made, truth = pictures.part(first, last), pictures.truth(first, last)
+                found = metrics.of_pairs(made, truth)
+                found |= {f"LPIPS-{net}": compare(made, truth) for net, compare in nets.items()}
+                for name, array in found.items():
+                    values.setdefault(name, []).append(array)
+                line.show(last)
+                if not line.live:
+                    self.say(f"{pictures.name}: {last} of {len(pictures)} pairs compared")
         joined = {name: np.concatenate(parts) for name, parts in values.items()}
         order = np.argsort(joined["PSNR"])
         some = {"pairs": np.arange(min(16, len(pictures))), "worst_pairs": order[:8], "best_pairs": order[::-1][:8]}

@@ -4,6 +4,8 @@
     checkpoints/N/    the training state at step N  tokenizer/  of a text model
     model.safetensors instead of the last three folders: a model exported by `Pipeline.save`
 
+The trained models of the package are read by name (shipped.py) wherever a run directory is read.
+
 What is not there raises Missing, which says how to get it; what does not fit raises ConfigError with both values; what
 is not as it was written raises Damaged, which names the file.
 """
@@ -18,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ldm_jax import build, checkpoint, conditions, manifest, tree
+from ldm_jax import build, checkpoint, conditions, manifest, shipped, tree
 from ldm_jax.convert.safetensors_file import read_safetensors
 from ldm_jax.errors import ConfigError, Damaged, Missing, UsageError
 from ldm_jax.files import at, copy_folder
@@ -37,18 +39,18 @@ _ONE = "A classifier of that model's latents is trained with --config.guides=RUN
 def config_of(run: str | Path, what: str = "the model") -> ConfigDict:
     """The recipe of a run. Missing where `run` is no run directory; `what`: what it is for, in the message."""
     try:
-        return ConfigDict(checkpoint.load_config(run))
+        return ConfigDict(checkpoint.load_config(shipped.find(run)))
     except Missing as error:
-        raise Missing(f"{what}: {error}") from None
+        raise Missing(f"{what}: {error}{shipped.hint(run)}") from None
 
 
 def tokenizer_of(run: str | Path) -> Path:
     """The folder of the run's tokenizer, which may not exist."""
-    return at(run) / "tokenizer"
+    return shipped.find(run) / "tokenizer"
 
 
 def is_exported(run: str | Path) -> bool:
-    return (at(run) / WEIGHTS).exists()
+    return (shipped.find(run) / WEIGHTS).exists()
 
 
 def frozen_shapes(config: ConfigDict) -> Tree:
@@ -154,7 +156,7 @@ def model_of(
     """(params, frozen, step) of a run or of an exported folder, as numpy. For a first stage `params` is {} and `frozen`
     holds it, with a latent scale of 1."""
     if is_exported(run):
-        return *_read_exported(config, at(run)), None
+        return *_read_exported(config, shipped.find(run)), None
     params, step = weights(config, run, step, averaged)
     if config.task == "first_stage":
         return {}, {"first_stage": {"params": params["autoencoder"]}, "latent_scale": np.float32(1.0)}, step
@@ -215,6 +217,7 @@ def _read_exported(config: ConfigDict, folder: Path) -> tuple[Tree, Tree]:
 def audit(run: str | Path) -> Iterator[tuple[str, str, bool]]:
     """(name, what was found, whether it is bad) of each part of a run directory: the configuration, every checkpoint,
     frozen/, the tokenizer and exported weights. Their files are compared with the manifests."""
+    run = shipped.find(run)
     try:
         config, wrong = config_of(run), ""
     except UsageError as error:

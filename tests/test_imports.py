@@ -12,10 +12,10 @@ ROOT = Path(__file__).resolve().parents[1]
 # Rooms from the lowest to the highest: each may import those of the lines above its own. Those of one line do not
 # import each other.
 PLAN = [
-    {"errors"},
+    {"errors", "progress"},
     {"files", "hosts"},
     {"manifest"},
-    {"arrays", "tree", "keys", "images", "process", "checkpoint"},
+    {"arrays", "tree", "keys", "images", "process", "checkpoint", "shipped"},
     {"models", "diffusion", "data"},
     {"losses", "conditions"},
     {"ldm"},

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import ldm_jax
-from ldm_jax import recipes
+from ldm_jax import recipes, shipped
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -55,11 +55,23 @@ print(images.shape)
 """
 
 
+# A model that comes with the package, by its name.
+BY_NAME = """
+import ldm_jax
+
+pipe = ldm_jax.load("shapes_class")
+images = pipe.sample(label=[0, 9], steps=3, guidance=4)
+assert "venv" in ldm_jax.__file__ and pipe.weights == "exported"
+assert images.array.std() > 10  # of 255: it drew something
+print(images.shape)
+"""
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """Built from a copy, because a build leaves its files in the checkout."""
     folder = tmp_path_factory.mktemp("wheel")
-    for part in ("ldm_jax", "configs"):
+    for part in ("ldm_jax", "configs", "pretrained"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     for part in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / part, folder)
@@ -75,6 +87,22 @@ def test_a_wheel_holds_the_package_with_its_recipes_and_nothing_else(wheel):
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "ldm_jax").rglob("*.py")}
     modules |= {f"ldm_jax/configs/{name}.py" for name in recipes.names()}
     assert {name for name in names if name.endswith(".py")} == modules
+    for model in shipped.names():
+        files = {"README.md", "config.json", "manifest.json", "model.safetensors"}
+        assert {f"ldm_jax/pretrained/{model}/{file}" for file in files} <= set(names)
+
+
+@pytest.mark.slow
+def test_a_source_distribution_makes_the_same_wheel(wheel, tmp_path):
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "setuptools>=77"], check=True)
+    build = f"import setuptools.build_meta; setuptools.build_meta.build_sdist({str(tmp_path)!r})"
+    subprocess.run([python, "-c", build], cwd=wheel.parent, check=True)
+    (source,) = tmp_path.glob("*.tar.gz")
+    subprocess.run([python, "-m", "pip", "wheel", "--no-deps", f"--wheel-dir={tmp_path}", source], check=True)
+    (again,) = tmp_path.glob("*.whl")
+    assert sorted(zipfile.ZipFile(again).namelist()) == sorted(zipfile.ZipFile(wheel).namelist())
 
 
 @pytest.mark.slow
@@ -105,3 +133,8 @@ def test_the_commands_work_in_an_empty_environment(wheel, tmp_path):
     (tmp_path / "user.py").write_text(USER)
     assert run("python", "user.py").splitlines()[-1] == "(2, 32, 32, 3)"
     assert (tmp_path / "grid.png").is_file()
+    (tmp_path / "by_name.py").write_text(BY_NAME)
+    assert run("python", "by_name.py").splitlines()[-1] == "(2, 32, 32, 3)"
+    assert "2 images in samples/shapes_class" in run("ldm-sample", "--workdir=shapes_class", "--label=0", "--num=2")
+    told = run("ldm-sample", "--workdir=shapes_clas", code=2)
+    assert "by name: " in told and "shapes_class" in told and "Traceback" not in told

@@ -31,6 +31,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ldm_jax import shipped
 from ldm_jax.cli import options
 from ldm_jax.errors import UsageError
 
@@ -66,7 +67,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Any]:
         return args, None
     if args.source is None or args.target is None:
         parser.error("--from and --to are needed; or --check RUN")
-    run = _is_run(Path(args.source))
+    run = _is_run(shipped.find(args.source))
     if args.ema_sigma is not None and (not run or args.no_ema):
         parser.error("--ema-sigma is for --from RUN, a run directory, and has no --no-ema")
     args.chosen = args.config is None and not run
@@ -74,7 +75,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Any]:
         try:
             args.config, told = recipe_of(Path(args.source))
         except UsageError as error:
-            parser.error(str(error))
+            parser.error(f"{error}{shipped.hint(args.source)}")
         args.overrides = told + args.overrides
     args.importing = args.config is not None
     if args.importing and run:
@@ -278,7 +279,7 @@ def to_file(args: argparse.Namespace) -> None:
 
     from ldm_jax import checkpoint
 
-    source, target = Path(args.source), Path(args.target)
+    source, target = shipped.find(args.source), Path(args.target)
     _check_new(target)
     config = ConfigDict(checkpoint.load_config(source))
     _check_writable(config, target)
@@ -412,8 +413,8 @@ def check(run: str) -> bool:
     """Prints a line for each part of the run directory; whether all of them are good."""
     from ldm_jax import rundir
 
-    if not Path(run).is_dir():
-        raise UsageError(f"--check={run} is not a folder")
+    if not shipped.find(run).is_dir():
+        raise UsageError(f"--check={run} is not a folder.{shipped.hint(run)}")
     good = True
     for name, found, bad in rundir.audit(run):
         print(f"{'BAD ' if bad else ''}{name}: {found}", flush=True)

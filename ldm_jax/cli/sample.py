@@ -19,13 +19,12 @@ A model takes the conditions that it was trained with; files may be folders, too
 
 import argparse
 import re
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm_jax import files, process
+from ldm_jax import files, process, progress, shipped
 from ldm_jax.cli import options
 
 if TYPE_CHECKING:
@@ -45,8 +44,8 @@ def parser() -> options.Parser:
 
     p = options.Parser(__doc__)
     add = p.add_argument
-    add("--workdir", required=True, help="the run directory that train.py made, or a folder of Pipeline.save")
-    add("--out", help="folder for the images (default: WORKDIR/samples)")
+    add("--workdir", required=True, help="run directory, folder of Pipeline.save, or name of a model in pretrained/")
+    add("--out", help="folder for the images (default: WORKDIR/samples; of a model by name samples/NAME)")
     add("--num", type=int, help="number of images for each condition (default: 16 without one, else 1)")
     add("--batch", type=int, default=16, help="images at a time; memory, not the result (default 16)")
     add("--steps", type=int, help="sampling steps (default 50; ddpm: all training steps)")
@@ -146,11 +145,12 @@ def run(args: argparse.Namespace) -> Path:
     process.setup()
     pipe = pipeline.load(args.workdir, checkpoint=args.checkpoint, averaged=not args.no_ema)
     asked, settings, texts = pipe.resolve(wanted), pipe.settings(wanted), pipe.texts(wanted)
-    out, writes = Path(args.out or files.at(args.workdir) / "samples"), jax.process_index() == 0
+    out, writes = Path(args.out or samples_of(args.workdir)), jax.process_index() == 0
+    if writes:
+        print(", ".join(f"{name} {value}" for name, value in settings.items()), flush=True)
     line = _Line(pipe, len(asked), writes)
-    line.say(", ".join(f"{name} {value}" for name, value in settings.items()))
 
-    def preview(progress: "Progress", made: "Images") -> None:
+    def preview(_: "Progress", made: "Images") -> None:
         if writes:
             made.grid().save(_folder(out) / "preview.png")
 
@@ -162,13 +162,14 @@ def run(args: argparse.Namespace) -> Path:
             pass
         return out
     names, kept = [], []  # for the grid, and for the npz if there is to be one
-    for name, image in stream:
-        index = wanted.first + len(names)
-        names.append(file_name(index, name))
-        save_png(out / names[-1], image, png_texts(texts, index, name))
-        if args.npz or len(kept) < GRID:
-            kept.append(image)
-    line.end()
+    with line.live:
+        for name, image in stream:
+            index = wanted.first + len(names)
+            names.append(file_name(index, name))
+            save_png(out / names[-1], image, png_texts(texts, index, name))
+            if args.npz or len(kept) < GRID:
+                kept.append(image)
+    print(f"{pipe.compiled} programs compiled in {pipe.compile_seconds:.1f} s")
     if len({image.shape for image in kept}) == 1:
         save_png(out / "grid.png", grid(np.stack(kept[:GRID])), texts)
         if args.npz:
@@ -182,38 +183,35 @@ def run(args: argparse.Namespace) -> Path:
     return out
 
 
+def samples_of(run: str) -> Path:
+    """Where its samples go. Nothing is written into the package."""
+    return Path("samples") / run if shipped.is_name(run) else files.at(run) / "samples"
+
+
 def _folder(path: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     return path
 
 
 class _Line:
-    """Progress: one line that is written over on a terminal, a line a batch elsewhere."""
+    """Progress: one live line on a terminal, a line a batch elsewhere."""
 
     def __init__(self, pipe: "Pipeline", total: int, active: bool):
         self.pipe, self.total, self.began, self.active = pipe, total, time.perf_counter(), active
+        self.live = progress.Line("images", total, unit="images", active=active)
 
-    def say(self, text: str) -> None:
-        if self.active:
-            print(text, flush=True)
-
-    def show(self, progress: "Progress") -> None:
+    def show(self, now: "Progress") -> None:
+        done = now.first + now.number * now.step / now.steps
+        self.live.show(done, f"step {now.step}/{now.steps}")
+        if not self.active or self.live.live or now.step < now.steps:
+            return
         seconds = time.perf_counter() - self.began - self.pipe.compile_seconds
-        done = progress.first + progress.number * progress.step / progress.steps
         left = seconds / done * (self.total - done)
-        text = (
-            f"images {progress.first + 1}-{progress.first + progress.number} of {self.total}, "
-            f"step {progress.step}/{progress.steps}, {done / seconds:.3g} images/s, {left:.0f} s left"
+        print(
+            f"images {now.first + 1}-{now.first + now.number} of {self.total}, step {now.step}/{now.steps}, "
+            f"{done / seconds:.3g} images/s, {left:.0f} s left",
+            flush=True,
         )
-        if self.active and sys.stdout.isatty():
-            print(f"\r{text:<78}", end="", flush=True)
-        elif progress.step == progress.steps:
-            self.say(text)
-
-    def end(self) -> None:
-        if sys.stdout.isatty():
-            print()
-        print(f"{self.pipe.compiled} programs compiled in {self.pipe.compile_seconds:.1f} s")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

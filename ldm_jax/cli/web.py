@@ -21,7 +21,12 @@ from ldm_jax.errors import Missing, UsageError
 def parser() -> options.Parser:
     p = options.Parser(__doc__)
     add = p.add_argument
-    add("--workdir", action="append", default=[], help="run directory of a model to play with; may be given again")
+    add(
+        "--workdir",
+        action="append",
+        default=[],
+        help="run directory or name of a model to play with; may be given again",
+    )
     add("--run", action="append", default=[], help="run directory of a training to watch; may be given again")
     add("--host", default="127.0.0.1", help="address to serve (default 127.0.0.1: this machine; 0.0.0.0: all can come)")
     add("--port", type=int, default=7860, help="default 7860")

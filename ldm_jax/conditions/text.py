@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax import files, manifest
+from ldm_jax import files, manifest, shipped
 from ldm_jax.conditions.base import Asked, Batch, Cond, Condition, ConditionNetwork, Encode, Option
 from ldm_jax.data import tokenizers
 from ldm_jax.data.fields import Field, Placed
@@ -202,9 +202,9 @@ def keep_tokenizer(
     """
     if text is None:
         return
-    theirs = files.at(conditioner.get("checkpoint") or "") / folder.name
+    theirs = shipped.find(conditioner.get("checkpoint") or "") / folder.name
     from_run = not conditioner.get("trainable", True) and theirs.is_dir()
-    to_begin = files.at(init_from or "") / folder.name
+    to_begin = shipped.find(init_from or "") / folder.name
     if not from_run and init_from and text.tokenizer == FROM_CAPTIONS and to_begin.is_dir():
         theirs, from_run = to_begin, True
     captions = text.tokenizer == FROM_CAPTIONS and not from_run

@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from ldm_jax import progress
 from ldm_jax.evaluation.features import Extractor
 from ldm_jax.evaluation.picture_sets import PictureSet
 from ldm_jax.process import CACHES
@@ -28,21 +29,30 @@ def features_of(
     """{tap: float32 [N, ...]} of all pictures."""
     place = Path(folder) / _key(pictures, extractor, taps)
     parts, began, computed = [], time.perf_counter(), 0
-    for first in range(0, len(pictures), PART):
-        path, last = place / f"{first:06d}.npz", min(first + PART, len(pictures))
-        found = _read(path, taps)
-        if found is None or any(len(array) != last - first for array in found.values()):
-            found = extractor(pictures.part(first, last), taps)
-            _write(path, found)
-            computed += last - first
-            seconds = time.perf_counter() - began
-            left = seconds / computed * (len(pictures) - last)
-            say(
-                f"{pictures.name}: {last} of {len(pictures)} pictures, {computed / seconds:.3g}/s, {left:.0f} s left "
-                f"({extractor.network.name})"
-            )
-        parts.append(found)
+    with line_of(pictures, extractor.network.name) as line:
+        for first in range(0, len(pictures), PART):
+            path, last = place / f"{first:06d}.npz", min(first + PART, len(pictures))
+            found = _read(path, taps)
+            if found is None or any(len(array) != last - first for array in found.values()):
+                found = extractor(pictures.part(first, last), taps)
+                _write(path, found)
+                computed += last - first
+                seconds = time.perf_counter() - began
+                left = seconds / computed * (len(pictures) - last)
+                if not line.live:
+                    say(
+                        f"{pictures.name}: {last} of {len(pictures)} pictures, {computed / seconds:.3g}/s, "
+                        f"{left:.0f} s left ({extractor.network.name})"
+                    )
+            line.show(last)
+            parts.append(found)
     return {tap: np.concatenate([part[tap] for part in parts]) for tap in taps}
+
+
+def line_of(pictures: PictureSet, what: str, first: int = 0) -> progress.Line:
+    """A line for what is done with the pictures of a set, from number `first` on."""
+    shown = f"{Path(pictures.name).name}: {what}"
+    return progress.Line(shown, len(pictures), unit="pictures", first=first, active=jax.process_index() == 0)
 
 
 class KeptPictures:
@@ -76,7 +86,8 @@ class KeptPictures:
                 _write(path, found)
                 speed = (last - first) / (time.perf_counter() - began)
                 left = (len(self) - last) / speed
-                self._say(f"{self.name}: {last} of {len(self)} made, {speed:.3g}/s, {left:.0f} s left")
+                if jax.process_index() or not progress.on_terminal():  # there a line has told this
+                    self._say(f"{self.name}: {last} of {len(self)} made, {speed:.3g}/s, {left:.0f} s left")
             self._last = number, [found[name] for name in names]
         return self._last[1]
 

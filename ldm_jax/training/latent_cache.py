@@ -19,14 +19,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ldm_jax import tree
+from ldm_jax import progress, tree
 from ldm_jax.data import fields
 from ldm_jax.data.latents import LatentSource, LatentTransform, Store, needs_pictures, open_store
 from ldm_jax.data.sources import CorruptExample, Source
 from ldm_jax.data.transforms import ImageTransform
 from ldm_jax.data.workers import Group, plan, prefetch
 from ldm_jax.errors import ConfigError
-from ldm_jax.training.logging import duration
 
 Tree = Any
 Transform = ImageTransform | fields.WithFields
@@ -128,8 +127,9 @@ def _moments(encode: Encode, images: list[np.ndarray], size: int, mirror: bool) 
 
 
 def _examples(
-    images: _Images, encode: Encode, batch_size: int, mirror: bool, workers: int, threads: int, say: Callable
-) -> Iterator:
+    images: _Images, encode: Encode, batch_size: int, mirror: bool, workers: int, threads: int, say: Callable,
+    line: progress.Line,
+) -> Iterator:  # fmt: skip
     """For each image its moments [F,h,w,m], or the CorruptExample."""
     began = said = time.perf_counter()
     done, total = 0, len(images.indices)
@@ -140,10 +140,11 @@ def _examples(
         for image in batch:
             yield image if isinstance(image, CorruptExample) else next(made)
         done, now = done + len(batch), time.perf_counter()
-        if now - said > SAY_EVERY or done == total:
+        line.show(done)
+        if not line.live and (now - said > SAY_EVERY or done == total):
             rate, said = done / (now - began), now
-            say(f"caching latents: {done}/{total} images  {rate:.1f} images/s  left {duration((total - done) / rate)}",
-                flush=True)  # fmt: skip
+            left = progress.duration((total - done) / rate)
+            say(f"caching latents: {done}/{total} images  {rate:.1f} images/s  left {left}", flush=True)
     batches.close()
 
 
@@ -175,10 +176,11 @@ def fill(
     if mine:
         indices = np.concatenate([np.asarray(store.indices(shard)) for shard in mine])
         seen = _Images(images, replace(transform, flip=False), indices)
-        examples = _examples(seen, encode, batch_size, transform.flip, workers, threads, say)
-        for shard in mine:
-            store.write(shard, islice(examples, len(store.indices(shard))))
-        next(examples, None)  # runs to the end: prints the last line and stops the readers
+        with progress.Line("caching latents", len(indices), unit="images", active=host == 0) as line:
+            examples = _examples(seen, encode, batch_size, transform.flip, workers, threads, say, line)
+            for shard in mine:
+                store.write(shard, islice(examples, len(store.indices(shard))))
+            next(examples, None)  # runs to the end: prints the last line and stops the readers
     if hosts > 1:
         multihost_utils.sync_global_devices("cached latents are written")
     left = store.missing() if missing else []

@@ -15,15 +15,6 @@ METRICS = "metrics_"  # of the names of the model's metrics, config.every.metric
 EVERY = 10.0  # seconds
 
 
-def duration(seconds: float) -> str:
-    """3725 -> '1h02m'."""
-    if not math.isfinite(seconds):
-        return "?"
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
-
-
 class Writer:
     """Metrics of one run. Lines of steps after `resume_step` are dropped: those steps are done again."""
 
@@ -119,10 +110,9 @@ def _step_of(line: str) -> float:
         return math.inf
 
 
-def line(step: int, steps: int, values: dict[str, float], order: tuple[str, ...]) -> str:
-    """`step 200/1000  loss 0.1234 ...`: the named values first, in this order."""
-    shown = [k for k in order if k in values]
-    return f"step {step}/{steps}  " + "  ".join(f"{k} {_short(values[k])}" for k in shown)
+def headline(values: dict[str, float], order: tuple[str, ...]) -> str:
+    """`loss 0.1234 ...`: the named values that are there, in this order."""
+    return "  ".join(f"{k} {_short(values[k])}" for k in order if k in values)
 
 
 def _short(value: float) -> str:

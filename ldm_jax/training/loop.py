@@ -20,7 +20,7 @@ from clu.metrics import Average
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from ldm_jax import checkpoint, files, process, rundir
+from ldm_jax import checkpoint, files, process, progress, rundir
 from ldm_jax.errors import SaveFailed
 from ldm_jax.images import grid
 from ldm_jax.training import logging, nonfinite, sharding, snapshots
@@ -37,11 +37,13 @@ Tree = Any
 class Loaders:
     """train(start_step) -> endless iterator of this host's rows of batch start_step, start_step + 1, ...;
     evaluate() -> one pass over the validation images, with "weight" [B] 1 or 0 (padding);
-    pictures() -> the same for one batch, spread over the validation images. All have close()."""
+    pictures() -> the same for one batch, spread over the validation images. All have close().
+    evaluations: number of batches of evaluate(), 0 = not known."""
 
     train: Callable[[int], Iterator[dict[str, np.ndarray]]]
     evaluate: Callable[[], Iterator[dict[str, np.ndarray]]]
     pictures: Callable[[], Iterator[dict[str, np.ndarray]]]
+    evaluations: int = 0
 
 
 WORK = ("log", "evaluate", "picture", "metrics", "checkpoint")  # options of config.every that are numbers of steps
@@ -110,7 +112,8 @@ def run(
             kept.write(start, state)
         evaluator.run(missed, start, state, frozen)
     clock, saves = _Clock(stop.began), _Saves(checkpoints, start, config.every.checkpoint_minutes)
-    report = _Report(task, config, collector, clock, writer, say)
+    line = progress.Line("step", config.steps, unit="steps", first=start, active=main)
+    report = _Report(task, config, collector, clock, writer, say, line)
     profiler = Profile(profile, workdir, say)
     batch = first
 
@@ -120,6 +123,7 @@ def run(
         saves.save(step, state)
         checkpoints.wait()
         writer.close()
+        line.close()
         return f"asked to stop: step {step} is saved; the same command goes on from there"
 
     stop.begin()
@@ -172,6 +176,7 @@ def run(
             closing.callback(profiler.close)
             closing.callback(batches.close)
             closing.callback(writer.close)
+            closing.callback(line.close)
             closing.callback(checkpoints.close)
 
 
@@ -300,7 +305,7 @@ class _Evaluator:
         self.stop, self.watchdog, self.measure = stop, watchdog, measure
         self.metrics_fn = jax.jit(task.evaluate)
         self.average_fn = jax.jit(_averages)
-        self.picture_batch = None
+        self.picture_batch, self.is_main = None, jax.process_index() == 0
 
     def run(self, due: dict[str, bool], step: int, state: Tree, frozen: Tree) -> None:
         """What is due of "evaluate", "picture" and "metrics"."""
@@ -319,6 +324,7 @@ class _Evaluator:
     def metrics(self, step: int, state: Tree, frozen: Tree) -> None:
         averages: dict[str, Average] = {}
         batches = self.loaders.evaluate()
+        line = progress.Line("validation", self.loaders.evaluations, unit="batches", active=self.is_main)
         try:
             for i, batch in enumerate(batches):
                 self.check()
@@ -328,7 +334,9 @@ class _Evaluator:
                     found = self.average_fn(self.metrics_fn(state, frozen, batch, i), true)
                 averages = {name: a.merge(averages[name]) if averages else a for name, a in found.items()}
                 jax.block_until_ready(averages)  # one batch at a time
+                line.show(i + 1)
         finally:
+            line.close()
             batches.close()
         means = {name: float(average.compute()) for name, average in averages.items()}
         count = int(next(iter(averages.values())).count)
@@ -343,7 +351,8 @@ class _Evaluator:
             self.picture_batch = sharding.put(next(batches), self.mesh)
             batches.close()
             self.picture_batch.pop("weight")
-        pictures = self.task.pictures(state, frozen, self.picture_batch, self.mesh, self.check)
+        with progress.Line("pictures of step", first=step, active=self.is_main):
+            pictures = self.task.pictures(state, frozen, self.picture_batch, self.mesh, self.check)
         for name, images in pictures.items():
             self.writer.picture(step, name, grid(images, columns=self.task.columns))
 
@@ -403,9 +412,12 @@ class _Clock:
 class _Report:
     """The metrics of the steps since the last report. They wait on the device until they are written and shown."""
 
-    def __init__(self, task: Task, config, collector: nonfinite.Collector, clock: _Clock, writer: logging.Writer, say):
+    def __init__(
+        self, task: Task, config, collector: nonfinite.Collector, clock: _Clock, writer: logging.Writer, say,
+        line: progress.Line,
+    ):  # fmt: skip
         self.task, self.config, self.collector = task, config, collector
-        self.clock, self.writer, self.say = clock, writer, say
+        self.clock, self.writer, self.say, self.line = clock, writer, say, line
         self.pending: list[tuple[int, dict[str, jax.Array]]] = []
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -413,6 +425,7 @@ class _Report:
         self.pending.append((step, metrics))
         if len(self.pending) > MOST_AHEAD:
             jax.block_until_ready(self.pending[-1 - MOST_AHEAD][1])
+        self.line.show(step, self.line.text)
 
     @property
     def is_long(self) -> bool:
@@ -427,12 +440,18 @@ class _Report:
         self.pending.clear()
         values |= self.clock.shares() | {"images_per_second": self.clock.rate * self.config.batch_size}
         self.writer.scalars(step, values)
-        told = logging.line(step, self.config.steps, values, self.task.headline)
+        told = logging.headline(values, self.task.headline)
         if values["data_wait"] > TELL_WAITING:
             told += f"  waited for data {values['data_wait']:.0%}"
         if values.get(nonfinite.SKIPPED):
             told += f"  skipped {values[nonfinite.SKIPPED]:.0f} (not finite)"
-        self.say(f"{told}  left {logging.duration((self.config.steps - step) / self.clock.rate)}", flush=True)
+        self.line.show(step, told)
+        told = f"step {step}/{self.config.steps}  {told}"
+        if self.line.live:  # it tells the rest
+            if values.get(nonfinite.SKIPPED):
+                self.say(told)
+            return
+        self.say(f"{told}  left {progress.duration((self.config.steps - step) / self.clock.rate)}", flush=True)
 
 
 class _Saves:

@@ -173,7 +173,8 @@ def loaders(config: ConfigDict, workdir: str | Path, frozen: Tree | None = None)
     def evaluate(limit: int) -> Iterator:
         return batches.eval_batches(validation, eval_transform, config.batch_size, limit=limit, **of_host)
 
-    return loop.Loaders(train, lambda: evaluate(d.validation_images), lambda: evaluate(config.batch_size))
+    count = -(-min(d.validation_images, len(validation)) // config.batch_size)
+    return loop.Loaders(train, lambda: evaluate(d.validation_images), lambda: evaluate(config.batch_size), count)
 
 
 def _keep_tokenizer(config: ConfigDict, images: sources.Source, folder: Path) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ldm_jax import rundir
 from ldm_jax.errors import Missing
-from ldm_jax.training.logging import VALIDATION, duration
+from ldm_jax.progress import duration
+from ldm_jax.training.logging import VALIDATION
 
 POINTS = 300  # of a curve that are drawn, at most
 WIDTH, HEIGHT = 420, 190  # of a panel

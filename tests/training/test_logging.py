@@ -16,8 +16,3 @@ def test_resumed_metrics_drop_the_steps_that_are_done_again(tmp_path):
     writer.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 2.0), (3, 30.0)]
-
-
-def test_duration_reads_like_a_clock():
-    assert (logging.duration(65), logging.duration(3725)) == ("1m05s", "1h02m")
-    assert logging.duration(float("nan")) == "?"
