@@ -11,7 +11,6 @@ files and pipes want them. LDM_JAX_PROGRESS=0 turns lines off. A Line that is ma
 until it is closed; the clock of the other one stands still meanwhile.
 """
 
-import logging
 import math
 import os
 import sys
@@ -24,7 +23,8 @@ from typing import Any, TextIO
 SWITCH = "LDM_JAX_PROGRESS"
 EVERY = 0.1  # seconds between two drawings, at least
 WINDOW = 30.0  # seconds that the rate is taken over
-BAR, LEAST_BAR = 26, 8  # characters of the bar, with its brackets
+BAR, LEAST_BAR = 26, 10  # characters of the bar, with its brackets
+LEAST_TEXT = 8  # characters of the text; a shorter piece of it is left out
 ERASE = "\r\x1b[K"
 
 _lock = threading.RLock()  # of all below
@@ -116,7 +116,7 @@ class Line:
 
     def told(self, width: int) -> str:
         """The line, in `width` characters at most. Where there is no room, its parts go one after the other: first the
-        text, part by part, then the rate, then the bar."""
+        text, then the rate, then the bar."""
         rate, head = self.rate(), f"{self.what} {int(self.done)}" + (f"/{self.total}" if self.total else "")
         speed = f"{rate:.3g} {self.unit}/s" if math.isfinite(rate) else ""
         share = min(max(self.done / self.total, 0.0), 1.0) if self.total else 0.0
@@ -129,20 +129,13 @@ class Line:
         shown, room = [""] * len(wanted), width
         for i in (0, 2, 4, 1, 3, 5):
             part = wanted[i] if i != 1 else "-" * LEAST_BAR * bool(self.total)
-            part = part[:room] if i == 0 else _whole_parts(part, room) if i == 5 else part
+            part = part[:room] if i == 0 or (i == 5 and room >= LEAST_TEXT) else part
             if part and len(part) <= room:
                 shown[i] = part
                 room -= len(part) + 2
         if shown[1]:
             shown[1] = _bar(share, min(LEAST_BAR + max(room, 0), BAR))
         return "  ".join(part for part in shown if part)
-
-
-def _whole_parts(text: str, room: int) -> str:
-    """As many of the parts of a text, which two spaces separate, as there is room for."""
-    while len(text) > room:
-        text = text.rpartition("  ")[0]
-    return text
 
 
 def _bar(share: float, size: int) -> str:
@@ -155,13 +148,12 @@ class _Above:
     """A stream of the terminal while a line is shown: whole lines that are written to it appear above that line."""
 
     def __init__(self, stream: TextIO):
-        self._stream, self._begun = stream, ""
+        self._stream, self._begun = stream, {}  # of each thread the piece of a line that it has begun
 
     def write(self, text: str) -> int:
         with _lock:
-            if not _streams:  # somebody has kept this object until after the last line
-                return self._stream.write(text)
-            whole, newline, self._begun = (self._begun + text).rpartition("\n")
+            thread = threading.get_ident()  # print() writes its text and the end of the line one after the other
+            whole, newline, self._begun[thread] = (self._begun.get(thread, "") + text).rpartition("\n")
             if newline:
                 _write(ERASE)
                 self._stream.write(whole + newline)
@@ -174,9 +166,9 @@ class _Above:
             self.write(line)
 
     def end(self) -> None:
-        """Writes the piece of a line that is left."""
+        """Writes the pieces of lines that are left."""
         with suppress(OSError, ValueError):
-            self._stream.write(self._begun)
+            self._stream.write("".join(self._begun.values()))
             self._stream.flush()
 
     def __getattr__(self, name: str):
@@ -189,7 +181,6 @@ def _take_terminal() -> None:
         if stream is not None and stream.isatty():
             _streams[name] = stream
             setattr(sys, name, _Above(stream))
-            _log_to(getattr(sys, name), stream)
 
 
 def _give_terminal_back() -> None:
@@ -197,16 +188,7 @@ def _give_terminal_back() -> None:
         if isinstance(above := getattr(sys, name), _Above):
             above.end()
             setattr(sys, name, stream)
-            _log_to(stream, above)
     _streams.clear()
-
-
-def _log_to(new: Any, old: Any) -> None:
-    """Handlers of logging that have kept the stream `old` write to `new` from now on."""
-    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
-    for handler in {handler for logger in loggers for handler in getattr(logger, "handlers", ())}:
-        if getattr(handler, "stream", None) is old:
-            handler.setStream(new)
 
 
 def _write(text: str) -> None:

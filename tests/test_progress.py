@@ -1,7 +1,6 @@
 """The line of long work on a terminal: rewritten in place, messages above it, within the width; nothing elsewhere."""
 
 import fcntl
-import logging
 import os
 import re
 import struct
@@ -129,28 +128,6 @@ def test_messages_of_both_streams_appear_above(monkeypatch, clock):
     assert sys.stdout is terminal.streams[0] and sys.stderr is terminal.streams[1]
 
 
-def test_logging_appears_above_too(monkeypatch, clock):
-    """Its handlers keep the stream that was standard error when they were made, before a line or within one."""
-    terminal = Terminal(monkeypatch)
-    before, within = logging.StreamHandler(), None
-    logger = logging.getLogger("tests.progress")
-    monkeypatch.setattr(logger, "propagate", False)
-    monkeypatch.setattr(logger, "handlers", [before])
-    with Line("step", 4) as line:
-        walk(line, clock, 1, 2)
-        logger.warning("one")
-        within = logging.StreamHandler()
-        monkeypatch.setattr(logger, "handlers", [within])
-        logger.warning("two")
-        kept = sys.stderr
-        *above, row = terminal.rows()
-        assert above == ["one", "two"] and row.startswith("step 2/4  [")
-    logger.warning("three")
-    kept.write("four\n")
-    assert before.stream is within.stream is sys.stderr is terminal.streams[1]
-    assert terminal.rows()[3:5] == ["three", "four"]
-
-
 def test_messages_of_many_threads_stay_whole(monkeypatch):
     terminal = Terminal(monkeypatch)
     with Line("step", 1000) as line:
@@ -242,7 +219,8 @@ def test_nothing_is_written_elsewhere(monkeypatch, tmp_path, off):
 def test_a_terminal_that_goes_away_does_not_end_the_work(monkeypatch):
     terminal = Terminal(monkeypatch)
     with Line("step", 10) as line:
-        os.close(terminal.master)
+        master, terminal.master = terminal.master, -1  # whose number the next one may get
+        os.close(master)
         for done in range(1, 11):
             line.show(done)
 
