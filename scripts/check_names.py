@@ -34,9 +34,9 @@ NETWORK = "efficientnet_lite0"
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("workdir", help="run directory or exported folder of a text model")
-    parser.add_argument("--data", help="folder of the captioned pictures (default: that of the training)")
-    parser.add_argument("--out", help="where names.json and names.png go (default: WORKDIR)")
+    parser.add_argument("workdir", type=Path, help="run directory or exported folder of a text model")
+    parser.add_argument("--data", type=Path, help="folder of the captioned pictures (default: that of the training)")
+    parser.add_argument("--out", type=Path, help="where names.json and names.png go (default: WORKDIR)")
     parser.add_argument("--num", type=int, default=200, help="names (default 200)")
     parser.add_argument("--nearest", type=int, default=5, help="training pictures that may have the name (default 5)")
     parser.add_argument("--batch", type=int, default=50, help="samples at a time (default 50)")
@@ -77,7 +77,7 @@ def training_pictures(pipe: ldm_jax.Pipeline, data: str | None) -> tuple[np.ndar
             "model of a folder of captioned pictures"
         )
     if data:
-        config.data.path = data
+        config.data.path = str(data)
     config.data.flip = False
     source = setup.source(config, train=True)
     transform = setup.image_transform(config, False)
@@ -122,7 +122,7 @@ def main() -> None:
         print(f"  {what:16} {value:.3f}")
     print(f"sampling took {seconds:.0f} s with compiling")
     settings = {name: getattr(args, name) for name in ("num", "nearest", "steps", "eta", "guidance", "seed")}
-    out = Path(args.out or args.workdir)
+    out = args.out or args.workdir
     out.mkdir(parents=True, exist_ok=True)
     names = [captions[i] for i in wanted]
     (out / "names.json").write_text(json.dumps(dict(settings, **scores, names=names), indent=1) + "\n")

@@ -27,7 +27,7 @@ NOISELESS = ("ddim", "plms", "euler", "heun", "dpm_solver_pp_2m", "unipc_2", "un
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("workdir", help="run directory or exported folder of a class model or one without a condition")
+    parser.add_argument("workdir", type=Path, help="a run or exported folder of a class model, or without a condition")
     parser.add_argument("--num", type=int, default=64, help="samples (default 64)")
     parser.add_argument("--steps", default="10,15,20,30,50,100", help="default 10,15,20,30,50,100")
     parser.add_argument("--truth", type=int, default=1000, help="steps of DDIM that count as exact (default 1000)")
@@ -35,7 +35,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--labels", help="classes in turn, separated by commas (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="default 0")
     parser.add_argument("--batch", type=int, default=64, help="samples at a time (default 64)")
-    parser.add_argument("--out", help="the table as JSON (default: WORKDIR/solver_error.json)")
+    parser.add_argument("--out", type=Path, help="the table as JSON (default: WORKDIR/solver_error.json)")
     args = parser.parse_args(arguments)
     try:
         args.steps = [int(part) for part in args.steps.split(",")]
@@ -73,8 +73,8 @@ def main() -> None:
     for sampler in NOISELESS:
         rows[sampler] = {steps: difference(made(sampler, steps), truth) for steps in args.steps}
         print(f"{sampler:18}" + "".join(f"{value:8.2f}" for value in rows[sampler].values()), flush=True)
-    out = Path(args.out or Path(args.workdir) / "solver_error.json")
-    out.write_text(json.dumps(dict(vars(args), rows=rows), indent=1) + "\n")
+    out = args.out or args.workdir / "solver_error.json"
+    out.write_text(json.dumps(dict(vars(args), rows=rows), indent=1, default=str) + "\n")
     print(out)
 
 

@@ -246,7 +246,8 @@ def test_folders(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["nowhere"], "--reference is missing"),
+        (["pictures"], "--reference is missing"),
+        (["nowhere"], "nowhere does not exist"),
         (["nowhere", "--reference=pictures"], "nowhere does not exist"),
         (["pictures", "--reference=nowhere"], "--reference=nowhere does not exist"),
         (["pictures", "--reference=pictures", "--features=tinny"], "no feature network 'tinny'"),
