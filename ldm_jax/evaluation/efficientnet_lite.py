@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from ldm_jax.arrays import Array
 from ldm_jax.errors import UsageError
-from ldm_jax.evaluation.layers import FixedNorm, Tree, conv, dotted, parameters
+from ldm_jax.evaluation.layers import FixedNorm, Tree, conv, depthwise, dotted, parameters
 
 SIZE = 224
 TAPS = {"pooled": (1280,)}
@@ -37,8 +37,7 @@ class Block(nn.Module):
         if self.expansion > 1:
             x = conv(inside, 1, use_bias=False, name="expand_conv")(x)
             x = nn.relu6(FixedNorm(name="bn0")(x))
-        alone = dict(feature_group_count=inside, use_bias=False, name="depthwise_conv")
-        x = conv(inside, self.size, self.stride, "SAME", **alone)(x)
+        x = depthwise(self.size, inside, self.stride, "depthwise_conv")(x)
         x = nn.relu6(FixedNorm(name="bn1")(x))
         x = conv(self.width, 1, use_bias=False, name="project_conv")(x)
         x = FixedNorm(name="bn2")(x)

@@ -1,11 +1,12 @@
 """The norm and the convolution of feature networks, and their parameters."""
 
 import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 
 from ldm_jax.errors import UsageError
-from ldm_jax.evaluation.layers import FixedNorm, conv, dotted, parameters
+from ldm_jax.evaluation.layers import FixedNorm, conv, depthwise, dotted, parameters
 from tests.evaluation import plain
 
 RANDOM = np.random.default_rng(0)
@@ -35,3 +36,14 @@ def test_a_state_of_another_network_is_refused():
         parameters(Small(), (7, 8), without, dotted)
     with pytest.raises(UsageError, match=r"unexpected \(1\):\n  fc.weight"):
         parameters(Small(), (7, 8), STATE | {"fc.weight": np.zeros(3)}, dotted)
+
+
+@pytest.mark.parametrize(("size", "stride", "shape"), [(3, 1, (7, 8)), (3, 2, (7, 8)), (5, 1, (6, 6)), (5, 2, (9, 4))])
+def test_the_two_forms_of_a_depthwise_convolution_are_equal(size, stride, shape, monkeypatch):
+    x = RANDOM.standard_normal((2, *shape, 6)).astype(np.float32)
+    shifts = depthwise(size, 6, stride, "a")
+    variables = shifts.init(jax.random.key(0), x)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    grouped = depthwise(size, 6, stride, "a")
+    assert shifts.conv_general_dilated is not grouped.conv_general_dilated
+    np.testing.assert_allclose(shifts.apply(variables, x), grouped.apply(variables, x), atol=1e-5)
