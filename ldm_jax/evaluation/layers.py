@@ -40,7 +40,7 @@ def conv(width: int, size: int | tuple[int, int], stride: int = 1, padding: Any 
 
 
 def depthwise(size: int, channels: int, stride: int, name: str) -> nn.Conv:
-    """A convolution of each channel by itself, without bias, "SAME": [B,H,W,C] -> [B,H/stride,W/stride,C], rounded up."""
+    """A convolution of each channel by itself, without bias, "SAME": [B,H,W,C] -> [B,H/stride,W/stride,C]."""
     options = dict(feature_group_count=channels, use_bias=False, name=name)
     if jax.default_backend() == "cpu":
         options["conv_general_dilated"] = _by_shifts
