@@ -13,6 +13,6 @@ def get_config(variant: str = ""):
     conditioner = text.section(dim=128, depth=1, tokenizer="captions")
     conditioner.update(vocab_size=2048, max_length=16, null_tokens=(2, 3), use_mask=True, embedding_std=1.0)
     config = laptop.emoji_f8(conditioner)
-    config.steps = 10_000
+    config.steps = 6_500
     config.every.update(evaluate=1000, picture=1000, checkpoint=250)
     return sections.finish(config, variant)

@@ -155,7 +155,7 @@ def test_samplers_have_their_own_spacing(pipe):
     assert pipe.settings(pipe.request(label=1, sampler="euler"))["spacing"] == "karras"
     assert pipe.settings(pipe.request(label=1, sampler="unipc_2"))["spacing"] == "log_snr"
     assert pipe.settings(pipe.request(label=1, sampler="dpm_solver_pp_2m"))["spacing"] == "log_snr"
-    assert pipe.settings(pipe.request(label=1, sampler="heun"))["spacing"] == "even"
+    assert pipe.settings(pipe.request(label=1, sampler="heun"))["spacing"] == "log_snr"
     assert pipe.settings(pipe.request(label=1, sampler="dpm_solver_pp_2m", spacing="even"))["spacing"] == "even"
 
 

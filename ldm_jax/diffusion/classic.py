@@ -196,7 +196,7 @@ def euler_ancestral(
     )  # fmt: skip
 
 
-@sampler()
+@sampler(spacing="log_snr")
 def heun(
     denoise: Denoise,
     z_T: jax.Array,
