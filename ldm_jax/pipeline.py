@@ -49,6 +49,11 @@ class Progress:
     number: int
     total: int
 
+    @property
+    def done(self) -> float:
+        """Images that are done, those of this batch by their steps."""
+        return self.first + self.number * self.step / self.steps
+
 
 OnProgress = Callable[[Progress], None]
 OnPreview = Callable[[Progress, Images], None]

@@ -47,7 +47,7 @@ def on_terminal() -> bool:
 
 
 class Line:
-    """how far `what` is: `done` of `total` units. total: 0 = not known, then there is no bar.
+    """How far `what` is: `done` of `total` units. total: 0 = not known, then there is no bar.
 
     first: what was done before. active: False for a Line that never shows itself, as of all hosts but the first.
     """

@@ -155,7 +155,7 @@ class Samples:
         with kept.line_of(self, "made", first) as line:
 
             def show(now: Progress) -> None:
-                line.show(first + now.first + now.number * now.step / now.steps, f"step {now.step}/{now.steps}")
+                line.show(first + now.done, f"step {now.step}/{now.steps}")
 
             tell = show if line.live and jax.process_count() == 1 else None  # all hosts do the same
             made = [three_channels(image) for image in self.pipe.sample(wanted, on_progress=tell)]

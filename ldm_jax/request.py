@@ -21,7 +21,7 @@ from ldm_jax.conditions.base import Asked
 from ldm_jax.data.layout import LayoutCoder
 from ldm_jax.data.transforms import covering, crop, resize
 from ldm_jax.diffusion import patches
-from ldm_jax.diffusion.samplers import SAMPLERS, Sampler, get_sampler
+from ldm_jax.diffusion.samplers import Sampler, get_sampler, names_for
 from ldm_jax.diffusion.timetable import SPACINGS
 from ldm_jax.errors import RequestError
 
@@ -293,7 +293,7 @@ def resolve(request: SampleRequest, config: ConfigDict, run: str | Path, tokeniz
 
 def _check_sampler(request: SampleRequest, config: ConfigDict, run: str | Path) -> None:
     if build.schedule(config).pure_noise and not request.record.from_pure_noise:
-        others = ", ".join(name for name, record in SAMPLERS.items() if record.from_pure_noise)
+        others = ", ".join(names_for(pure_noise=True))
         raise RequestError(
             f"sampler={request.sampler} cannot begin in pure noise, as the model in {run} does (flow matching, or zero "
             f"terminal SNR); these can: {others}"

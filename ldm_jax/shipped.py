@@ -28,6 +28,12 @@ def find(run: str | Path) -> Path:
     return FOLDER / at(run) if is_name(run) else at(run)
 
 
+def made_of(run: str | Path) -> Path:
+    """Where scripts write what they make of a run: its own folder; samples/NAME for a model of the package by its name.
+    Nothing is written into the package, nor into a folder that would hide the name."""
+    return Path("samples") / run if is_name(run) else at(run)
+
+
 def hint(run: str | Path) -> str:
     """A sentence that lists the names, for the error about a run directory that does not exist; "" where there is
     something of that path."""

@@ -23,20 +23,24 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import ldm_jax
-from ldm_jax import process
-from ldm_jax.cli.options import Parser
+from ldm_jax import process, report, shipped
+from ldm_jax.cli import options
+from ldm_jax.cli.sample import SamplingLine
+from ldm_jax.data.sources import Source
 from ldm_jax.errors import UsageError
-from ldm_jax.evaluation import features, metrics, weights
-from ldm_jax.images import save_png, to_uint8
+from ldm_jax.evaluation import features, kept, metrics, picture_sets, weights
+from ldm_jax.images import grid, save_png
 
 NETWORK = "efficientnet_lite0"
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(__doc__)
+    parser = options.Parser(__doc__)
     parser.add_argument("workdir", type=Path, help="run directory or exported folder of a text model")
     parser.add_argument("--data", type=Path, help="folder of the captioned pictures (default: that of the training)")
-    parser.add_argument("--out", type=Path, help="where names.json and names.png go (default: WORKDIR)")
+    parser.add_argument(
+        "--out", type=Path, help="folder of both files (default: WORKDIR; of a model by name samples/NAME)"
+    )
     parser.add_argument("--num", type=int, default=200, help="names (default 200)")
     parser.add_argument("--nearest", type=int, default=5, help="training pictures that may have the name (default 5)")
     parser.add_argument("--batch", type=int, default=50, help="samples at a time (default 50)")
@@ -65,70 +69,66 @@ def share(found: np.ndarray, reference: np.ndarray, captions: list[str], wanted:
     return float(np.mean([captions[i] in {captions[j] for j in row} for i, row in zip(wanted, numbers)]))
 
 
-def training_pictures(pipe: ldm_jax.Pipeline, data: str | None) -> tuple[np.ndarray, list[str]]:
-    """(pictures as training sees them, uint8 [N,H,W,3]; their captions)."""
-    from ldm_jax.training import setup
-
+def training_pictures(pipe: ldm_jax.Pipeline, data: Path | None) -> picture_sets.DataPictures:
+    """Those of a text model's captioned folder. UsageError for other models."""
     config = pipe.config.copy_and_resolve_references()
-    if config.task != "ldm" or config.conditioner.kind != "text" or config.data.source != "folder":
-        kind = config.conditioner.kind if config.task == "ldm" else "none"
+    kind = config.conditioner.kind if config.task == "ldm" else "none"
+    if kind != "text" or config.data.source != "folder":
         raise UsageError(
             f"a run of task {config.task!r}, condition {kind!r}, on {config.data.source!r}: this check needs a text "
             "model of a folder of captioned pictures"
         )
     if data:
         config.data.path = str(data)
-    config.data.flip = False
-    source = setup.source(config, train=True)
-    transform = setup.image_transform(config, False)
-    examples = (source[i] for i in range(len(source)))
-    pairs = [(to_uint8(transform(e, np.random.default_rng(0))["image"]), e["text"]) for e in examples]
-    return np.stack([picture for picture, _ in pairs]), [
-        text if isinstance(text, str) else text[0] for _, text in pairs
-    ]
+    return report.data_of(config, pipe.path)
+
+
+def captions_of(source: Source) -> list[str]:
+    """Of each picture the caption, or the first one."""
+    texts = [source.annotations(i)["text"] for i in range(len(source))]
+    return [text if isinstance(text, str) else text[0] for text in texts]
 
 
 def main() -> None:
     args = parse()
     process.setup()
+    with options.mistakes("check_names.py"):
+        run(args)
+
+
+def run(args: argparse.Namespace) -> None:
     pipe = ldm_jax.load(args.workdir)
-    pictures, captions = training_pictures(pipe, args.data)
+    training = training_pictures(pipe, args.data)
+    captions = captions_of(training.source)
     wanted = chosen(captions, args.num)
     extract = features.load(NETWORK, args.weights)
     tap = extract.network.tap
-    print(f"features of {len(pictures)} training pictures ...", flush=True)
-    reference = extract(pictures)[tap]
-
-    def show(progress) -> None:
-        if progress.step == progress.steps:
-            print(f"{progress.first + progress.number}/{progress.total} samples", flush=True)
-
+    reference = kept.features_of(training, extract, (tap,))[tap]
+    line = SamplingLine(pipe, len(wanted), active=True)
     began = time.perf_counter()
-    samples = np.stack(list(pipe.sample(
-        prompt=[captions[i] for i in wanted], num=1, steps=args.steps, eta=args.eta, guidance=args.guidance,
-        seed=args.seed, batch=args.batch, on_progress=show,
-    )))  # fmt: skip
+    with line.live:
+        samples = pipe.sample(
+            prompt=[captions[i] for i in wanted], num=1, steps=args.steps, eta=args.eta, guidance=args.guidance,
+            seed=args.seed, batch=args.batch, on_progress=line.show,
+        ).array  # fmt: skip
     seconds = time.perf_counter() - began
-    truth = pictures[wanted]
-    reconstructions = np.stack(list(pipe.reconstruct(truth, batch=args.batch)))
-    rows = {"samples": samples, "reconstructions": reconstructions}
+    truth = np.stack([training.part(i, i + 1)[0] for i in wanted])
+    rows = {"samples": samples, "reconstructions": pipe.reconstruct(truth, batch=args.batch).array}
     scores = {what: share(extract(rows[what])[tap], reference, captions, wanted, args.nearest) for what in rows}
     print(
-        f"\n{len(wanted)} of {len(set(captions))} names, {args.steps} steps, eta {args.eta:g}, "
-        f"guidance {args.guidance:g}: "
-        f"share with the asked name among the {args.nearest} nearest of {len(pictures)} training pictures"
+        f"\n{len(wanted)} of {len(set(captions))} names, {args.steps} steps, eta {args.eta:g}, guidance "
+        f"{args.guidance:g}: share with the asked name among the {args.nearest} nearest of {len(training)} pictures"
     )
     for what, value in scores.items():
         print(f"  {what:16} {value:.3f}")
     print(f"sampling took {seconds:.0f} s with compiling")
     settings = {name: getattr(args, name) for name in ("num", "nearest", "steps", "eta", "guidance", "seed")}
-    out = args.out or args.workdir
+    out = args.out or shipped.made_of(args.workdir)
     out.mkdir(parents=True, exist_ok=True)
     names = [captions[i] for i in wanted]
     (out / "names.json").write_text(json.dumps(dict(settings, **scores, names=names), indent=1) + "\n")
-    columns = [np.concatenate(each) for each in zip(truth[:64], reconstructions[:64], samples[:64])]
-    lines = [np.concatenate(columns[i : i + 16], axis=1) for i in range(0, len(columns) // 16 * 16 or len(columns), 16)]
-    save_png(out / "names.png", np.concatenate(lines), {"names": names[:64]})
+    strips = np.concatenate([truth, rows["reconstructions"], samples], axis=1)[:64]
+    save_png(out / "names.png", grid(strips, columns=16), {"names": names[:64]})
     print(out / "names.png")
 
 

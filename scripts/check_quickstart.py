@@ -24,7 +24,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import ldm_jax
-from ldm_jax import process
+from ldm_jax import process, rundir, shipped
 from ldm_jax.cli.options import Parser
 from ldm_jax.data import shapes
 from ldm_jax.data.transforms import resize
@@ -140,14 +140,14 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def unseen(config, workdir: str, number: int) -> tuple[list[dict], list[dict]]:
+def unseen(config, workdir: Path, number: int) -> tuple[list[dict], list[dict]]:
     """Scenes of the validation stream, and the fields of each that the model reads."""
     from ldm_jax.training import setup
 
     source = setup.source(config, train=False)
     if number > len(source):
         sys.exit(f"--num={number}: there are {len(source)} validation images")
-    transform = setup.transform(config, False, Path(workdir) / "tokenizer")
+    transform = setup.transform(config, False, rundir.tokenizer_of(workdir))
     found = [source[i] for i in range(number)]
     return found, [transform(scene, np.random.default_rng([7, i])) for i, scene in enumerate(found)]
 
@@ -208,9 +208,11 @@ def main() -> None:
     print(f"sampling took {seconds:.0f} s with compiling")
     settings = dict(scenes=args.num, steps=args.steps, eta=args.eta, guidance=guidance)
     report = dict(what=check.what, **settings, goal=goal, **scores)
-    Path(args.workdir, "check.json").write_text(json.dumps(report, indent=1) + "\n")
+    out = shipped.made_of(args.workdir)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "check.json").write_text(json.dumps(report, indent=1) + "\n")
     strips = [np.concatenate(strip) for strip in zip(*rows)][:16]
-    save_png(Path(args.workdir, "check.png"), np.concatenate(strips, axis=1), {"condition": kind})
+    save_png(out / "check.png", np.concatenate(strips, axis=1), {"condition": kind})
     sys.exit(0 if scores["samples"] >= goal else 1)
 
 

@@ -12,13 +12,13 @@ Writes the picture and, beside it, all numbers as JSON. Features are kept, so th
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm_jax import process
+from ldm_jax import process, shipped
 from ldm_jax.cli import options
 from ldm_jax.errors import UsageError
 
@@ -32,9 +32,9 @@ def parser() -> options.Parser:
     add("--workdir", type=Path, required=True, help="run directory of a diffusion model, or a folder of Pipeline.save")
     add("--num", type=int, default=1000, help="samples for each point (default 1000)")
     add("--reference", type=int, default=10_000, help="training pictures to compare with (default 10,000; 0: all)")
-    add("--steps", type=_numbers(int), default=STEPS, help=f"default {STEPS}")
+    add("--steps", type=options.numbers(int), default=STEPS, help=f"default {STEPS}")
     add("--samplers", help="names, separated by commas (default: all that can sample this model)")
-    add("--scales", type=_numbers(float), default=SCALES, help=f"of guidance, default {SCALES}; 1 = without")
+    add("--scales", type=options.numbers(float), default=SCALES, help=f"of guidance, default {SCALES}; 1 = without")
     add("--interval", type=float, nargs=2, default=(0.2, 2.0), metavar=("LOW", "HIGH"), help="of sigma (default 0.2 2)")
     add("--autoguide", help="run directory of a weaker model")
     add("--guided-steps", type=int, default=50, help="steps of ddim for the second panel (default 50)")
@@ -46,17 +46,12 @@ def parser() -> options.Parser:
     return p
 
 
-def _numbers(kind: Callable[[str], Any]) -> Callable[[str], tuple]:
-    return lambda text: tuple(kind(part) for part in text.split(",") if part)
-
-
 def asked(args, config) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
     """(panel, line, place on it, options of a request) of every point. UsageError for an unknown sampler."""
     from ldm_jax import build
-    from ldm_jax.diffusion.samplers import SAMPLERS
+    from ldm_jax.diffusion.samplers import names_for
 
-    pure = build.schedule(config).pure_noise
-    can = [name for name, record in SAMPLERS.items() if record.from_pure_noise or not pure]
+    can = names_for(build.schedule(config).pure_noise)
     chosen = args.samplers.split(",") if args.samplers else can
     if unknown := set(chosen) - set(can):
         raise UsageError(f"--samplers={','.join(unknown)}: this model is sampled by {', '.join(can)}")
@@ -143,7 +138,7 @@ def draw(rows: Sequence[Row], name: str, path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    out = args.out or args.workdir / "quality_steps.png"
+    out = args.out or shipped.made_of(args.workdir) / "quality_steps.png"
     try:
         rows = measured(args)
     except UsageError as error:

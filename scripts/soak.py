@@ -29,6 +29,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -190,7 +191,7 @@ class Soak:
             elif count > faults.get("flipped bit", count) and flip_a_bit(workdir, self.rng):
                 faults.pop("flipped bit")
                 self.told["flipped bits"] += 1
-            with self._full_disk() if full else _nothing() as limit:
+            with self._full_disk() if full else nullcontext() as limit:
                 started = self.start(kind, workdir, devices, limit)
                 words, allowed = self._kill(started, workdir) if kills and not full else ("no kill", {0})
                 if full:
@@ -247,7 +248,7 @@ class Soak:
 
     def _full_disk(self):
         """A context in which no checkpoint fits on the disk; its value is what a process begins with."""
-        return _filled(self.disk) if self.mounted else _small_files()
+        return _filled(self.disk) if self.mounted else nullcontext(_small_files)
 
     def compare(self, kind: str, workdir: Path, reference: Path) -> None:
         """Adds what is not as it must be in a run that has come to its end."""
@@ -266,33 +267,21 @@ def _deck(rng: random.Random) -> Iterator[tuple[str, signal.Signals]]:
         yield from pairs
 
 
-class _nothing:
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_) -> None:
-        return None
+def _small_files() -> None:
+    """Of a process, where no disk of its own can be mounted: no file may be larger than LEFT_FREE."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LEFT_FREE, LEFT_FREE))
 
 
-class _small_files(_nothing):
-    """Where no disk of its own can be mounted: no file may be larger than LEFT_FREE."""
-
-    def __enter__(self) -> Callable:
-        return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (LEFT_FREE, LEFT_FREE))
-
-
-class _filled(_nothing):
+@contextmanager
+def _filled(disk: Path) -> Iterator[None]:
     """A file that fills the disk up to LEFT_FREE."""
-
-    def __init__(self, disk: Path):
-        self.path = disk / "filler"
-
-    def __enter__(self) -> None:
-        with self.path.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(self.path.parent).free - LEFT_FREE)
-
-    def __exit__(self, *_) -> None:
-        self.path.unlink()
+    path = disk / "filler"
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - LEFT_FREE)
+    try:
+        yield
+    finally:
+        path.unlink()
 
 
 def _step(lines: list[str]) -> int:

@@ -24,6 +24,12 @@ def test_a_sample_counts_when_its_name_is_among_the_nearest():
     assert check_names.share(found, reference, captions, [2, 0], nearest=1) == 0.5  # of two cats each counts
 
 
+def test_the_first_caption_of_each_picture_is_its_name():
+    texts = ["cat", ("red heart", "heart")]
+    source = type("Source", (), {"annotations": lambda self, i: {"text": texts[i]}, "__len__": lambda self: 2})()
+    assert check_names.captions_of(source) == ["cat", "red heart"]
+
+
 def test_mistakes_are_named(capsys):
     with pytest.raises(SystemExit):
         check_names.parse(["runs/x", "--nearest=0"])

@@ -234,7 +234,7 @@ def test_durations():
 
 def sampled(pipe, images, steps):
     """What sample.py tells of two batches."""
-    line = sample._Line(pipe, images, active=True)
+    line = sample.SamplingLine(pipe, images, active=True)
     with line.live:
         for first in range(0, images, 4):
             for step in range(1, steps + 1):

@@ -73,6 +73,7 @@ def test_a_model_by_name_is_that_of_its_folder(monkeypatch):
 
 def test_commands_write_nothing_into_the_package(capsys, tmp_path):
     """Samples of a model by name are in samples/NAME, its evaluation in evaluation/, of the present folder."""
+    assert str(shipped.made_of(NAME)) == f"samples/{NAME}" and str(shipped.made_of("runs/a")) == "runs/a"
     assert str(sample.samples_of(NAME)) == f"samples/{NAME}" and str(sample.samples_of("runs/a")) == "runs/a/samples"
     assert str(evaluate.out_of(SimpleNamespace(out=None), NAME)) == "evaluation"
     assert str(evaluate.out_of(SimpleNamespace(out=None), "runs/a")) == "runs/a/evaluation"

@@ -79,6 +79,16 @@ class Parser(argparse.ArgumentParser):
             self.error(str(error))
 
 
+def numbers(kind: Callable[[str], float]) -> Callable[[str], tuple]:
+    """For `type=`: numbers separated by commas, each an int or a float."""
+
+    def read(text: str) -> tuple:
+        return tuple(kind(part) for part in text.split(",") if part)
+
+    read.__name__ = "list of numbers"  # in the error about another text
+    return read
+
+
 def _path(text: str) -> Path:
     try:
         return files.local(text, "")

@@ -148,7 +148,7 @@ def run(args: argparse.Namespace) -> Path:
     out, writes = Path(args.out or samples_of(args.workdir)), jax.process_index() == 0
     if writes:
         print(", ".join(f"{name} {value}" for name, value in settings.items()), flush=True)
-    line = _Line(pipe, len(asked), writes)
+    line = SamplingLine(pipe, len(asked), writes)
 
     def preview(_: "Progress", made: "Images") -> None:
         if writes:
@@ -184,8 +184,8 @@ def run(args: argparse.Namespace) -> Path:
 
 
 def samples_of(run: str) -> Path:
-    """Where its samples go. Nothing is written into the package."""
-    return Path("samples") / run if shipped.is_name(run) else files.at(run) / "samples"
+    """Where its samples go."""
+    return shipped.made_of(run) if shipped.is_name(run) else files.at(run) / "samples"
 
 
 def _folder(path: Path) -> Path:
@@ -193,7 +193,7 @@ def _folder(path: Path) -> Path:
     return path
 
 
-class _Line:
+class SamplingLine:
     """Progress: one live line on a terminal, a line a batch elsewhere."""
 
     def __init__(self, pipe: "Pipeline", total: int, active: bool):
@@ -201,15 +201,14 @@ class _Line:
         self.live = progress.Line("images", total, unit="images", active=active)
 
     def show(self, now: "Progress") -> None:
-        done = now.first + now.number * now.step / now.steps
-        self.live.show(done, f"step {now.step}/{now.steps}")
+        self.live.show(now.done, f"step {now.step}/{now.steps}")
         if not self.active or self.live.live or now.step < now.steps:
             return
         seconds = time.perf_counter() - self.began - self.pipe.compile_seconds
-        left = seconds / done * (self.total - done)
+        left = seconds / now.done * (self.total - now.done)
         print(
             f"images {now.first + 1}-{now.first + now.number} of {self.total}, step {now.step}/{now.steps}, "
-            f"{done / seconds:.3g} images/s, {left:.0f} s left",
+            f"{now.done / seconds:.3g} images/s, {left:.0f} s left",
             flush=True,
         )
 

@@ -116,6 +116,11 @@ def start_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return normal(keys, _START_STREAM, shape)
 
 
+def names_for(pure_noise: bool) -> list[str]:
+    """The samplers of a model; pure_noise: of one that begins at alpha_bar 0 (a schedule's `pure_noise`)."""
+    return [name for name, record in SAMPLERS.items() if record.from_pure_noise or not pure_noise]
+
+
 def get_sampler(name: str) -> Sampler:
     """The sampler of that name; an unknown name is an error that lists them."""
     if name not in SAMPLERS:

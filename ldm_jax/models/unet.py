@@ -80,7 +80,7 @@ class UNet(nn.Module):
         """z [B,h,w,c], t [B] int32 or float32 in training steps, context [B,L,D], y [B] int labels."""
         self._check(z, context, y)
         emb = self._embedding(t, y)
-        if context is not None and self.context != "cross_attention":
+        if context is not None and self._embeds_context:
             emb, context = emb + self._vector(context), None
         levels = len(self.channel_mult)
         h, skips = self._encode(z, emb, context, train)
@@ -100,6 +100,10 @@ class UNet(nn.Module):
                 block += 1
         return self._head(h)
 
+    @property
+    def _embeds_context(self) -> bool:
+        return self.context != "cross_attention"
+
     def _check(self, z: Array, context: Array | None, y: Array | None) -> None:
         f = 2 ** (len(self.channel_mult) - 1)
         height, width = z.shape[1:3]
@@ -113,14 +117,14 @@ class UNet(nn.Module):
         if self.context not in CONTEXTS:
             raise ValueError(f"context={self.context!r} is not one of {', '.join(CONTEXTS)}")
         context_width = None if context is None else context.shape[-1]
-        attends = self.use_spatial_transformer or self.context != "cross_attention"
+        attends = self.use_spatial_transformer or self._embeds_context
         if context_width != self.context_dim or (context_width is not None and not attends):
             raise ValueError(
                 f"context of width {context_width}, but context_dim={self.context_dim} and "
                 f"use_spatial_transformer={self.use_spatial_transformer}: give the UNet the context it was "
                 f"built for"
             )
-        if self.context != "cross_attention" and self.use_spatial_transformer:
+        if self._embeds_context and self.use_spatial_transformer:
             raise ValueError(
                 f"context={self.context!r} with use_spatial_transformer=True: nothing would attend to the context"
             )

@@ -76,23 +76,12 @@ def emoji(conditioner: dict | None = None, num_res_blocks: int = 2) -> ConfigDic
 
 def emoji_f8(conditioner: dict) -> ConfigDict:
     """Emoji from a caption: a UNet of 64 and 128 channels on latents of 8x8x16, the caption in its time embedding."""
-    unet = dict(
-        model_channels=64,
-        num_res_blocks=2,
-        channel_mult=(1, 2),
-        attention_downsamples=(1, 2),
-        num_head_channels=32,
-        use_spatial_transformer=False,
-        use_scale_shift_norm=True,
-        context="pooled",
-    )
-    config = sections.ldm(emoji_f8_first_stage(), unet, conditioner, image_size=64)
+    unet = dict(num_res_blocks=2, attention_downsamples=(1, 2), context="pooled")
+    config = _on_8x8(emoji_f8_first_stage(), conditioner, 64, unet)
     config.batch_size = 32
-    config.optim.update(learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0, b2=0.99)
+    config.optim.warmup_steps = 200
     config.ema.decay = 0.999
-    config.sample.eta = 1.0
-    config.diffusion.update(schedule="cosine", prediction="v")
-    config.data.update(source="folder", path="datasets/emoji64", validation_images=128)
+    config.data.update(source="folder", path="datasets/emoji64")
     return config
 
 
@@ -105,22 +94,26 @@ def demo_first_stage() -> dict:
 
 def demo() -> ConfigDict:
     """Classes of shapes: a UNet of 64 and 128 channels on latents of 8x8x4, the class in its time embedding."""
-    unet = dict(
+    unet = dict(num_res_blocks=1, attention_downsamples=(2,), context="embedding")
+    config = _on_8x8(demo_first_stage(), class_label.section(64, dim=64, drop_prob=0.1), 32, unet)
+    config.data.simple_scenes = True
+    return config
+
+
+def _on_8x8(first_stage: dict, conditioner: dict, image_size: int, unet: dict) -> ConfigDict:
+    """A UNet of 64 and 128 channels without transformers, the condition in its time embedding; the cosine schedule."""
+    unet = unet | dict(
         model_channels=64,
-        num_res_blocks=1,
         channel_mult=(1, 2),
-        attention_downsamples=(2,),
         num_head_channels=32,
         use_spatial_transformer=False,
         use_scale_shift_norm=True,
-        context="embedding",
     )
-    conditioner = class_label.section(64, dim=64, drop_prob=0.1)
-    config = sections.ldm(demo_first_stage(), unet, conditioner, image_size=32)
+    config = sections.ldm(first_stage, unet, conditioner, image_size=image_size)
     config.batch_size = 16
     config.optim.update(learning_rate=1e-3, schedule="cosine", warmup_steps=100, clip_norm=1.0, b2=0.99)
     config.ema.decay = 0.998
     config.sample.eta = 1.0
     config.diffusion.update(schedule="cosine", prediction="v")
-    config.data.update(simple_scenes=True, validation_images=128)
+    config.data.validation_images = 128
     return config

@@ -18,7 +18,7 @@ from ldm_jax import build, conditions, images, provenance
 from ldm_jax.data import folder, prepared, shapes
 from ldm_jax.data.metadata import read_npy
 from ldm_jax.data.transforms import crop, resize
-from ldm_jax.diffusion.samplers import SAMPLERS
+from ldm_jax.diffusion.samplers import SAMPLERS, names_for
 from ldm_jax.errors import Missing, RequestError
 from ldm_jax.request import SampleRequest, make
 
@@ -134,7 +134,7 @@ def form_of(config: ConfigDict, classes: str | Path | None = None, pixels: int =
     told = _lines(classes) if classes else None
     names = {option: _names(config, option, n, told) for option, n in numbers.items()}
     sample = config.get("sample", {})
-    samplers = tuple(n for n, record in SAMPLERS.items() if record.from_pure_noise or not schedule.pure_noise)
+    samplers = tuple(names_for(schedule.pure_noise))
     timesteps = config.diffusion.timesteps
     return Form(
         options, helps, names, frame.image, frame.f if "superres" in parts else 1, bool(config.conditioner.drop_prob),

@@ -18,6 +18,7 @@ from PIL import Image
 
 from ldm_jax.cli import sample as sample_script
 from ldm_jax.cli import train as train_script
+from scripts import soak
 from tests.fast import flags
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,16 +71,8 @@ def metrics(workdir, name="loss"):
 
 
 def parameters(workdir):
-    """Every array of the newest checkpoint as raw bytes."""
-    from ml_collections import ConfigDict
-
-    from ldm_jax import checkpoint, tree
-    from ldm_jax.training import setup
-
-    config = ConfigDict(checkpoint.load_config(workdir))
-    shapes, _ = setup.abstract_run(config)
-    state = setup.restore_parts(config, workdir, tuple(vars(shapes)))
-    return {k: np.asarray(v) for k, v in tree.flatten(state.__dict__).items()}
+    """Every array of the newest checkpoint."""
+    return {name: np.asarray(array) for name, array in soak.arrays(workdir).items()}
 
 
 def halfway(workdir, copy, step):

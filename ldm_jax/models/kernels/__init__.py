@@ -13,6 +13,7 @@ from contextvars import ContextVar
 
 import jax
 import jax.numpy as jnp
+from jax.lax import PrecisionLike
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
 
@@ -67,6 +68,18 @@ def conv(
     if on_cpu and same_size and cpu.convolves(x, kernel):
         return cpu.conv(x, kernel)
     return reference.conv(x, kernel, stride, pads)
+
+
+def depthwise(
+    x: Float[Array, "B H W C"], kernel: Float[Array, "k k 1 C"], stride: int = 1, precision: PrecisionLike = None
+) -> Float[Array, "B h w C"]:
+    """A convolution of each channel by itself, zeros around: [B,H,W,C] -> [B,h,w,C], h = H / stride rounded up.
+
+    precision: of the products on accelerators.
+    """
+    if _on_cpu(x, kernel):
+        return cpu.depthwise(x, kernel, stride)
+    return reference.depthwise(x, kernel, stride, precision)
 
 
 def group_norm(

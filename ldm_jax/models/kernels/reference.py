@@ -26,6 +26,16 @@ def conv(
     return lax.conv_general_dilated(x, kernel, (stride, stride), (pads, pads), dimension_numbers=layout)
 
 
+def depthwise(
+    x: Float[Array, "B H W C"], kernel: Float[Array, "k k 1 C"], stride: int = 1, precision: lax.PrecisionLike = None
+) -> Float[Array, "B h w C"]:
+    """A convolution of each channel by itself, zeros around: [B,H,W,C] -> [B,h,w,C], h = H / stride rounded up."""
+    layout, channels = ("NHWC", "HWIO", "NHWC"), x.shape[-1]
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), "SAME", dimension_numbers=layout, feature_group_count=channels, precision=precision
+    )
+
+
 def nearest_up(x: Float[Array, "B H W C"]) -> Float[Array, "B 2*H 2*W C"]:
     """[B,H,W,C] -> [B,2H,2W,C] by repetition."""
     batch, height, width, channels = x.shape
