@@ -21,6 +21,7 @@ from ldm_jax.latent_classifier import LatentClassifier
 from ldm_jax.ldm import LDM, LatentSpace
 from ldm_jax.models.autoencoder import AutoencoderKL, IdentityFirstStage, VQModel
 from ldm_jax.models.classifier import EncoderUNet
+from ldm_jax.models.conditional_mean import ConditionalMean
 from ldm_jax.models.dit import DiT
 from ldm_jax.models.unet import UNet
 
@@ -89,9 +90,20 @@ def dit(config: ConfigDict) -> DiT:
     return DiT(**keywords(config.dit), out_channels=channels, context_dim=context, dtype=dtype(config))
 
 
+def conditional_mean(config: ConfigDict) -> ConditionalMean:
+    if conditions.condition_of(config).context_dim() is None or config.diffusion.get("prediction") != "x0":
+        raise ConfigError(
+            "config.network.kind='mean' learns the mean latent of each condition: it needs a condition with a context "
+            f"(not {config.conditioner.kind!r}) and config.diffusion.prediction='x0' (not "
+            f"{config.diffusion.get('prediction', 'eps')!r})"
+        )
+    return ConditionalMean(dtype=dtype(config))
+
+
 def denoiser(config: ConfigDict) -> nn.Module:
     """The network that config.network.kind names."""
-    return choose("config.network.kind", config.network.kind, {"unet": unet, "dit": dit})(config)
+    kinds = {"unet": unet, "dit": dit, "mean": conditional_mean}
+    return choose("config.network.kind", config.network.kind, kinds)(config)
 
 
 def conditioner(config: ConfigDict) -> ConditionNetwork:

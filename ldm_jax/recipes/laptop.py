@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from ldm_jax.conditions import class_label
+from ldm_jax.conditions import class_label, text
 from ldm_jax.recipes import sections
 
 
@@ -74,9 +74,11 @@ def emoji(conditioner: dict | None = None, num_res_blocks: int = 2) -> ConfigDic
     return config
 
 
-def emoji_f8(conditioner: dict) -> ConfigDict:
+def emoji_f8() -> ConfigDict:
     """Emoji from a caption: a UNet of 64 and 128 channels on latents of 8x8x16, the caption in its time embedding."""
     unet = dict(num_res_blocks=2, attention_downsamples=(1, 2), context="pooled")
+    conditioner = text.section(dim=192, depth=1, tokenizer="captions")
+    conditioner.update(vocab_size=2048, max_length=16, null_tokens=(2, 3), use_mask=True, embedding_std=1.0)
     config = _on_8x8(emoji_f8_first_stage(), conditioner, 64, unet)
     config.batch_size = 32
     config.optim.warmup_steps = 200

@@ -234,7 +234,8 @@ def ldm(first_stage: dict, unet: dict, conditioner: dict | None = None, image_si
         )
         | section
     )
-    config.network = ConfigDict(dict(kind="unet"))  # unet: config.unet | dit: config.dit; the other has no effect
+    # unet: config.unet | dit: config.dit | mean: sees the condition alone, to teach it. The others have no effect.
+    config.network = ConfigDict(dict(kind="unet"))
     config.unet = ConfigDict(
         dict(
             model_channels=128,
