@@ -3,8 +3,8 @@
     python train.py --config=configs/emoji_captions.py --workdir=runs/emoji/captions \\
         --config.first_stage.checkpoint=runs/emoji/f8_first_stage
 
-A diffusion model's gradient teaches a text encoder slowly: most of it is noise. Here the loss is a regression, and a step
-has no UNet. The vocabulary is made from the names. Samples of this run are the mean pictures that it has learnt.
+A diffusion model's gradient teaches a text encoder slowly: most of it is noise. Here the loss is a regression, and a
+step has no UNet. The vocabulary is made from the names. Samples of this run are the mean pictures that it has learnt.
 """
 
 from ldm_jax.recipes import laptop, sections

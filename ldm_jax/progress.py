@@ -11,6 +11,7 @@ files and pipes want them. LDM_JAX_PROGRESS=0 turns lines off. A Line that is ma
 until it is closed; the clock of the other one stands still meanwhile.
 """
 
+import logging
 import math
 import os
 import sys
@@ -24,7 +25,6 @@ SWITCH = "LDM_JAX_PROGRESS"
 EVERY = 0.1  # seconds between two drawings, at least
 WINDOW = 30.0  # seconds that the rate is taken over
 BAR, LEAST_BAR = 26, 10  # characters of the bar, with its brackets
-LEAST_TEXT = 8  # characters of the text; a shorter piece of it is left out
 ERASE = "\r\x1b[K"
 
 _lock = threading.RLock()  # of all below
@@ -129,13 +129,23 @@ class Line:
         shown, room = [""] * len(wanted), width
         for i in (0, 2, 4, 1, 3, 5):
             part = wanted[i] if i != 1 else "-" * LEAST_BAR * bool(self.total)
-            part = part[:room] if i == 0 or (i == 5 and room >= LEAST_TEXT) else part
+            part = part[:room] if i == 0 else _whole_pieces(part, room) if i == 5 else part
             if part and len(part) <= room:
                 shown[i] = part
                 room -= len(part) + 2
         if shown[1]:
             shown[1] = _bar(share, min(LEAST_BAR + max(room, 0), BAR))
         return "  ".join(part for part in shown if part)
+
+
+def _whole_pieces(text: str, room: int) -> str:
+    """The first of the pieces "loss 0.1234  psnr 23.9", between two spaces, as many as `room` characters hold."""
+    pieces = text.split("  ")
+    while len("  ".join(pieces)) > room:
+        pieces.pop()
+        if not pieces:
+            return ""
+    return "  ".join(pieces)
 
 
 def _bar(share: float, size: int) -> str:
@@ -181,6 +191,7 @@ def _take_terminal() -> None:
         if stream is not None and stream.isatty():
             _streams[name] = stream
             setattr(sys, name, _Above(stream))
+            _redirect_logging(stream, getattr(sys, name))
 
 
 def _give_terminal_back() -> None:
@@ -188,7 +199,17 @@ def _give_terminal_back() -> None:
         if isinstance(above := getattr(sys, name), _Above):
             above.end()
             setattr(sys, name, stream)
+            _redirect_logging(above, stream)
     _streams.clear()
+
+
+def _redirect_logging(old: Any, new: Any) -> None:
+    """Handlers of logging, and absl's own, keep the stream that there was when they were made."""
+    loggers = [logging.root, *logging.Logger.manager.loggerDict.values()]
+    for handler in {h for logger in loggers for h in getattr(logger, "handlers", ())}:
+        handler = getattr(handler, "python_handler", handler)  # absl's handler holds another one
+        if isinstance(handler, logging.StreamHandler) and handler.stream is old:
+            handler.setStream(new)
 
 
 def _write(text: str) -> None:

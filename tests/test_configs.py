@@ -78,7 +78,10 @@ PAPER = {
 QUICKSTARTS = {f"quickstart_{task}" for task in ("class", "text", "layout", "semantic", "superres", "inpaint")}
 QUICKSTARTS |= {"quickstart_first_stage", "quickstart_superres_first_stage", "quickstart_ldm"}
 QUICKSTARTS |= {"quickstart_classifier", "quickstart_hybrid", "quickstart_dit"}
-EMOJI = {f"emoji_{part}" for part in ("first_stage", "f8_first_stage", "ldm", "text", "class", "superres", "inpaint")}
+EMOJI = {
+    f"emoji_{part}"
+    for part in ("first_stage", "f8_first_stage", "ldm", "captions", "text", "class", "superres", "inpaint")
+}
 OURS = QUICKSTARTS | EMOJI | {"demo_first_stage", "demo_class"}
 
 

@@ -1,6 +1,7 @@
 """The line of long work on a terminal: rewritten in place, messages above it, within the width; nothing elsewhere."""
 
 import fcntl
+import logging
 import os
 import re
 import struct
@@ -10,6 +11,7 @@ import threading
 import time
 from types import SimpleNamespace
 
+import absl.logging
 import numpy as np
 import pytest
 
@@ -126,6 +128,31 @@ def test_messages_of_both_streams_appear_above(monkeypatch, clock):
     print("after")
     assert terminal.rows()[-3:] == [row, "restafter", ""]
     assert sys.stdout is terminal.streams[0] and sys.stderr is terminal.streams[1]
+
+
+def test_messages_of_logging_appear_above(monkeypatch, clock):
+    """Its handlers, and absl's own, keep the stream that there was when they were made."""
+    terminal = Terminal(monkeypatch)
+    plain, absl_handler = logging.StreamHandler(sys.stderr), absl.logging.ABSLHandler(None)
+    absl_handler.python_handler.setStream(sys.stderr)
+    logger = logging.getLogger("ldm_jax.test_progress")
+    logger.handlers, logger.propagate = [plain, absl_handler], False
+    with Line("step", 4) as line:
+        walk(line, clock, 1, 2)
+        logger.warning("a stone")
+        walk(line, clock, 3, 3)
+        *above, row = terminal.rows()
+        assert above[0] == "a stone" and above[-1].endswith("] a stone") and row.startswith("step 3/4  [")
+    assert plain.stream is terminal.streams[1] and absl_handler.python_handler.stream is terminal.streams[1]
+    logger.handlers = []
+
+
+def test_no_number_of_the_text_is_cut(monkeypatch, clock):
+    """Where there is no room for the whole text, its last pieces are left out."""
+    terminal = Terminal(monkeypatch, 40)
+    with Line("step", unit="steps") as line:
+        walk(line, clock, 1, 9, text="loss 0.1234  psnr 23.91")
+        assert terminal.rows()[-1] == "step 9  1 steps/s  loss 0.1234"
 
 
 def test_messages_of_many_threads_stay_whole(monkeypatch):

@@ -323,6 +323,7 @@ def _check_writable(config, target: Path) -> None:
         )
     younger = {"first_stage.patch": config.first_stage.get("patch", 1) != 1}
     if config.task == "ldm":
+        younger["network.kind"] = config.network.kind == "mean"
         younger["unet.context"] = config.unet.get("context", "cross_attention") != "cross_attention"
     for name in (name for name, used in younger.items() if used):
         raise UsageError(
