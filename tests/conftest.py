@@ -1,6 +1,8 @@
-"""Programs are compiled in a hurry; shapes and types are checked; the programs of a file are dropped after it."""
+"""Programs are compiled in a hurry; shapes and types are checked; the programs of a file are dropped when they are many."""
 
+import math
 import os
+from pathlib import Path
 
 import jax
 import jaxtyping
@@ -45,8 +47,20 @@ def _own_precision():
     jax.config.update("jax_default_matmul_precision", None)
 
 
+ENOUGH = 1200  # MiB of a process
+
+
+def resident() -> float:
+    """MiB of memory that this process has now; infinite where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    except OSError:
+        return math.inf
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _drop_programs():
-    """Compiled programs of all files together would take gigabytes."""
+    """Compiled programs of all files together would take gigabytes; small ones serve several files."""
     yield
-    jax.clear_caches()
+    if resident() > ENOUGH:
+        jax.clear_caches()

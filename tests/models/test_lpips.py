@@ -83,13 +83,14 @@ def made(request, tmp_path_factory):
     return net, tensors, {"params": load_lpips(path, net)}
 
 
-def images(*shape):
-    return jax.random.uniform(jax.random.key(0), (2, *shape), minval=-1, maxval=1)
+def images(channels=3):
+    """Two pairs; one size, so that what is compiled for one test serves the next."""
+    return jax.random.uniform(jax.random.key(0), (2, 2, 35, 40, channels), minval=-1, maxval=1)
 
 
 def test_distance_equals_plain_numpy(made):
     net, tensors, params = made
-    a, b = images(2, 35, 40, 3)
+    a, b = images()
     ours = LPIPS(net).apply(params, a, b)
     expected = [plain_distance(net, tensors, np.asarray(x), np.asarray(y)) for x, y in zip(a, b)]
     # float32 against float64
@@ -104,12 +105,11 @@ def test_goldens(name):
 
 def test_layers_and_map_add_up(made):
     net, _, params = made
-    a, b = images(2, 32, 48, 3)
-    results = jax.jit(lambda p, a, b: [LPIPS(net).apply(p, a, b, result) for result in ("distance", "layers", "map")])
-    distance, layers, maps = results(params, a, b)
+    a, b = images()
+    distance, layers, maps = (LPIPS(net).apply(params, a, b, result) for result in ("distance", "layers", "map"))
     np.testing.assert_allclose(layers.sum(-1), distance, rtol=1e-6)
-    assert maps.shape == (2, 32, 48) and not results(params, a, a)[2].any()
-    if net == "vgg16":  # whose maps are enlarged by whole factors, which keeps their means nearly
+    assert maps.shape == (2, 35, 40) and not LPIPS(net).apply(params, a, a, "map").any()
+    if net == "vgg16":  # whose maps are enlarged by nearly whole factors, which keeps their means nearly
         np.testing.assert_allclose(maps.mean((1, 2)), distance, rtol=0.05)
     with pytest.raises(ValueError, match="'sum' is not one of distance, layers, map"):
         LPIPS(net).apply(params, a, b, "sum")
@@ -117,7 +117,7 @@ def test_layers_and_map_add_up(made):
 
 def test_one_channel_counts_as_three_equal_ones(made):
     net, _, params = made
-    a, b = images(1, 32, 32, 1)
+    a, b = images(channels=1)
     three = LPIPS(net).apply(params, jnp.repeat(a, 3, -1), jnp.repeat(b, 3, -1))
     np.testing.assert_allclose(LPIPS(net).apply(params, a, b), three, rtol=1e-6)
 
@@ -125,7 +125,8 @@ def test_one_channel_counts_as_three_equal_ones(made):
 @pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_gradients_are_finite_where_features_vanish(dtype):
     net = LPIPS("alex", dtype)
-    (a, _), black = images(1, 32, 32, 3), jnp.full((1, 32, 32, 3), -1.0)
+    a = images()[0][:1]
+    black = jnp.full_like(a, -1.0)
     params = jax.jit(net.init)(jax.random.key(1), a, a)
     dead = jax.tree.map(jnp.zeros_like, params)  # without biases every feature is 0
     gradient = jax.jit(jax.grad(lambda y, p, x: net.apply(p, x, y).sum()))

@@ -124,15 +124,19 @@ def drawn(shapes):
     return jax.tree.map(lambda a: jnp.asarray(0.08 * rng.normal(size=a.shape) + (a.ndim == 1), a.dtype), shapes)
 
 
+# One level and the middle, which has the attention: for what does not depend on the number of levels.
+ONE_LEVEL = SMALL | dict(channel_mult=(1,), attention_downsamples=())
+
+
 def small(**fields):
     z, t = jax.random.normal(jax.random.key(1), (2, 8, 8, 4)), jnp.array([3, 700])
-    module = UNet(**SMALL, num_heads=2, **fields)
+    module = UNet(**ONE_LEVEL, num_heads=2, **fields)
     return module, {"params": drawn(shapes_of(module, z))}, z, t
 
 
 def test_bfloat16_computes_near_float32():
     module, variables, z, t = small()
-    rough = jax.jit(UNet(**SMALL, num_heads=2, dtype=jnp.bfloat16).apply)(variables, z, t)
+    rough = jax.jit(module.clone(dtype=jnp.bfloat16).apply)(variables, z, t)
     exact = jax.jit(module.apply)(variables, z, t)
     assert rough.dtype == jnp.float32
     assert jnp.linalg.norm(rough - exact) / jnp.linalg.norm(exact) < 2e-2
@@ -178,7 +182,7 @@ def test_no_feature_map_is_transposed():
 
 def test_remat_changes_neither_values_names_nor_gradients():
     module, variables, z, t = small(dropout=0.5)
-    other = UNet(**SMALL, num_heads=2, dropout=0.5, remat=True)
+    other = module.clone(remat=True)
 
     def loss(model, variables):
         out = model.apply(variables, z, t, train=True, rngs={"dropout": jax.random.key(5)})
@@ -201,14 +205,13 @@ def test_dropout_only_in_training():
 
 def test_a_context_in_the_time_embedding_is_a_label_there():
     """The same as num_classes, whose table holds what the linear map makes of each class's vector."""
-    fields = SMALL | dict(channel_mult=(1,), attention_downsamples=())
     z, t, y = jax.random.normal(jax.random.key(1), (2, 4, 4, 4)), jnp.array([3, 700]), jnp.array([1, 0])
     vectors = jax.random.normal(jax.random.key(2), (2, 8))
-    module = UNet(**fields, num_heads=2, context_dim=8, context="embedding")
+    module = UNet(**ONE_LEVEL, num_heads=2, context_dim=8, context="embedding")
     params = drawn(shapes_of(module, z, vectors[y][:, None]))
     linear = params["context_embed"]
     table = {"label_emb": {"embedding": vectors @ linear["kernel"] + linear["bias"]}}
-    labelled = UNet(**fields, num_heads=2, num_classes=2)
+    labelled = UNet(**ONE_LEVEL, num_heads=2, num_classes=2)
     theirs = {name: part for name, part in params.items() if name != "context_embed"} | table
     out = jax.jit(module.apply)({"params": params}, z, t, vectors[y][:, None])
     np.testing.assert_allclose(out, jax.jit(labelled.apply)({"params": theirs}, z, t, None, y=y), rtol=1e-4, atol=1e-5)
@@ -225,7 +228,7 @@ def test_a_context_in_the_time_embedding_is_a_label_there():
 
 def test_starts_at_zero():
     z = jnp.ones((1, 8, 8, 4))
-    module = UNet(**{**SMALL, "channel_mult": (1,)}, num_heads=2)
+    module = UNet(**ONE_LEVEL, num_heads=2)
     variables = jax.jit(module.init)(jax.random.key(0), z, jnp.array([1]))
     assert not np.any(jax.jit(module.apply)(variables, z, jnp.array([1])))
 
