@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from ldm_jax import checkpoint, tree
+from ldm_jax import checkpoint, recipes, tree
 from ldm_jax.conditions import hybrid, semantic
 from ldm_jax.conditions import text as text_kind
 from ldm_jax.errors import Missing
@@ -86,3 +86,17 @@ def test_mistakes(trained, tmp_path):
         resume.check_same_run(config, run)
     config.conditioner.trainable = True
     resume.check_same_run(config, run, accept_changes=True)  # where it came from, and how often it is dropped
+
+
+def test_one_that_learnt_alone(tmp_path):
+    """emoji_captions has a linear map in place of the UNet; emoji_text takes its text encoder."""
+    alone, model = (recipes.load(f"{name}:tiny").unlock() for name in ("emoji_captions", "emoji_text"))
+    for config in (alone, model):
+        config.first_stage.kind = "identity"
+    state = filled(setup.abstract_run(alone)[0])
+    assert state.params.keys() == {"unet", "conditioner"} and state.params["unet"].keys() == {"out"}
+    checkpoint.keep_config(tmp_path / "alone", alone.to_dict())
+    checkpoint.save_from_numpy(tmp_path / "alone", 7, state)
+    model.conditioner.update(trainable=False, checkpoint=str(tmp_path / "alone"))
+    frozen = setup.frozen(model, tmp_path / "next")
+    jax.tree.map(np.testing.assert_array_equal, frozen["conditioner"], state.ema["conditioner"])
