@@ -1,4 +1,4 @@
-"""Programs are compiled in a hurry; shapes and types are checked; the programs of a file are dropped when they are many."""
+"""Programs are compiled in a hurry; shapes and types are checked; programs are dropped when they are many."""
 
 import math
 import os

@@ -34,10 +34,12 @@ RECIPES = {
     "ldm__semantic_synthesis512": "landscapes_semantic_512_ldm4",
     "ldm__text2img256": "text2img_ldm4",
 }
-# Seconds of tracing each.
+# Seconds of tracing each; or with the same parts as one that is not here.
 LARGE = {"imagenet_ldm8", "openimages_layout_ldm4", "text2img_ldm4", "text2img_ldm8", "rdm_768_ldm16",
          "places_inpainting_big_ldm4", "lsun_churches_ldm8", "imagenet_ldm4"}  # fmt: skip
-CASES = [pytest.param(k, v, marks=[pytest.mark.slow] * (v in LARGE), id=k) for k, v in sorted(RECIPES.items())]
+ALIKE = {"ffhq_ldm4", "lsun_bedrooms_ldm4", "landscapes_semantic_512_ldm4", "first_stage_vq_f8_n256",
+         "first_stage_kl_f16", "first_stage_kl_f32"}  # fmt: skip
+CASES = [pytest.param(k, v, marks=[pytest.mark.slow] * (v in LARGE | ALIKE), id=k) for k, v in sorted(RECIPES.items())]
 
 
 def test_every_configuration_of_the_original_has_its_recipe():
