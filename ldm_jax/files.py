@@ -94,6 +94,14 @@ def write(path: Path, data: str | bytes) -> None:
     os.replace(temporary, path)
 
 
+def save_arrays(path: Path, arrays: dict, metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file of this machine. The library makes it for its owner's eyes alone; everybody may read this."""
+    from safetensors.numpy import save_file
+
+    save_file(arrays, path, metadata)
+    path.chmod(0o644)
+
+
 def remove_folder(folder: Path, missing_ok: bool = False) -> None:
     if is_local(folder):
         shutil.rmtree(folder, ignore_errors=missing_ok)

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from ldm_jax import build, checkpoint, conditions, manifest, shipped, tree
 from ldm_jax.convert.safetensors_file import read_safetensors
 from ldm_jax.errors import ConfigError, Damaged, Missing, UsageError
-from ldm_jax.files import at, copy_folder
+from ldm_jax.files import at, copy_folder, save_arrays
 from ldm_jax.latent_classifier import LatentClassifier
 from ldm_jax.ldm import LDM, SCALING, latents_of
 from ldm_jax.models.lpips import load_lpips
@@ -168,8 +168,6 @@ def write_exported(
 ) -> None:
     """config.json, model.safetensors (floating-point numbers as `dtype`, except the latent scale) and its manifest, and
     a copy of the folder `tokenizer`, if there is one. Damaged if that is not whole."""
-    from safetensors.numpy import save_file
-
     tokenizer = tokenizer if tokenizer is not None and tokenizer.is_dir() else None
     if tokenizer is not None and (wrong := manifest.problems(tokenizer)):
         raise manifest.damaged(tokenizer, wrong)
@@ -184,7 +182,7 @@ def write_exported(
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.keep_config(folder, config.to_dict())
     (folder / manifest.NAME).unlink(missing_ok=True)
-    save_file(arrays, folder / WEIGHTS, {"format": "ldm_jax"})
+    save_arrays(folder / WEIGHTS, arrays, {"format": "ldm_jax"})
     manifest.write(folder, only=[WEIGHTS])
     if tokenizer is not None:
         copy_folder(tokenizer, tokenizer_of(folder))

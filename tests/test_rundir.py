@@ -104,6 +104,7 @@ def test_a_shift_and_a_scale_of_each_channel_are_kept(tmp_path):
     checkpoint.save_tree(tmp_path / "run" / "frozen", frozen)
     params = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), rundir.params_shapes(config))
     rundir.write_exported(tmp_path / "folder", config, params, frozen, "bfloat16")
+    assert (tmp_path / "folder" / rundir.WEIGHTS).stat().st_mode & 0o777 == 0o644  # others may read it, too
     for found in (rundir.kept_frozen(config, tmp_path / "run"), rundir.model_of(config, tmp_path / "folder")[1]):
         assert rundir.same_scale(found, frozen) and found["latent_shift"].dtype == np.float32
     other = frozen | {"latent_shift": frozen["latent_shift"] + np.float32([0, 0, 0.01])}

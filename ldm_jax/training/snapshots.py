@@ -74,13 +74,13 @@ class Snapshots:
         hosts.decided(lambda: self._write(path_of(self.workdir, step), arrays))
 
     def _write(self, path: Path, arrays: dict[str, np.ndarray]) -> None:
-        from safetensors.numpy import save, save_file
+        from safetensors.numpy import save
 
         temporary, metadata = path.with_suffix(".tmp"), {"sigma_rel": json.dumps(self.sigma_rel)}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if files.is_local(path):
-                save_file(arrays, temporary, metadata)
+                files.save_arrays(temporary, arrays, metadata)
                 os.replace(temporary, path)
             else:
                 path.write_bytes(save(arrays, metadata))
