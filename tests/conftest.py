@@ -1,8 +1,6 @@
-"""Programs are compiled in a hurry; shapes and types are checked; programs are dropped when they are many."""
+"""Programs are compiled in a hurry; shapes and types are checked; the programs of a file are dropped after it."""
 
-import math
 import os
-from pathlib import Path
 
 import jax
 import jaxtyping
@@ -47,20 +45,8 @@ def _own_precision():
     jax.config.update("jax_default_matmul_precision", None)
 
 
-ENOUGH = 1200  # MiB of a process
-
-
-def resident() -> float:
-    """MiB of memory that this process has now; infinite where the system does not tell."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-    except OSError:
-        return math.inf
-
-
 @pytest.fixture(autouse=True, scope="module")
 def _drop_programs():
-    """Compiled programs of all files together would take gigabytes; small ones serve several files."""
+    """Compiled programs of all files together would take gigabytes."""
     yield
-    if resident() > ENOUGH:
-        jax.clear_caches()
+    jax.clear_caches()
