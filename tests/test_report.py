@@ -77,6 +77,7 @@ def test_a_class_model_by_command(run, tmp_path, capsys, monkeypatch):
     record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     ours, floor = record["reports"]
     assert ours["metrics"]["FD-tiny"] > floor["metrics"]["FD-tiny"] > 0
+    assert floor["pictures"]["pictures"] == 6  # as many as samples: numbers of other counts cannot be compared
     assert ours["pictures"]["steps"] == 2 and ours["reference"]["pictures"] == 12
     assert len(list((tmp_path / "out" / "samples").glob("*.png"))) == 6
     assert Image.open(tmp_path / "out" / "0_nearest.png").width > 6 * 32

