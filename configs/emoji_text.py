@@ -2,7 +2,7 @@
 
     python train.py --config=configs/emoji_text.py --workdir=runs/emoji/text \\
         --config.first_stage.checkpoint=runs/emoji/f8_first_stage --config.conditioner.checkpoint=runs/emoji/captions
-    python sample.py --workdir=runs/emoji/text --steps=50 --eta=1 --guidance=3 --prompt "red heart" --num=8
+    python sample.py --workdir=runs/emoji/text --steps=50 --eta=1 --guidance=1.5 --prompt "red heart" --num=8
 """
 
 from ldm_jax.recipes import laptop, sections

@@ -489,7 +489,8 @@ def changes(workdir: str | Path, config: dict) -> dict[str, tuple]:
     if not path.exists():
         return {}
     before, now = dict(leaves(load_config(workdir))), dict(leaves(json.loads(json.dumps(config))))
-    unused = {"unet": "dit.", "dit": "unet.", "mean": ("unet.", "dit.")}.get(now.get("network.kind"), ())
+    kind = now.get("network.kind")
+    unused = tuple(f"{other}." for other in ("unet", "dit") if kind not in (None, other))
     names = sorted(name for name in before.keys() | now.keys() if not name.startswith(unused))
     return {n: (before.get(n), now.get(n)) for n in names if before.get(n) != now.get(n)}
 

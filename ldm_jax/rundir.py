@@ -167,7 +167,8 @@ def write_exported(
     folder: Path, config: ConfigDict, params: Tree, frozen: Tree, dtype: str, tokenizer: Path | None = None
 ) -> None:
     """config.json, model.safetensors (floating-point numbers as `dtype`, except the latent scale) and its manifest, and
-    a copy of the folder `tokenizer`, if there is one. Damaged if that is not whole."""
+    a copy of the folder `tokenizer`, if there is one. Damaged if that is not whole. Where a machine keeps its cached
+    latents is left out: nothing trains on from here."""
     tokenizer = tokenizer if tokenizer is not None and tokenizer.is_dir() else None
     if tokenizer is not None and (wrong := manifest.problems(tokenizer)):
         raise manifest.damaged(tokenizer, wrong)
@@ -180,6 +181,8 @@ def write_exported(
             array = array.astype(kind)
         arrays[name] = np.asarray(array, order="C")
     folder.mkdir(parents=True, exist_ok=True)
+    config = config.copy_and_resolve_references()
+    config.data.cache_latents = ""
     checkpoint.keep_config(folder, config.to_dict())
     (folder / manifest.NAME).unlink(missing_ok=True)
     save_arrays(folder / WEIGHTS, arrays, {"format": "ldm_jax"})

@@ -103,7 +103,9 @@ def test_a_shift_and_a_scale_of_each_channel_are_kept(tmp_path):
     np.testing.assert_array_equal(frozen["latent_scale"], np.float32([2, 3, 4]))
     checkpoint.save_tree(tmp_path / "run" / "frozen", frozen)
     params = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), rundir.params_shapes(config))
+    config.data.cache_latents = "/elsewhere/latents"
     rundir.write_exported(tmp_path / "folder", config, params, frozen, "bfloat16")
+    assert checkpoint.load_config(tmp_path / "folder")["data"]["cache_latents"] == ""  # of this machine alone
     assert (tmp_path / "folder" / rundir.WEIGHTS).stat().st_mode & 0o777 == 0o644  # others may read it, too
     for found in (rundir.kept_frozen(config, tmp_path / "run"), rundir.model_of(config, tmp_path / "folder")[1]):
         assert rundir.same_scale(found, frozen) and found["latent_shift"].dtype == np.float32

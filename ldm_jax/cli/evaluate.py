@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> list["Report"]:
         if args.keep and isinstance(pictures, report.Samples):
             _keep(made, out / "samples")
         if args.floor and _is_run(what):
-            reports.append(judge.report(_floor(args, what, len(made))))
+            reports.append(judge.report(_validation(args, _config_of(args, what), what, len(made))))
     _write(out, args, reports, time.perf_counter() - began)
     print(f"\n{table(reports)}\n\n{out / 'evaluation.json'}, and pictures beside it")
     return reports
@@ -191,7 +191,7 @@ def _kind(config: Any) -> str:
 
 
 def _validation(args: argparse.Namespace, config: Any, run: str, default: int, examples: bool = False) -> Any:
-    """The validation pictures that are reconstructed, or give conditions."""
+    """The validation pictures that are reconstructed, give conditions, or are the floor, as many as are measured."""
     from ldm_jax import report
 
     return report.data_of(config, run, False, args.num or default, examples, args.choose)
@@ -235,13 +235,6 @@ def _labels(args: argparse.Namespace, number: int) -> Any:
     if len(found) < number:
         raise UsageError(f"--labels={args.labels} has {len(found)} numbers, fewer than --num={number}")
     return found[:number]
-
-
-def _floor(args: argparse.Namespace, run: str, count: int) -> Any:
-    """Validation pictures, as many as were made: with more of them Frechet distances would be smaller."""
-    from ldm_jax import report
-
-    return report.data_of(_config_of(args, run), run, train=False, count=count, choose=args.choose)
 
 
 def _keep(pictures: Any, folder: Path) -> None:
