@@ -154,7 +154,10 @@ def small(config):
     """The UNet's first level and its middle, which has the attention; two levels of a first stage."""
     if config.task == "first_stage":
         config.first_stage.update(ch_mult=(1, 1), attn_resolutions=())
+        config.loss.disc_layers = 1
     else:
+        config.first_stage.update(ch_mult=(1,) * len(config.first_stage.ch_mult), attn_resolutions=())
+        config.data.image_size = 64
         config.unet.update(channel_mult=(1,), attention_downsamples=())
         config.ema.decay = 0.0
 

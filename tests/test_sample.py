@@ -1,5 +1,6 @@
 """What sample.py refuses, and how: one paragraph that says what the model takes; and what it makes of a request."""
 
+import functools
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from ldm_jax import checkpoint, recipes, request
+from ldm_jax import checkpoint, pipeline, recipes, request
 from ldm_jax.cli import sample
 from ldm_jax.conditions import class_label, hybrid, inpaint, layout
 from ldm_jax.errors import Missing, RequestError
@@ -205,12 +206,14 @@ def without_weights(workdir, config):
     return workdir
 
 
-def test_editing_from_a_checkpoint_to_pictures(run, tmp_path):
+def test_editing_from_a_checkpoint_to_pictures(run, tmp_path, monkeypatch, capsys):
     """Interpolated seeds end in those seeds' own pictures, interpolated (inverted) pictures in themselves; the less
     strength, the more of a picture is kept; one patch changes nothing; a guide is followed."""
 
+    monkeypatch.setattr(pipeline, "load", functools.cache(pipeline.load))  # compiled once
+
     def made(name, *options):
-        out = sample.run(sample.parse([f"--workdir={run}", f"--out={tmp_path / name}", "--steps=10", *options]))
+        out = sample.run(sample.parse([f"--workdir={run}", f"--out={tmp_path / name}", "--steps=5", *options]))
         return [np.asarray(Image.open(p)).astype(int) for p in sorted(out.glob("[0-9]*.png"))]
 
     def apart(one, other):
@@ -220,17 +223,19 @@ def test_editing_from_a_checkpoint_to_pictures(run, tmp_path):
     path = made("path", "--interpolate", "0", "5", "--num=3")
     assert apart(path[0], zero) < 1 and apart(path[2], five) < 1 and apart(path[1], zero) > 10
     picture, other = (tmp_path / name / "000000.png" for name in ("zero", "five"))
-    path = made("pictures", "--interpolate", str(picture), str(other), "--num=3")
+    path = made("pictures", "--interpolate", str(picture), str(other), "--num=3", "--steps=10")
     assert apart(path[0], zero) < 2 and apart(path[2], five) < 2
     init = (f"--init={picture}", "--seed=1")
-    (little,), (much,) = made("little", *init, "--strength=0.3"), made("much", *init, "--strength=0.9")
+    (little,), (much,) = made("little", *init, "--strength=0.2"), made("much", *init, "--strength=0.9")
     assert 1 < 1.5 * apart(little, zero) < apart(much, zero)
-    (patched,) = made("patched", *init, "--strength=0.3", "--patch=64", "--stride=32")
+    (patched,) = made("patched", *init, "--strength=0.2", "--patch=64", "--stride=32")
     np.testing.assert_array_equal(patched, little)
     (guided,) = made("guided", "--num=1", f"--guide={other}")
     assert apart(guided, five) < 0.8 * apart(zero, five)
+    rates = re.findall(r"([-0-9.e+]+) images/s, ([-0-9]+) s left", capsys.readouterr().out)
+    assert len(rates) >= 8 and all(float(rate) > 0 <= float(left) for rate, left in rates)
     texts = Image.open(next((tmp_path / "little").glob("0*.png"))).text
-    assert texts["strength"] == "0.3" and texts["init"] == str(picture)
+    assert texts["strength"] == "0.2" and texts["init"] == str(picture)
 
 
 @pytest.fixture(scope="module")

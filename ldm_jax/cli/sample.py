@@ -197,7 +197,8 @@ class SamplingLine:
     """Progress: one live line on a terminal, a line a batch elsewhere."""
 
     def __init__(self, pipe: "Pipeline", total: int, active: bool):
-        self.pipe, self.total, self.began, self.active = pipe, total, time.perf_counter(), active
+        self.pipe, self.total, self.active = pipe, total, active
+        self.began = time.perf_counter() - pipe.compile_seconds  # only what is compiled from now on is subtracted below
         self.live = progress.Line("images", total, unit="images", active=active)
 
     def show(self, now: "Progress") -> None:

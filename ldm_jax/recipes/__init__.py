@@ -62,6 +62,9 @@ def override(config: ConfigDict, overrides: Sequence[str], name: str) -> ConfigD
 
     Raises ConfigError for an option that does not exist, and for a value of the wrong type.
     """
+    if not overrides:
+        _check_paths(config, "config")
+        return config.lock()
     _check_options(config, overrides)
     values, argv = flags.FlagValues(), ["", *overrides]
     try:

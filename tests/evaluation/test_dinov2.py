@@ -12,8 +12,12 @@ from ldm_jax.evaluation import dinov2
 from tests.eval_goldens import kinds
 from tests.eval_goldens.judge import HERE
 
+# A size of pictures has a program of its own; how they are resized is seen in test_resize.py as well.
+SLOW = ("dinov2_vits14_300x200_pil", "dinov2_vits14_network_112x154")
+CASES = kinds.names("dinov2_network") + kinds.names("dinov2_features")
 
-@pytest.mark.parametrize("name", kinds.names("dinov2_network") + kinds.names("dinov2_features"))
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in CASES])
 def test_goldens(name):
     assert not kinds.wrong(name)
 

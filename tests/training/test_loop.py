@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--config.data.validation_images=8", "--config.every.evaluate=0", "--config.every.picture=0",
          "--config.optim.schedule=constant", "--config.unet.channel_mult=(1,)",
          "--config.unet.attention_downsamples=()"]  # fmt: skip
-STEPS = 10  # a checkpoint every 2
+STEPS = 8  # a checkpoint every 2
 
 
 def environment(devices=1):
@@ -44,7 +44,7 @@ def python(*command, devices=1, code=0):
 
 
 def here(main, *arguments, code=0):
-    """The same in this process, which has imported everything: for commands that end before they compile."""
+    """The same in this process, which has imported everything: for commands that compile little."""
     out, err, ended = io.StringIO(), io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patched.setenv("JAX_COMPILATION_CACHE_DIR", "as it is")  # this process has none
@@ -95,7 +95,7 @@ def test_a_run_directory_is_complete(straight):
     workdir, (told, _) = straight
     assert "learning rate" in told and "global batch 8" in told
     assert "parameters" in told and "left" in told
-    assert sorted(p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()) == ["10", "6", "8"]
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()) == ["4", "6", "8"]
     config = json.loads((workdir / "config.json").read_text())
     assert config["steps"] == STEPS
     assert list(metrics(workdir)) == list(range(1, STEPS + 1))
@@ -166,6 +166,7 @@ def test_bfloat16_trains_like_float32_and_only_the_final_state_is_saved(straight
     assert "unet/time_embed_0/kernel" in table and "(32, 128)" in table and "Total: " in table
 
 
+@pytest.mark.slow  # the same of a small network: test_nonfinite.py
 def test_non_finite_loss_stops_and_names_the_step(tmp_path):
     _, error = train(tmp_path, "--config.steps=6", "--config.optim.learning_rate=1e30", *SMALL, code=1)
     assert re.search(r"step \d: .*is not finite", error)
@@ -208,7 +209,7 @@ def test_sample_does_not_depend_on_the_batch(straight, tmp_path):
     workdir = straight[0]
     common = [f"--workdir={workdir}", "--steps=3", "--eta=1"]
     python("sample.py", *common, "--num=5", "--batch=5", f"--out={tmp_path / 'a'}", "--npz")
-    python("sample.py", *common, "--num=3", "--batch=2", f"--out={tmp_path / 'b'}")
+    here(sample_script.main, *common, "--num=3", "--batch=2", f"--out={tmp_path / 'b'}")
     for i in range(3):
         a, b = (np.asarray(Image.open(tmp_path / d / f"{i:06d}.png"), np.int16) for d in "ab")
         assert np.abs(a - b).max() <= 1  # rounding to uint8 may fall either way
