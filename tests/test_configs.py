@@ -151,7 +151,8 @@ STEPS = {
 
 
 def small(config):
-    """The UNet's first level and its middle, which has the attention; two levels of a first stage."""
+    """The UNet's first level and its middle, which has the attention, on pictures of 64 px whose first stage is
+    narrow; of a first stage two levels, and the shortest discriminator."""
     if config.task == "first_stage":
         config.first_stage.update(ch_mult=(1, 1), attn_resolutions=())
         config.loss.disc_layers = 1

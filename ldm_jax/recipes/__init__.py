@@ -62,7 +62,7 @@ def override(config: ConfigDict, overrides: Sequence[str], name: str) -> ConfigD
 
     Raises ConfigError for an option that does not exist, and for a value of the wrong type.
     """
-    if not overrides:
+    if not overrides:  # flags would write the whole configuration as text, twice
         _check_paths(config, "config")
         return config.lock()
     _check_options(config, overrides)

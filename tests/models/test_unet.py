@@ -27,7 +27,7 @@ TINY_CASES = (
     "st_nolegacy",
     "updown_ssn",
 )
-# These have every kind of layer between them. Gradients and a second size of all: `make test-all`.
+# These two have every kind of layer between them. Gradients and a second size of all: `make test-all`.
 GRADIENTS = ("st_heads1", "updown_ssn")
 
 
