@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ldm_jax import build, checkpoint, conditions, manifest, shipped, tree
+from ldm_jax import build, checkpoint, conditions, config_file, manifest, shipped, tree
 from ldm_jax.convert.safetensors_file import read_safetensors
 from ldm_jax.errors import ConfigError, Damaged, Missing, UsageError
 from ldm_jax.files import at, copy_folder, save_arrays
@@ -39,7 +39,7 @@ _ONE = "A classifier of that model's latents is trained with --config.guides=RUN
 def config_of(run: str | Path, what: str = "the model") -> ConfigDict:
     """The recipe of a run. Missing where `run` is no run directory; `what`: what it is for, in the message."""
     try:
-        return ConfigDict(checkpoint.load_config(shipped.find(run)))
+        return ConfigDict(config_file.load(shipped.find(run)))
     except Missing as error:
         raise Missing(f"{what}: {error}{shipped.hint(run)}") from None
 
@@ -102,7 +102,7 @@ _MEASURED = ("data.source", "data.path", "data.name", "data.split", "data.image_
 def frozen_options(config: ConfigDict) -> dict[str, Any]:
     """{dotted name: value} of the options that decide what frozen/ is, as JSON has them."""
     if build.has_channel_scale(config):
-        names, numbers = (*_FROZEN_OPTIONS, *checkpoint.YOUNGER_LATENTS), len(config.latent_channel_scale)
+        names, numbers = (*_FROZEN_OPTIONS, *config_file.YOUNGER_LATENTS), len(config.latent_channel_scale)
     else:
         names, numbers = _FROZEN_OPTIONS, config.latent_scale
     given = numbers or config.get("guides") or begins_with_latents(config)
@@ -183,7 +183,7 @@ def write_exported(
     folder.mkdir(parents=True, exist_ok=True)
     config = config.copy_and_resolve_references()
     config.data.cache_latents = ""
-    checkpoint.keep_config(folder, config.to_dict())
+    config_file.save(folder, config.to_dict())
     (folder / manifest.NAME).unlink(missing_ok=True)
     save_arrays(folder / WEIGHTS, arrays, {"format": "ldm_jax"})
     manifest.write(folder, only=[WEIGHTS])
@@ -393,4 +393,4 @@ def lpips_params(net: str, folder: str | Path, otherwise: str) -> Tree:
 
 def leaves_of(section: ConfigDict) -> dict[str, Any]:
     """{dotted name: value} as JSON has them, to compare sections of two recipes."""
-    return dict(checkpoint.leaves(json.loads(section.to_json())))
+    return dict(config_file.leaves(json.loads(section.to_json())))

@@ -40,7 +40,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from ldm_jax import checkpoint, tree  # noqa: E402
+from ldm_jax import checkpoint, config_file, tree  # noqa: E402
 from ldm_jax.cli.options import Parser  # noqa: E402
 from ldm_jax.training import stopping  # noqa: E402
 from tests.fast import flags  # noqa: E402
@@ -379,7 +379,7 @@ def arrays(workdir: Path) -> dict[str, np.ndarray]:
 
     from ldm_jax.training import setup
 
-    config = ConfigDict(checkpoint.load_config(workdir))
+    config = ConfigDict(config_file.load(workdir))
     shapes, _ = setup.abstract_run(config)
     return tree.flatten(vars(setup.restore_parts(config, workdir, tuple(vars(shapes)))))
 

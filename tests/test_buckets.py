@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax import checkpoint, files, recipes, rundir
+from ldm_jax import checkpoint, config_file, files, recipes, rundir
 from ldm_jax.conditions import text
 from ldm_jax.convert.safetensors_file import read_safetensors
 from ldm_jax.data.sources import ShapesSource
@@ -68,8 +68,8 @@ def test_a_whole_checkpoint_without_its_last_file_is_finished(run):
 
 
 def test_configuration_and_frozen(run):
-    checkpoint.keep_config(run, {"task": "ldm", "seed": 0})
-    assert checkpoint.load_config(str(run)) == {"task": "ldm", "seed": 0}
+    config_file.save(run, {"task": "ldm", "seed": 0})
+    assert config_file.load(str(run)) == {"task": "ldm", "seed": 0}
     flip("bucket/runs/mine/config.json")
     with pytest.raises(Damaged, match=r"gs://bucket/runs/mine/config\.json is damaged"):
         rundir.config_of(str(run))
@@ -93,7 +93,7 @@ def test_a_run_goes_on_and_its_metrics_are_kept(run, monkeypatch, capsys):
     assert f"resumed {run} at step 6" in capsys.readouterr().out
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 5, 6, 8] and lines[-1]["loss"] > lines[0]["loss"]
-    assert checkpoint.load_config(run)["steps"] == 8 and (run / "parameters.txt").exists()
+    assert config_file.load(run)["steps"] == 8 and (run / "parameters.txt").exists()
     writer = logging.Writer(run, 8)
     writer.picture(8, "samples", np.zeros((4, 4, 3), np.uint8))
     writer.scalars(9, {"loss": 1.0})

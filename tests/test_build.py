@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ldm_jax import build, checkpoint, recipes, rundir
+from ldm_jax import build, config_file, recipes, rundir
 from ldm_jax.diffusion.schedule import FlowSchedule, make_schedule
 from ldm_jax.errors import ConfigError
 from ldm_jax.models.dit import DiT
@@ -54,7 +54,7 @@ def test_runs_from_before_transformers_have_the_unet_and_go_on(tmp_path):
     config = recipes.load("quickstart_ldm:tiny")
     older = config.to_dict()
     del older["network"], older["dit"]
-    checkpoint.keep_config(tmp_path, older)
+    config_file.save(tmp_path, older)
     assert isinstance(build.denoiser(rundir.config_of(tmp_path)), UNet)
     resume.check_same_run(config, tmp_path)
     assert isinstance(build.denoiser(recipes.load("quickstart_ldm:tiny", ["--config.network.kind=dit"])), DiT)
@@ -65,11 +65,11 @@ def test_runs_from_before_transformers_have_the_unet_and_go_on(tmp_path):
 def test_runs_from_before_these_options_load_and_go_on(tmp_path):
     config = recipes.load("quickstart_ldm:tiny")
     older = config.to_dict()
-    for name in checkpoint.YOUNGER_DIFFUSION:
+    for name in config_file.YOUNGER_DIFFUSION:
         del older["diffusion"][name]
-    checkpoint.keep_config(tmp_path, older)
-    assert checkpoint.load_config(tmp_path)["diffusion"] == config.diffusion.to_dict()
-    assert not checkpoint.changes(tmp_path, config.to_dict())
+    config_file.save(tmp_path, older)
+    assert config_file.load(tmp_path)["diffusion"] == config.diffusion.to_dict()
+    assert not config_file.changes(tmp_path, config.to_dict())
     classifier = recipes.load("quickstart_classifier:tiny")
-    checkpoint.keep_config(tmp_path / "classifier", classifier.to_dict())
-    assert not checkpoint.changes(tmp_path / "classifier", classifier.to_dict())
+    config_file.save(tmp_path / "classifier", classifier.to_dict())
+    assert not config_file.changes(tmp_path / "classifier", classifier.to_dict())

@@ -1,4 +1,4 @@
-"""Checkpoints: which are there, which stay, and how they come back; config.json of a run, read back."""
+"""Checkpoints: which are there, which stay, and how they come back."""
 
 import json
 import resource
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ldm_jax import checkpoint, manifest
-from ldm_jax.errors import ConfigError, Damaged, Missing, SaveFailed
+from ldm_jax.errors import ConfigError, Damaged, SaveFailed
 
 DEVICE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
@@ -317,67 +317,3 @@ def test_a_tree_that_cannot_be_written_is_told(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())
-
-
-def test_runs_of_older_versions_get_the_options_they_lack(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"task": "first_stage", "optim": {"final_fraction": 0.5}}))
-    config = checkpoint.load_config(tmp_path)
-    optim = {"warmup_fraction": 0.0, "decay_steps": 0, "final_fraction": 0.5}
-    assert config == {"task": "first_stage", "matmul_precision": "default", "optim": optim}
-    (tmp_path / "new").mkdir()
-    (tmp_path / "new" / "config.json").write_text(json.dumps({"version": 2, "task": "ldm", "every": {"log": 1}}))
-    assert checkpoint.load_config(tmp_path / "new")["keep_every"] == 0
-    now = config | {"optim": optim | {"final_fraction": 1.0}}
-    assert checkpoint.changes(tmp_path, now) == {"optim.final_fraction": (0.5, 1.0)}
-
-
-def test_a_folder_without_a_configuration_is_no_run(tmp_path):
-    assert checkpoint.changes(tmp_path, {"task": "ldm"}) == {}
-    with pytest.raises(Missing, match="not a run directory"):
-        checkpoint.load_config(tmp_path)
-
-
-def test_configurations_of_older_versions_are_migrated(tmp_path):
-    """Version 1 had no version; what it did not have gets the value that means what it did."""
-    old = {"task": "ldm", "optim": {"b1": 0.9}, "conditioner": {"kind": "x"}, "first_stage": {"ch": 8}}
-    old |= {"latent_scale": 1.0}
-    (tmp_path / "config.json").write_text(json.dumps(old))
-    config = checkpoint.load_config(tmp_path)
-    assert config["optim"] == {"warmup_fraction": 0.0, "decay_steps": 0, "final_fraction": 0.0, "b1": 0.9}
-    assert config["conditioner"]["trainable"] and config["matmul_precision"] == "default" and "version" not in config
-    assert config["first_stage"] == {"ch": 8, "use_quant_conv": True, "use_post_quant_conv": True}
-    assert config["latent_scale_kind"] == "scalar" and config["latent_channel_scale"] == []
-    checkpoint.keep_config(tmp_path, config)
-    assert json.loads((tmp_path / "config.json").read_text())["version"] == checkpoint.VERSION
-    assert checkpoint.load_config(tmp_path) == config and not checkpoint.changes(tmp_path, config)
-
-
-def test_every_bit_of_a_configuration_counts(tmp_path):
-    """Also where the file still is the JSON of a run. One that was changed on purpose is read without its checksum."""
-    checkpoint.keep_config(tmp_path, {"task": "ldm", "seed": 1, "name": "größe", "optim": {"b1": 0.9}})
-    path, options = tmp_path / "config.json", checkpoint.load_config(tmp_path)
-    good = path.read_bytes()
-    assert options["seed"] == 1 and "checksum" not in options
-    for bit in range(8 * len(good)):
-        bad = bytearray(good)
-        bad[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(bad)
-        with pytest.raises(Damaged, match=r"config\.json is damaged: .* remove its line \"checksum\""):
-            checkpoint.load_config(tmp_path)
-    changed = [line for line in good.splitlines() if b'"checksum"' not in line]
-    path.write_bytes(b"\n".join(changed).replace(b'"seed": 1', b'"seed": 3'))
-    assert checkpoint.load_config(tmp_path) == options | {"seed": 3}
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "is not the configuration"),
-        ("[1]", "is not the configuration"),
-        ('{"task": "ldm", "version": 99}', "newer"),
-    ],
-)
-def test_configurations_that_cannot_be_read(tmp_path, text, message):
-    (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ConfigError, match=message):
-        checkpoint.load_config(tmp_path)

@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from ldm_jax import checkpoint, recipes, rundir
+from ldm_jax import checkpoint, config_file, recipes, rundir
 from ldm_jax.cli import sample
 from ldm_jax.errors import UsageError
 from ldm_jax.training import setup
@@ -33,7 +33,7 @@ def config_of(name, **changes):
 
 def keep(workdir, config, scale=1.0, draw=None):
     """A run directory with a checkpoint of zeros, or of what `draw(shape)` gives."""
-    checkpoint.keep_config(workdir, config.to_dict())
+    config_file.save(workdir, config.to_dict())
     state, _ = setup.abstract_run(config)
     draw = draw or np.zeros
     checkpoint.save_from_numpy(workdir, 0, jax.tree.map(lambda s: np.asarray(draw(s.shape), s.dtype), state))
@@ -51,7 +51,7 @@ def runs(tmp_path_factory):
     keep(root / "other_scale", config_of("quickstart_classifier"), 1.9)
     others = {"other_schedule": {"diffusion__end": 0.0205}, "other_stage": {"first_stage__ch": 64}}
     for name, changes in others.items():
-        checkpoint.keep_config(root / name, config_of("quickstart_classifier", **changes).to_dict())
+        config_file.save(root / name, config_of("quickstart_classifier", **changes).to_dict())
     return root
 
 
@@ -125,7 +125,7 @@ def test_the_classifier_is_followed(runs, tmp_path, monkeypatch):
     """Through the command line's own path: a scale makes the classifier surer of the label, of which the model knows
     nothing; an image's condition is in its name and texts."""
     monkeypatch.chdir(runs)
-    config = ConfigDict(checkpoint.load_config("ldm"))
+    config = ConfigDict(config_file.load("ldm"))
     classifier, params, _ = rundir.classifier("classifier", config, rundir.kept_frozen(config, "ldm"), "ldm")
 
     @jax.jit

@@ -15,7 +15,7 @@ PLAN = [
     {"errors", "progress"},
     {"files", "hosts"},
     {"manifest"},
-    {"arrays", "tree", "keys", "images", "process", "checkpoint", "shipped"},
+    {"arrays", "tree", "keys", "images", "process", "checkpoint", "config_file", "shipped"},
     {"models", "diffusion", "data"},
     {"losses", "conditions"},
     {"ldm"},

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 import ldm_jax
-from ldm_jax import checkpoint, recipes
+from ldm_jax import checkpoint, config_file, recipes
 from ldm_jax.cli import sample
 from ldm_jax.conditions import class_label, hybrid, semantic
 from ldm_jax.diffusion import samplers
@@ -41,7 +41,7 @@ def filled(shapes, seed=0):
 
 def keep(workdir, config):
     """A run directory with a checkpoint of random parameters."""
-    checkpoint.keep_config(workdir, config.to_dict())
+    config_file.save(workdir, config.to_dict())
     state, frozen = setup.abstract_run(config)
     made = {name: filled(getattr(state, name)) for name in ("params", "ema", "variables")}
     zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), state)
@@ -415,6 +415,6 @@ def test_what_is_not_there(tmp_path, run):
     with pytest.raises(Missing, match=r"no checkpoint of step 9 in .*\[3\]"):
         ldm_jax.load(run, checkpoint=9)
     classifier = recipes.load("quickstart_classifier:tiny")
-    checkpoint.keep_config(tmp_path / "classifier", classifier.to_dict())
+    config_file.save(tmp_path / "classifier", classifier.to_dict())
     with pytest.raises(Missing, match="give it as classifier="):
         ldm_jax.load(tmp_path / "classifier")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import ldm_jax
-from ldm_jax import checkpoint, manifest, recipes, rundir
+from ldm_jax import checkpoint, config_file, manifest, recipes, rundir
 from ldm_jax.cli import convert
 from ldm_jax.errors import ConfigError, Damaged
 from ldm_jax.training import setup
@@ -18,7 +18,7 @@ def made(tmp_path_factory):
     """A first stage with two checkpoints."""
     folder = tmp_path_factory.mktemp("made")
     config = recipes.load("quickstart_first_stage:tiny")
-    checkpoint.keep_config(folder, config.to_dict())
+    config_file.save(folder, config.to_dict())
     params = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), rundir.params_shapes(config))
     for step in (1, 2):
         checkpoint.save_from_numpy(folder, step, {"params": params})
@@ -105,7 +105,7 @@ def test_a_shift_and_a_scale_of_each_channel_are_kept(tmp_path):
     params = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), rundir.params_shapes(config))
     config.data.cache_latents = "/elsewhere/latents"
     rundir.write_exported(tmp_path / "folder", config, params, frozen, "bfloat16")
-    assert checkpoint.load_config(tmp_path / "folder")["data"]["cache_latents"] == ""  # of this machine alone
+    assert config_file.load(tmp_path / "folder")["data"]["cache_latents"] == ""  # of this machine alone
     assert (tmp_path / "folder" / rundir.WEIGHTS).stat().st_mode & 0o777 == 0o644  # others may read it, too
     for found in (rundir.kept_frozen(config, tmp_path / "run"), rundir.model_of(config, tmp_path / "folder")[1]):
         assert rundir.same_scale(found, frozen) and found["latent_shift"].dtype == np.float32
@@ -134,7 +134,7 @@ def test_numbers_of_channels_belong_to_channels():
 def test_options_of_channels_decide_what_frozen_is():
     """Those of older versions, which had none, are the same."""
     usual = rundir.frozen_options(recipes.load("quickstart_ldm:tiny"))
-    assert not checkpoint.YOUNGER_LATENTS.keys() & usual.keys()
+    assert not config_file.YOUNGER_LATENTS.keys() & usual.keys()
     measured, given = channels_recipe(), channels_recipe(latent_channel_shift=(0.1,), latent_channel_scale=(1.0,))
     assert "data.source" in rundir.frozen_options(measured) and "data.source" not in rundir.frozen_options(given)
     assert rundir.frozen_options(given)["latent_channel_shift"] == [0.1]
@@ -160,7 +160,7 @@ def test_check_has_a_line_for_each_part(run, capsys):
 
 
 def test_a_diffusion_model_without_its_first_stage_is_bad(tmp_path, capsys):
-    checkpoint.keep_config(tmp_path, recipes.load("quickstart_ldm:tiny").to_dict())
+    config_file.save(tmp_path, recipes.load("quickstart_ldm:tiny").to_dict())
     checkpoint.save_from_numpy(tmp_path, 1, {"params": {"a": np.zeros(1)}})
     code, lines = checked(tmp_path, capsys)
     assert code == 1 and lines[2].startswith("BAD frozen: it is missing")

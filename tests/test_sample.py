@@ -12,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from ldm_jax import checkpoint, pipeline, recipes, request
+from ldm_jax import checkpoint, config_file, pipeline, recipes, request
 from ldm_jax.cli import sample
 from ldm_jax.conditions import class_label, hybrid, inpaint, layout
 from ldm_jax.errors import Missing, RequestError
@@ -33,7 +33,7 @@ def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     for name, recipe in MODELS.items():
         config = recipes.load(f"{recipe}:tiny")
-        checkpoint.keep_config(root / name, config.to_dict())
+        config_file.save(root / name, config.to_dict())
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(root / "picture.png")
     Image.fromarray(np.full((64, 64), 255, np.uint8)).save(root / "white.png")
     Image.fromarray(np.zeros((64, 64), np.uint8)).save(root / "black.png")
@@ -101,7 +101,7 @@ def test_wrong_requests_are_refused(runs, monkeypatch, model, options, message):
 def requests_of(argv):
     """One `Asked` an image, of these options of sample.py."""
     args = sample.parse(argv)
-    config = ConfigDict(checkpoint.load_config(args.workdir))
+    config = ConfigDict(config_file.load(args.workdir))
     return request.resolve(sample.request_of(args), config, args.workdir, Path(args.workdir) / "tokenizer")
 
 
@@ -166,7 +166,7 @@ def test_layouts_in_patches_get_crop_tokens(runs, monkeypatch):
     """What LayoutCoder writes for the patch; the model's image has 128 pixels, f is 4."""
     monkeypatch.chdir(runs)
     (runs / "boxes.json").write_text('[{"box": [0.1, 0.2, 0.6, 0.9], "class": 4}]')
-    config = ConfigDict(checkpoint.load_config("layout"))
+    config = ConfigDict(config_file.load("layout"))
     (whole,) = requests_of(["--workdir=layout", "--layout=boxes.json"])
     assert "crop_tokens" not in whole.fields
     asked = ["--workdir=layout", "--layout=boxes.json", "--size=64x128", "--patch=64"]
@@ -198,7 +198,7 @@ def run(tmp_path_factory):
 
 
 def without_weights(workdir, config):
-    checkpoint.keep_config(workdir, config.to_dict())
+    config_file.save(workdir, config.to_dict())
     state, frozen = setup.abstract_run(config)
     assert config.diffusion.prediction == "v" and not frozen["first_stage"]
     checkpoint.save_from_numpy(workdir, 0, jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), state))

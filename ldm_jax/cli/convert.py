@@ -161,7 +161,7 @@ def fresh_discriminator(config) -> Tree:
 
 
 def to_run(args: argparse.Namespace, config) -> None:
-    from ldm_jax import checkpoint, manifest
+    from ldm_jax import checkpoint, config_file, manifest
     from ldm_jax.convert import tensors
     from ldm_jax.convert.safetensors_file import write_safetensors
     from ldm_jax.training import setup
@@ -202,7 +202,7 @@ def to_run(args: argparse.Namespace, config) -> None:
             metadata["latents"] = json.dumps(source.latents)
         write_safetensors(partial / tensors.KEPT, tensors.given(beside), metadata)
         checkpoint.save_from_numpy(partial, step, state)
-        checkpoint.keep_config(partial, config.to_dict())
+        config_file.save(partial, config.to_dict())
     _tell(args, config, source, weights, beside, step)
 
 
@@ -277,11 +277,11 @@ def _tell(args, config, source, weights: Tree, beside: dict, step: int) -> None:
 def to_file(args: argparse.Namespace) -> None:
     from ml_collections import ConfigDict
 
-    from ldm_jax import checkpoint
+    from ldm_jax import config_file
 
     source, target = shipped.find(args.source), Path(args.target)
     _check_new(target)
-    config = ConfigDict(checkpoint.load_config(source))
+    config = ConfigDict(config_file.load(source))
     _check_writable(config, target)
     state, frozen = restore(config, source, args.checkpoint)
     if target.suffix in (*TORCH_ENDINGS, ".safetensors"):

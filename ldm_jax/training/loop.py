@@ -20,7 +20,7 @@ from clu.metrics import Average
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from ldm_jax import checkpoint, files, process, progress, rundir
+from ldm_jax import checkpoint, config_file, files, process, progress, rundir
 from ldm_jax.errors import SaveFailed
 from ldm_jax.images import grid
 from ldm_jax.training import logging, nonfinite, sharding, snapshots
@@ -95,7 +95,7 @@ def run(
     frozen = _prepare_frozen(task, frozen, loaders, config, mesh, workdir, say)
     state, shardings = _first_state(task, config.seed, frozen, first, mesh, checkpoints, start, begin)
     if main:
-        checkpoint.keep_config(workdir, config.to_dict())
+        config_file.save(workdir, config.to_dict())
     if start:
         say(f"resumed {workdir} at step {start}")
     _overview(state.params, workdir, say)

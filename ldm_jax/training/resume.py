@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from ldm_jax import checkpoint, files, rundir
+from ldm_jax import checkpoint, config_file, files, rundir
 from ldm_jax.errors import ConfigError, Damaged, Missing
 
 Tree = Any
@@ -39,7 +39,7 @@ ON_OFF_OPTIONS = ("ema.decay", "optim.clip_norm")
 def check_same_run(config: ConfigDict, workdir: str | Path, accept_changes: bool = False) -> None:
     """ConfigError when the run in `workdir` was begun with other options than `config`: with those that
     its checkpoints cannot follow, and without `accept_changes` also with those that change what the model learns."""
-    changed = checkpoint.changes(workdir, config.to_dict())
+    changed = config_file.changes(workdir, config.to_dict())
     if config.get("ema", {}).get("kind") != "power":  # nothing reads the widths
         changed.pop("ema.sigma_rel", None)
     wrong = _lines(
@@ -82,7 +82,7 @@ def check_frozen(config: ConfigDict, workdir: str | Path, source: Callable[[Conf
         check_same_run(config, workdir, accept_changes=True)
         return
     here = rundir.frozen_options(config)
-    younger = {f"first_stage.{name}": value for name, value in checkpoint.YOUNGER["first_stage"].items()}
+    younger = {f"first_stage.{name}": value for name, value in config_file.YOUNGER["first_stage"].items()}
     there = {n: value for n, value in younger.items() if n in here} | made["options"]
     wrong = _lines((n, there.get(n), here.get(n)) for n in sorted({*there, *here}) if there.get(n) != here.get(n))
     if not wrong:

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from ldm_jax import checkpoint, recipes, tree
+from ldm_jax import checkpoint, config_file, recipes, tree
 from ldm_jax.conditions import hybrid, semantic
 from ldm_jax.conditions import text as text_kind
 from ldm_jax.errors import Missing
@@ -34,7 +34,7 @@ def trained(tmp_path_factory):
     """(A run directory with such a model, its averaged conditioner)."""
     run, config = tmp_path_factory.mktemp("trained"), text_model()
     state = filled(setup.abstract_run(config)[0])
-    checkpoint.keep_config(run, config.to_dict())
+    config_file.save(run, config.to_dict())
     checkpoint.save_from_numpy(run, 7, state)
     return run, state.ema["conditioner"]
 
@@ -61,7 +61,7 @@ def test_two_steps_leave_it_bit_by_bit(trained, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, frozen["conditioner"], theirs)
     other = frozen | {"conditioner": jax.tree.map(lambda x: -x, frozen["conditioner"])}
     assert float(step(state, other, batch)[1]["loss"]) != float(step(state, frozen, batch)[1]["loss"])
-    checkpoint.keep_config(tmp_path, config.to_dict())
+    config_file.save(tmp_path, config.to_dict())
     checkpoint.save_tree(tmp_path / "frozen", frozen)
     kept = setup.frozen(config, tmp_path, kept_only=True)  # the run's own copy
     jax.tree.map(np.testing.assert_array_equal, kept["conditioner"], theirs)
@@ -95,7 +95,7 @@ def test_one_that_learnt_alone(tmp_path):
         config.first_stage.kind = "identity"
     state = filled(setup.abstract_run(alone)[0])
     assert state.params.keys() == {"unet", "conditioner"} and state.params["unet"].keys() == {"out"}
-    checkpoint.keep_config(tmp_path / "alone", alone.to_dict())
+    config_file.save(tmp_path / "alone", alone.to_dict())
     checkpoint.save_from_numpy(tmp_path / "alone", 7, state)
     model.conditioner.update(trainable=False, checkpoint=str(tmp_path / "alone"))
     frozen = setup.frozen(model, tmp_path / "next")

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from ldm_jax import checkpoint as checkpoints
-from ldm_jax import recipes
+from ldm_jax import config_file, recipes
 from ldm_jax.cli import convert
 from ldm_jax.convert import compvis
 from ldm_jax.convert.safetensors_file import read_safetensors, write_safetensors
@@ -30,7 +29,7 @@ EMA = "model_ema.diffusion_model"
 
 def restored(run):
     """(config, TrainState without optimiser state, frozen)."""
-    config = ConfigDict(checkpoints.load_config(run))
+    config = ConfigDict(config_file.load(run))
     return config, *convert.restore(config, run, None)
 
 
@@ -42,7 +41,7 @@ def test_ldm(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "660 tensors" in told and "averaged weights: yes" in told and "latent scale 0.50000 (the file's)" in told
     assert "python sample.py --workdir=" in told and "--config.steps=11234" in told
-    config = ConfigDict(checkpoints.load_config(tmp_path / "run"))
+    config = ConfigDict(config_file.load(tmp_path / "run"))
     frozen = setup.frozen(config, tmp_path / "run", kept_only=True)
     run = setup.restore_parts(config, tmp_path / "run", ("step", "params", "ema", "opt_state"))
     assert int(run.step) == 1234 and float(frozen["latent_scale"]) == 0.5
@@ -78,7 +77,7 @@ def test_first_stage_inside_an_ldm(tmp_path, capsys):
     write_torch(tmp_path / "m.ckpt", state, step=3)
     to_run(FIRST_STAGE, tmp_path / "m.ckpt", tmp_path / "run")
     assert "no discriminator in it" in capsys.readouterr().out
-    config = checkpoints.load_config(tmp_path / "run")
+    config = config_file.load(tmp_path / "run")
     assert config["task"] == "first_stage"
     ldm = recipes.load("celeba_ldm4:tiny").unlock()
     ldm.first_stage.checkpoint = str(tmp_path / "run")

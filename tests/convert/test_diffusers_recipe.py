@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ldm_jax import build, recipes
-from ldm_jax import checkpoint as checkpoints
+from ldm_jax import build, config_file, recipes
 from ldm_jax.cli import convert
 from ldm_jax.convert import diffusers, tensors
 from ldm_jax.convert.diffusers import scheduler_config
@@ -123,7 +122,7 @@ def test_a_lone_autoencoder_of_another_shape_there_and_back(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "recipe first_stage_sd_vae" in told and "--config.first_stage.ch=32" in told
     assert f"--config.first_stage.checkpoint={tmp_path / 'run'} --config.latent_scale=0.25" in told
-    assert checkpoints.load_config(tmp_path / "run")["latent_scale"] == 0.25
+    assert config_file.load(tmp_path / "run")["latent_scale"] == 0.25
     from_run(tmp_path / "run", tmp_path / "back")
     back = json.loads((tmp_path / "back" / "config.json").read_text())
     assert back["scaling_factor"] == 0.25

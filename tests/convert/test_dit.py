@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from ldm_jax import build, recipes, rundir, tree
-from ldm_jax import checkpoint as checkpoints
+from ldm_jax import build, config_file, recipes, rundir, tree
 from ldm_jax.cli import convert
 from ldm_jax.convert import dit, names
 from ldm_jax.convert.safetensors_file import read_safetensors, write_safetensors
@@ -73,7 +72,7 @@ def made_up(width: int, side: int, dtype=np.float32) -> dict[str, np.ndarray]:
 
 
 def restored(run):
-    config = ConfigDict(checkpoints.load_config(run))
+    config = ConfigDict(config_file.load(run))
     return config, *convert.restore(config, run, None)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import ldm_jax
-from ldm_jax import checkpoint, recipes, rundir
+from ldm_jax import checkpoint, config_file, recipes, rundir
 from ldm_jax.cli import convert
 from ldm_jax.training import finetune, setup
 from tests.test_classifier_guidance import config_of, keep
@@ -22,7 +22,7 @@ def root(tmp_path_factory):
         return rng.standard_normal(shape)
 
     first_stage = recipes.load("quickstart_first_stage:tiny")
-    checkpoint.keep_config(root / "first_stage", first_stage.to_dict())
+    config_file.save(root / "first_stage", first_stage.to_dict())
     state, _ = setup.abstract_run(first_stage)
     state = jax.tree.map(lambda s: np.asarray(draw(s.shape), s.dtype), state)
     checkpoint.save_from_numpy(root / "first_stage", 7, state)

@@ -176,10 +176,10 @@ def test_deep_and_palette_pictures(tmp_path):
 
 def test_the_command_says_it_in_a_paragraph(tmp_path, capsys):
     """sample.py --image with a file that is none."""
-    from ldm_jax import checkpoint, recipes
+    from ldm_jax import config_file, recipes
     from ldm_jax.cli import sample
 
-    checkpoint.keep_config(tmp_path / "run", recipes.load("imagenet_superres_ldm4:tiny").to_dict())
+    config_file.save(tmp_path / "run", recipes.load("imagenet_superres_ldm4:tiny").to_dict())
     corpus.write(tmp_path, ".png", corpus.pictures())
     for name in corpus.pictures():
         with pytest.raises(SystemExit) as stopped:

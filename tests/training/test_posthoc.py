@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors import SafetensorError
 
-from ldm_jax import checkpoint, recipes, rundir
+from ldm_jax import checkpoint, config_file, recipes, rundir
 from ldm_jax.cli import convert
 from ldm_jax.convert.safetensors_file import read_safetensors
 from ldm_jax.errors import ConfigError, Missing, SaveFailed
@@ -229,7 +229,7 @@ def test_snapshots_need_the_kind(tmp_path):
 
 
 def test_a_run_keeps_its_kind_of_average(tmp_path):
-    checkpoint.keep_config(tmp_path, recipes.load("quickstart_ldm:tiny").to_dict())
+    config_file.save(tmp_path, recipes.load("quickstart_ldm:tiny").to_dict())
     with pytest.raises(ConfigError, match=r"ema\.kind: 'exponential' there, 'power' here"):
         resume.check_same_run(power_recipe(), tmp_path, accept_changes=True)
     resume.check_same_run(recipes.load("quickstart_ldm:tiny", ["--config.ema.snapshot_every=5"]), tmp_path)
@@ -238,7 +238,7 @@ def test_a_run_keeps_its_kind_of_average(tmp_path):
 def test_the_command_writes_a_model_that_can_be_used(tmp_path, capsys):
     """Parameters that are all the same number, which follows a known trajectory."""
     config, run = power_recipe("--config.ema.snapshot_every=50"), tmp_path / "run"
-    checkpoint.keep_config(run, config.to_dict())
+    config_file.save(run, config.to_dict())
     with refused(capsys, r"averages of the run .*run, kept .*snapshot_every=N"):
         convert.main(["--from", str(run), "--to", str(tmp_path / "to"), "--ema-sigma=0.08"])
     shapes, frozen = rundir.params_shapes(config), rundir.frozen_shapes(config)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from ldm_jax import checkpoint, recipes, rundir
+from ldm_jax import checkpoint, config_file, recipes, rundir
 from ldm_jax.errors import ConfigError
 from ldm_jax.training import resume, setup
 
@@ -19,7 +19,7 @@ def recipe(**changes):
 
 @pytest.fixture
 def run(tmp_path):
-    checkpoint.keep_config(tmp_path, recipe().to_dict())
+    config_file.save(tmp_path, recipe().to_dict())
     return tmp_path
 
 
@@ -49,7 +49,7 @@ def test_recomputing_activations_leaves_the_parameters_alone():
      ("optim.learning_rate", 0.5), ("dtype", "bfloat16"), ("ema.decay", 0.5), ("conditioner.drop_prob", 0.5)],
 )  # fmt: skip
 def test_what_changes_the_model_must_be_accepted(run, name, value):
-    before = dict(checkpoint.leaves(recipe().to_dict()))[name]
+    before = dict(config_file.leaves(recipe().to_dict()))[name]
     with pytest.raises(ConfigError) as error:
         resume.check_same_run(recipe(**{name: value}), run)
     text = str(error.value)
@@ -67,7 +67,7 @@ def test_what_checkpoints_cannot_follow_is_refused(run, name, value):
 
 def test_options_of_the_loss_can_be_accepted(run):
     """Those of config.diffusion, too: the checkpoints fit them. Those of its noise schedule not."""
-    checkpoint.keep_config(run, recipe().to_dict())
+    config_file.save(run, recipe().to_dict())
     for name, value in (
         ("loss", "l1"),
         ("weighting", "min_snr"),
@@ -86,7 +86,7 @@ def test_options_that_the_beginning_did_not_have_may_come(run):
     """A run of an older version is not refused for what is new."""
     config = recipe()
     del config.data["degradation"]
-    checkpoint.keep_config(run, config.to_dict())
+    config_file.save(run, config.to_dict())
     resume.check_same_run(recipe(), run)
 
 
@@ -104,14 +104,14 @@ def test_a_run_of_an_older_version_goes_on_without_a_word(name, tmp_path, capsys
             section.pop("embedding_std")
     (tmp_path / "config.json").write_text(json.dumps({"version": 2} | older))
     resume.check_same_run(config, tmp_path)
-    checkpoint.keep_config(tmp_path, config.to_dict())
+    config_file.save(tmp_path, config.to_dict())
     assert capsys.readouterr().out == ""
 
 
 def first_stage_run(folder, value):
     """A trained first stage whose parameters are all `value`."""
     config = recipes.load("quickstart_first_stage:tiny")
-    checkpoint.keep_config(folder, config.to_dict())
+    config_file.save(folder, config.to_dict())
     params = jax.tree.map(lambda s: np.full(s.shape, value, s.dtype), rundir.params_shapes(config))
     checkpoint.save_from_numpy(folder, 1, {"params": params})
     return folder

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm_jax import checkpoint, recipes
+from ldm_jax import checkpoint, config_file, recipes
 from ldm_jax.cli import train
 from ldm_jax.training import stopping
 from ldm_jax.training.stopping import AGAIN, INTERRUPTED, Hosts, Stop
@@ -178,7 +178,7 @@ def test_work_of_a_step_that_was_killed_is_done_first(tmp_path):
 def test_runs_of_before_have_the_values_that_do_nothing(tmp_path):
     every = {"log": 50, "evaluate": 0, "picture": 0, "checkpoint": 5}
     (tmp_path / "config.json").write_text(json.dumps({"version": 2, "task": "ldm", "every": every}))
-    config = checkpoint.load_config(tmp_path)
+    config = config_file.load(tmp_path)
     now = recipes.load("quickstart_ldm")
     assert (
         config["every"] == every | {"checkpoint_minutes": now.every.checkpoint_minutes, "metrics": 0}

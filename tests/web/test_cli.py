@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm_jax import checkpoint, recipes
+from ldm_jax import config_file, recipes
 from ldm_jax.cli import web
 from ldm_jax.errors import UsageError
 
@@ -48,7 +48,7 @@ def test_an_address_that_is_taken_is_named():
 
 def test_without_gradio_it_says_how_to_get_it(tmp_path):
     """Everything but the page is imported without Gradio, too."""
-    checkpoint.keep_config(tmp_path / "run", recipes.load("quickstart_ldm:tiny").to_dict())
+    config_file.save(tmp_path / "run", recipes.load("quickstart_ldm:tiny").to_dict())
     code = (
         "import sys\n"
         "sys.modules['gradio'] = None\n"

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ldm_jax import checkpoint, pipeline, recipes
+from ldm_jax import config_file, pipeline, recipes
 from ldm_jax.errors import Missing, RequestError
 from ldm_jax.images import Images
 from ldm_jax.pipeline import Progress
@@ -56,7 +56,7 @@ ALL, WORK = [], SimpleNamespace()
 @pytest.fixture
 def models(tmp_path, monkeypatch):
     for name in ("a", "b"):
-        checkpoint.keep_config(tmp_path / name, recipes.load("quickstart_ldm:tiny").to_dict())
+        config_file.save(tmp_path / name, recipes.load("quickstart_ldm:tiny").to_dict())
     ALL.clear()
     WORK.now, WORK.most, WORK.go = 0, 0, threading.Event()
     WORK.go.set()

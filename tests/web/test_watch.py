@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 import pytest
 from PIL import Image
 
-from ldm_jax import checkpoint, recipes
+from ldm_jax import config_file, recipes
 from ldm_jax.errors import Missing
 from ldm_jax.web import watch
 
@@ -25,7 +25,7 @@ def test_how_far_it_is(tmp_path):
     assert watch.told(tmp_path, []) == "no numbers yet"
     lines = [{"step": 300, "time": 1000.0, "loss": 1.0}]
     assert watch.told(tmp_path, lines, now=1075.0) == "step 300, 1m15s ago"
-    checkpoint.keep_config(tmp_path, recipes.load("quickstart_ldm:tiny").to_dict())
+    config_file.save(tmp_path, recipes.load("quickstart_ldm:tiny").to_dict())
     assert watch.told(tmp_path, lines, now=1075.0) == "step 300 of 4, 1m15s ago"
 
 
