@@ -7,6 +7,7 @@ when it is needed, because the import takes seconds.
 
 import heapq
 import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,6 +23,7 @@ _CONFIG = "tokenizer_config.json"
 
 def _load(name: str):
     """A tokenizer of `transformers`. FileNotFoundError if it cannot be loaded; it says what to do."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # its tokenizers do without PyTorch
     from transformers import AutoTokenizer, BertTokenizerFast
 
     try:

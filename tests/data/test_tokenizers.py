@@ -1,4 +1,7 @@
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,6 +32,13 @@ def test_special_tokens_padding_and_mask(folder):
     assert words(tokenizer, ids) == "a large red circle"
     empty, mask = tokenizer("")
     assert empty.tolist() == [cls, sep] + [pad] * 10 and mask.sum() == 2
+
+
+def test_nobody_is_advised_to_install_pytorch(folder):
+    code = "import sys; from ldm_jax.data.tokenizers import TextTokenizer; TextTokenizer(sys.argv[1])('a circle')"
+    command, root = [sys.executable, "-c", code, str(folder)], Path(__file__).resolve().parents[2]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert result.stdout == result.stderr == ""
 
 
 def test_long_texts_end_with_sep(folder):
