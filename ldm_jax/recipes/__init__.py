@@ -62,9 +62,13 @@ def override(config: ConfigDict, overrides: Sequence[str], name: str) -> ConfigD
 
     Raises ConfigError for an option that does not exist, and for a value of the wrong type.
     """
-    if not overrides:  # flags would write the whole configuration as text, twice
-        _check_paths(config, "config")
-        return config.lock()
+    if overrides:  # the flags cost time: they write the whole configuration as text, twice
+        config = _with_flags(config, overrides, name)
+    _check_paths(config, "config")
+    return config.lock()
+
+
+def _with_flags(config: ConfigDict, overrides: Sequence[str], name: str) -> ConfigDict:
     _check_options(config, overrides)
     values, argv = flags.FlagValues(), ["", *overrides]
     try:
@@ -74,7 +78,6 @@ def override(config: ConfigDict, overrides: Sequence[str], name: str) -> ConfigD
         raise ConfigError(f"{name}: {error}") from error
     if rest:
         raise ConfigError(f"unexpected: {' '.join(rest)} (options of the recipe are written --config.NAME=VALUE)")
-    _check_paths(holder.value, "config")
     return holder.value
 
 
