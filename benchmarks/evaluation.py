@@ -51,6 +51,8 @@ def main(argv: list[str] | None = None) -> list[common.Row]:
     args = p.parse_args(argv)
     if unknown := set(args.sides) - set(SIDES):
         p.error(f"--sides={','.join(unknown)}: there are {', '.join(SIDES)}")
+    if "torch" in args.sides:
+        run("-m", "torch_fidelity.fidelity", "--help")  # what cannot start says so now, not after JAX's side
     env, rows = common.environment(), []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -135,6 +137,8 @@ def run_jax(folder: Path, batch: int) -> dict[str, float]:
 
 def run_torch(folder: Path, batch: int) -> dict[str, float]:
     """The command of torch-fidelity, on the same device; precision and recall of Inception's features as ours."""
+    import jax
+
     smaller = min(len(list((folder / name).iterdir())) for name in ("samples", "reference"))
     text = run(
         "-m", "torch_fidelity.fidelity", "--isc", "--fid", "--kid", "--prc", "--json", "--silent", "--no-cache",
@@ -142,7 +146,7 @@ def run_torch(folder: Path, batch: int) -> dict[str, float]:
         "--feature-extractor", "inception-v3-compat",
         "--feature-extractor-weights-path", str(folder / "inception.pth"),
         "--kid-subset-size", str(min(metrics.SUBSET, smaller)),
-        *(("--cpu",) if common.environment()["backend"] == "cpu" else ("--gpu", "0")),
+        *(("--cpu",) if jax.default_backend() == "cpu" else ("--gpu", "0")),
     )  # fmt: skip
     found = json.loads(text[text.index("{") :])
     return {name: found[theirs] for name, theirs in METRICS.items()}

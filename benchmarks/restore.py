@@ -2,11 +2,12 @@
 
     python benchmarks/restore.py --megabytes=300
 
-A state is written once. It is then read in turns with its manifest and without, from the page cache, so that no disk
-hides the comparison. The smallest of the times counts, because other work on the machine only adds to it. `cpu` is the
-processor time of all threads: what the comparison costs where no core is idle. Resuming has a second of other work in
-front, on one core, as the preparation of a run: the comparison begins before it. `sha256_first` is what was done
-before: first a SHA-256 of all files, then reading. `alone` is the comparison by itself.
+A state is written once. It is then read in turns with its manifest and without: from the disk, as after a preemption
+(the system is told to forget the files before each read), and from the page cache, where no disk hides the comparison.
+The smallest of the times counts, because other work on the machine only adds to it. `cpu` is the processor time of all
+threads: what the comparison costs where no core is idle. Resuming has a second of other work in front, on one core, as
+the preparation of a run: the comparison begins before it. `sha256_first` is what was done before: first a SHA-256 of
+all files, then reading. `alone` is the comparison by itself.
 """
 
 import argparse
@@ -79,18 +80,32 @@ def measure(place: Path, args: argparse.Namespace) -> list[common.Row]:
         "resuming": (1.0, resumed),
     }
     rows = []
-    for name, (share, read) in reads.items():
-        runs = {where: partial(read, place / where) for where in ("with", "without")}
-        if name != "frozen/":
-            runs["before"] = partial(as_before, place, read)
-        rows.append(row(name, args.megabytes * share, *smallest(runs, args.repeats), name == "resuming"))
-        print(common.table(rows[-1:]), flush=True)
-    for name in ("with", "before"):
-        compare = partial(checkpoint.problems, place / name, STEP)
-        wall, cpu = smallest({"": compare}, args.repeats)
-        of = f"alone: {'sums' if name == 'with' else 'SHA-256'}"
-        rows.append({"read": of, "mb": args.megabytes, "ms": wall[""] * 1e3, "cpu_ms": cpu[""] * 1e3})
+    for source, first in (("disk", partial(forget, place)), ("page cache", lambda: None)):
+        for name, (share, read) in reads.items():
+            runs = {where: partial(read, place / where) for where in ("with", "without")}
+            if name != "frozen/":
+                runs["before"] = partial(as_before, place, read)
+            times = smallest(runs, args.repeats, first)
+            rows.append({"from": source} | row(name, args.megabytes * share, *times, name == "resuming"))
+            print(common.table(rows[-1:]), flush=True)
+        for name in ("with", "before"):
+            compare = partial(checkpoint.problems, place / name, STEP)
+            wall, cpu = smallest({"": compare}, args.repeats, first)
+            of = f"alone: {'sums' if name == 'with' else 'SHA-256'}"
+            rows.append(
+                {"from": source, "read": of, "mb": args.megabytes, "ms": wall[""] * 1e3, "cpu_ms": cpu[""] * 1e3}
+            )
     return rows
+
+
+def forget(folder: Path) -> None:
+    """The next read of the folder's files comes from their disk, where the system can forget them (Linux)."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            file = os.open(path, os.O_RDONLY)
+            os.fsync(file)  # what is not yet on the disk is not forgotten
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(file)
 
 
 def as_before(place: Path, read: Callable[[Path], Any]) -> None:
@@ -100,11 +115,16 @@ def as_before(place: Path, read: Callable[[Path], Any]) -> None:
     read(place / "without")
 
 
-def smallest(runs: Mapping[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, float], dict[str, float]]:
-    """(wall-clock seconds, processor seconds) of each run, the smallest of so many, which are done in turns."""
+def smallest(
+    runs: Mapping[str, Callable[[], Any]], repeats: int, first: Callable[[], None]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """(wall-clock seconds, processor seconds) of each run, the smallest of so many, which are done in turns.
+
+    first: what is done before each run, not timed."""
     wall, cpu = (dict.fromkeys(runs, math.inf) for _ in range(2))
     for turn in range(repeats + 1):
         for name, run in runs.items():
+            first()
             began, used = time.perf_counter(), time.process_time()
             run()
             if turn:  # the first one fills caches

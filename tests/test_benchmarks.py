@@ -20,6 +20,7 @@ from benchmarks import (
     first_stage,
     input_pipeline,
     memory,
+    objectives,
     plan,
     plot,
     profile_step,
@@ -327,12 +328,31 @@ def test_restore_reads_with_and_without_manifests(tmp_path, monkeypatch):
     no_work.seconds = 0.0
     monkeypatch.setattr(restore, "prepare", no_work)
     rows = restore.main(["--megabytes=17", "--repeats=1", f"--out={tmp_path}"])
-    assert [row["read"] for row in rows[-2:]] == ["alone: sums", "alone: SHA-256"] and len(rows) == 6
-    assert all(row["ms"] > 0 for row in rows) and all("cost_percent" in row for row in rows[:4])
+    assert [row["from"] for row in rows] == ["disk"] * 6 + ["page cache"] * 6
+    assert [row["read"] for row in rows[4:6]] == [row["read"] for row in rows[10:]] == ["alone: sums", "alone: SHA-256"]
+    assert all(row["ms"] > 0 for row in rows) and all("cost_percent" in row for row in rows[:4] + rows[6:10])
     assert record(tmp_path)["rows"] == rows
 
 
-SCRIPTS = [train_step, sampling, startup, compression, compare_torch, profile_step, memory, evaluation, restore]
+@pytest.mark.slow
+def test_objectives_trains_and_reads_each_pair(tmp_path):
+    options = ["--variant=tiny", "--minutes=0.001", "--trial=2", "--num=4", "--steps=2", "--networks=dit"]
+    rows = objectives.main([*options, f"--out={tmp_path}"])
+    assert [(row["network"], row["objective"]) for row in rows] == [("dit", "v"), ("dit", "flow")]
+    assert all(row["steps"] > 0 and row["seen"] == 16 * row["steps"] and row["images_s"] > 0 for row in rows)
+    assert all(0 <= row["share"] <= 1 and row["guidance"] in objectives.GUIDANCE for row in rows)
+    assert record(tmp_path)["rows"] == rows
+
+
+def test_objectives_names_what_there_is(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        objectives.main(["--networks=unet,gan"])
+    assert "--networks=gan: there are unet, dit" in capsys.readouterr().err
+
+
+SCRIPTS = [
+    train_step, sampling, startup, compression, compare_torch, profile_step, memory, evaluation, restore, objectives
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
