@@ -29,6 +29,15 @@ from ldm_jax.diffusion.timetable import Timetable
 Known = Callable[[jax.Array, Step], jax.Array]
 
 
+def _moving_steps(timetable: Timetable) -> Step:
+    """`steps_of`, without the steps that end where they begin: these change nothing, and h = 0 cannot be divided by.
+    They become padding, which comes last; the others keep their k."""
+    steps = steps_of(timetable)
+    steps = steps._replace(t=jnp.where(steps.a == steps.a_prev, -1, steps.t))
+    order = jnp.argsort(steps.t < 0, stable=True)
+    return jax.tree.map(lambda x: x[order], steps)
+
+
 def _extrapolated(
     ratio: jax.Array, k: jax.Array, x0: jax.Array, x0_before: jax.Array, h_before: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -69,8 +78,8 @@ def dpm_solver_pp_2m(
         scale = jnp.sqrt((1 - s.a_prev) / (1 - s.a))
         return (scale * z + jnp.sqrt(s.a_prev) * (1 - ratio) * x0_ahead, x0, h), x0
 
-    steps = steps_of(timetable)
-    return Loop((z_T, jnp.zeros_like(z_T), jnp.ones((), float)), step, (steps, steps.k))
+    steps = _moving_steps(timetable)
+    return Loop((z_T, jnp.zeros_like(z_T), jnp.ones((), float)), step, (steps, jnp.arange(len(steps.k))))
 
 
 @sampler(draws_noise=True, spacing="log_snr")
@@ -110,8 +119,8 @@ def dpm_solver_pp_2m_sde(
             z = z + jnp.sqrt((1 - s.a_prev) * -jnp.expm1(-2 * eta * h)) * temperature * noise(s.k)
         return (z, x0, h), x0
 
-    steps = steps_of(timetable)
-    return Loop((z_T, jnp.zeros_like(z_T), jnp.ones((), float)), step, (steps, steps.k))
+    steps = _moving_steps(timetable)
+    return Loop((z_T, jnp.zeros_like(z_T), jnp.ones((), float)), step, (steps, jnp.arange(len(steps.k))))
 
 
 @sampler(spacing="log_snr")
@@ -153,7 +162,7 @@ def _unipc(order: int, denoise: Denoise, z_T: jax.Array, timetable: Timetable, k
     stands in for its integral. The first steps have as many values as there are. A last step that ends at alpha_bar 1
     is of first order.
     """
-    steps = steps_of(timetable)
+    steps = _moving_steps(timetable)
 
     def step(carry, x):
         (z, base, x0s, levels), (s, k) = carry, x  # x0s [p,B,...] and alpha_bar [p] of the last steps, newest first
@@ -175,7 +184,7 @@ def _unipc(order: int, denoise: Denoise, z_T: jax.Array, timetable: Timetable, k
         return (predicted, z, x0s, levels), x0
 
     before = steps.a[0] / 2 ** jnp.arange(1, order + 1, dtype=float)  # any different levels
-    return Loop((z_T, z_T, jnp.zeros((order, *z_T.shape), z_T.dtype), before), step, (steps, steps.k))
+    return Loop((z_T, z_T, jnp.zeros((order, *z_T.shape), z_T.dtype), before), step, (steps, jnp.arange(len(steps.k))))
 
 
 def _integrated(z, a, a_next, ratio, x0, weights, others):

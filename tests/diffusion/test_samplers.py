@@ -6,7 +6,7 @@ import pytest
 from ldm_jax.diffusion.guidance import classifier_free_guidance
 from ldm_jax.diffusion.samplers import SAMPLERS, ddim, ddpm, get_sampler, plms, start_noise
 from ldm_jax.diffusion.schedule import make_schedule
-from ldm_jax.diffusion.timetable import Timetable, make_timetable, pad
+from ldm_jax.diffusion.timetable import SPACINGS, Timetable, make_timetable, pad
 from tests.golden import weights
 from tests.golden_tools import load, rel
 
@@ -101,8 +101,13 @@ def gaussian_eps(schedule):
 
 def gaussian_flow(schedule, z):
     """Where the probability flow takes z from t = T-1, in closed form."""
-    a = schedule.alpha_bar[-1]
-    return MEAN + (z - np.sqrt(a) * MEAN) * STD / np.sqrt(a * STD**2 + 1 - a)
+    return gaussian_flow_between(z, schedule.alpha_bar[-1], 1.0)
+
+
+def gaussian_flow_between(z, a, a_end):
+    """Where the probability flow takes z from alpha_bar a to alpha_bar a_end, in closed form."""
+    spread = np.sqrt((a_end * STD**2 + 1 - a_end) / (a * STD**2 + 1 - a))
+    return np.sqrt(a_end) * MEAN + (z - np.sqrt(a) * MEAN) * spread
 
 
 @pytest.mark.parametrize(
@@ -124,6 +129,43 @@ def test_deterministic_samplers_solve_the_probability_flow(name, steps, spacing,
     z = jnp.linspace(-2, 2, 9)[:, None]
     found = SAMPLERS[name](gaussian_eps(schedule), z, make_timetable(schedule, steps, spacing), None)
     np.testing.assert_allclose(found, gaussian_flow(schedule, z), atol=bound)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_spacing_goes_with_every_sampler(name):
+    """Also "original_quad", which repeats its cleanest step, from about 30 steps on. The random samplers are
+    deterministic without their noise; of ddpm, which has always noise, the mean and the spread are looked at."""
+    schedule, record = make_schedule(), SAMPLERS[name]
+    keys = jax.random.split(jax.random.key(0), 512)
+    z_T = start_noise(keys, (4,)) if name == "ddpm" else jnp.linspace(-2, 2, 9)[:, None]
+    options = {"eta": 0.0} if record.draws_noise and name != "ddpm" else {}
+    run = jax.jit(lambda timetable: record(gaussian_eps(schedule), z_T, timetable, keys, **options))
+    for spacing in SPACINGS:
+        for steps, bound in ((10, 0.5), (50, 0.15), (100, 0.1), (250, 0.04)):
+            timetable = make_timetable(schedule, steps, spacing)
+            found = np.asarray(run(pad(timetable, 250)))
+            if name == "ddpm":
+                assert abs(found.mean() - MEAN) < 0.1 and abs(found.std() / STD - 1) < bound + 0.1, (spacing, steps)
+                continue
+            end = gaussian_flow_between(z_T, timetable.alpha_bar[0], timetable.alpha_bar_prev[-1])
+            np.testing.assert_allclose(found, end, atol=bound, err_msg=f"{spacing}, {steps} steps")
+
+
+@pytest.mark.parametrize("name", ["dpm_solver_pp_2m", "dpm_solver_pp_2m_sde", "unipc_2", "unipc_3"])
+@pytest.mark.parametrize("repeated", [[0, 0], [3, 3, 3], [0, 2, 5, 5]])
+def test_multistep_samplers_leave_out_a_repeated_step(name, repeated):
+    """Wherever it is, the result is that of the same timetable without it; no evaluation is spent on it."""
+    schedule, record = make_schedule(), SAMPLERS[name]
+    z_T, options = jnp.linspace(-2, 2, 9)[:, None], {"eta": 0.0} if record.draws_noise else {}
+    plain = make_timetable(schedule, 6, "log_snr")
+    doubled = np.sort(np.append(np.arange(6), repeated))
+    levels = plain.alpha_bar[doubled]
+    table = Timetable(plain.t[doubled], levels, np.append(levels[1:], 1.0))
+    found = record(gaussian_eps(schedule), z_T, pad(table, 12), None, **options)
+    np.testing.assert_allclose(found, record(gaussian_eps(schedule), z_T, plain, None, **options), rtol=1e-5)
+    entries = record.loop(gaussian_eps(schedule), z_T, pad(table, 12), None, **options).entries[0]
+    assert [int(t) for t in entries.t if t >= 0] == plain.t.tolist()
+    assert int(entries.k[5]) == len(doubled) - 1  # progress ends at all steps that were asked for
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
