@@ -87,25 +87,33 @@ def denoiser(
 
     guidance: scale of classifier-free guidance, away from the condition `null`, or a scale for each of several
     conditions (composed_guidance), with `null` as `conditions` gives it; None = without. rescale: of it, against
-    over-saturation (guidance.py). weaker: autoguidance away from this one, with the scale weaker_scale. interval: these
-    two are applied at low < sigma <= high alone. log_p: reconstruction guidance by this function of the clean latent,
-    [B,h,w,c] -> [B]. classifier: guidance by this function of the noised latent, (z_t, t) -> [B], its scale included.
+    over-saturation (guidance.py), on what the network predicts. weaker: autoguidance away from this one, with the scale
+    weaker_scale. interval: these two are applied at low < sigma <= high alone. log_p: reconstruction guidance by this
+    function of the clean latent, [B,h,w,c] -> [B]. classifier: guidance by this function of the noised latent,
+    (z_t, t) -> [B], its scale included.
     """
 
-    def denoise_with(z_t: Latent, t: Int[Array, " B"], cond: Cond) -> Latent:
-        z_t = model.schedule.network_input(z_t, t)
-        return model.schedule.to_eps(model.predict(params, z_t, t, cond), z_t, t)
+    def output(z_t: Latent, t: Int[Array, " B"], cond: Cond) -> Latent:
+        return model.predict(params, model.schedule.network_input(z_t, t), t, cond)
+
+    def to_eps(answer: Latent, z_t: Latent, t: Int[Array, " B"]) -> Latent:
+        return model.schedule.to_eps(answer, model.schedule.network_input(z_t, t), t)
+
+    def eps(z_t: Latent, t: Int[Array, " B"], cond: Cond) -> Latent:
+        return to_eps(output(z_t, t, cond), z_t, t)
 
     def limited(scale):
         return scale if interval is None else within(scale, interval, model.schedule)
 
     weaker_scale = limited(weaker_scale)
+    predict = eps if rescale is None else output  # it is the output, be it eps, x0 or v, whose spread is brought back
     if guidance is not None and jnp.ndim(guidance):
         scales = [limited(guidance[i]) for i in range(len(guidance))]
-        denoise = composed_guidance(denoise_with, cond, null, scales, rescale)
+        guided = composed_guidance(predict, cond, null, scales, rescale)
     else:
         scale = guidance if guidance is None else limited(guidance)
-        denoise = classifier_free_guidance(denoise_with, cond, null, scale, rescale)
+        guided = classifier_free_guidance(predict, cond, null, scale, rescale)
+    denoise = guided if rescale is None else lambda z_t, t: to_eps(guided(z_t, t), z_t, t)
     if weaker is not None:
         denoise = autoguidance(denoise, weaker, weaker_scale)
     if log_p is not None:

@@ -64,13 +64,14 @@ def classifier_free_guidance(
 ) -> Denoise:
     """(z_t [B,...], t [B]) -> eps [B,...] under a condition.
 
-    denoise_with: (z_t, t, cond) -> eps.
+    denoise_with: (z_t, t, cond) -> eps, or x0 or v; then so is the result. Only rescale tells them apart.
     cond, null: pytrees of arrays [B,...] of the same structure and shapes, the condition and its absence.
     scale: guidance scale, a number or [B], may be traced, or a function of t such as `within` makes. None leaves
         guidance out: null is not used and the network sees the batch once. Any number doubles the batch (null half
         first), even 1.
     rescale: phi in [0, 1] of Lin et al. 2023 (arXiv 2305.08891, eq. 15-16): moves each sample's standard
-        deviation back to that of eps_cond, against over-saturation at large scales. None leaves it out.
+        deviation back to that of eps_cond, against over-saturation at large scales. None leaves it out. It is meant for
+        what the network predicts: at high noise the eps of a network that predicts v or x0 has the spread of z_t.
     """
     if scale is None:
         if rescale is not None:
@@ -192,9 +193,9 @@ def reconstruction_guidance(
     return moved
 
 
-def _rescaled(mixed: Latents, eps_cond: Latents, rescale: Scale) -> Latents:
+def _rescaled(mixed: Latents, conditional: Latents, rescale: Scale) -> Latents:
     axes = tuple(range(1, mixed.ndim))
-    factor = jnp.std(eps_cond, axes, keepdims=True) / jnp.std(mixed, axes, keepdims=True)
+    factor = jnp.std(conditional, axes, keepdims=True) / jnp.std(mixed, axes, keepdims=True)
     phi = _per_sample(rescale, mixed)
     return phi * factor * mixed + (1 - phi) * mixed
 
