@@ -32,6 +32,8 @@ FOLDERS = {"vqvae": ("vqvae", "vae"), "unet": ("unet",), "bert": ("bert",)}
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 SCHEDULES = {"scaled_linear": "scaled_linear", "linear": "linear", "cosine": "squaredcos_cap_v2"}
+# Of a scheduler_config.json: the spacing that begins at the last training step, as diffusers' default does not.
+_FROM_PURE_NOISE = dict(rescale_betas_zero_snr=True, timestep_spacing="trailing", set_alpha_to_one=True)
 VERSION = "0.30.0"  # stands in the files that we write
 
 
@@ -412,8 +414,7 @@ def scheduler_config(diffusion: Section) -> dict:
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
-        **({"rescale_betas_zero_snr": True} if diffusion.get("zero_terminal_snr") else {}),
-    )
+    ) | (_FROM_PURE_NOISE if diffusion.get("zero_terminal_snr") else {})
 
 
 # Writing

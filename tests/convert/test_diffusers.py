@@ -9,8 +9,11 @@ import pytest
 
 from ldm_jax import build, tree
 from ldm_jax.convert import compvis, diffusers, names
+from ldm_jax.convert import diffusers_settings as settings
 from ldm_jax.convert.safetensors_file import read_safetensors, write_safetensors
 from ldm_jax.convert.tensors import components, fill, given, read
+from ldm_jax.diffusion.schedule import make_schedule
+from ldm_jax.diffusion.timetable import make_timetable
 from ldm_jax.errors import UsageError
 from tests.convert.conversion_tools import HERE, checkpoint, from_run, recipe, refused, shapes_of, template, to_run
 from tests.golden import weights as made_up
@@ -306,3 +309,18 @@ def test_schedules_from_pure_noise():
     assert "rescale_betas_zero_snr" not in diffusers.scheduler_config(zero)
     zero.zero_terminal_snr = True
     assert diffusers.scheduler_config(zero)["rescale_betas_zero_snr"] is True
+
+
+def test_a_pipeline_from_pure_noise_begins_at_the_last_step(tmp_path):
+    """With diffusers' default spacing, "leading", it would begin at a step that has signal (Lin et al. 2023)."""
+    diffusion = recipe("quickstart_ldm").unlock().diffusion
+    assert "timestep_spacing" not in diffusers.scheduler_config(diffusion)
+    diffusion.update(prediction="v", zero_terminal_snr=True)
+    diffusers.write_pipeline(tmp_path, [], "none", diffusion)
+    written = json.loads((tmp_path / "scheduler" / "scheduler_config.json").read_text())
+    assert written["timestep_spacing"] == "trailing" and written["set_alpha_to_one"] is True
+    theirs = np.round(np.arange(1000, 0, -1000 / 20)).astype(int) - 1  # DDIMScheduler.set_timesteps, "trailing"
+    schedule = make_schedule(prediction="v", zero_terminal_snr=True)
+    timetable = make_timetable(schedule, 20, "trailing")
+    assert timetable.t.tolist() == theirs.tolist() and timetable.alpha_bar_prev[-1] == 1
+    settings.check_scheduler(tmp_path / "scheduler_config.json", written, diffusers.scheduler_config(diffusion))
