@@ -82,7 +82,8 @@ YOUNGER = {
     "conditioner": {"trainable": True, "checkpoint": ""},
     "data": {"cache_latents": "", "classes": ""},
     "ema": {"kind": "exponential", "sigma_rel": [0.05, 0.1], "snapshot_every": 0, "snapshot_dtype": "float16"},
-    "first_stage": {"use_quant_conv": True, "use_post_quant_conv": True},
+    "first_stage": {"use_quant_conv": True, "use_post_quant_conv": True, "norm_groups": 32},
+    "unet": {"norm_groups": 32},
 }
 # The same of recipes with a latent scale.
 YOUNGER_LATENTS = {"latent_scale_kind": "scalar", "latent_channel_shift": [], "latent_channel_scale": []}

@@ -29,12 +29,13 @@ def test_a_folder_without_a_configuration_is_no_run(tmp_path):
 def test_configurations_of_older_versions_are_migrated(tmp_path):
     """Version 1 had no version; what it did not have gets the value that means what it did."""
     old = {"task": "ldm", "optim": {"b1": 0.9}, "conditioner": {"kind": "x"}, "first_stage": {"ch": 8}}
-    old |= {"latent_scale": 1.0}
+    old |= {"latent_scale": 1.0, "unet": {"model_channels": 64}}
     (tmp_path / "config.json").write_text(json.dumps(old))
     config = config_file.load(tmp_path)
     assert config["optim"] == {"warmup_fraction": 0.0, "decay_steps": 0, "final_fraction": 0.0, "b1": 0.9}
     assert config["conditioner"]["trainable"] and config["matmul_precision"] == "default" and "version" not in config
-    assert config["first_stage"] == {"ch": 8, "use_quant_conv": True, "use_post_quant_conv": True}
+    assert config["first_stage"] == {"ch": 8, "use_quant_conv": True, "use_post_quant_conv": True, "norm_groups": 32}
+    assert config["unet"] == {"model_channels": 64, "norm_groups": 32}
     assert config["latent_scale_kind"] == "scalar" and config["latent_channel_scale"] == []
     config_file.save(tmp_path, config)
     assert json.loads((tmp_path / "config.json").read_text())["version"] == config_file.VERSION

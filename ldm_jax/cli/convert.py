@@ -336,6 +336,15 @@ def _check_writable(config, target: Path) -> None:
             f"config.first_stage.{missing[0]}=False: first stages of the original have this convolution. Write a "
             "folder of diffusers: --to FOLDER"
         )
+    network = config.network.kind if config.task == "ldm" else None  # a file of a transformer holds nothing else
+    held = {None: ("first_stage",), "unet": ("first_stage", "unet")}.get(network, ())
+    other = [name for name in held if config[name].get("norm_groups", 32) != 32]
+    if other and target.suffix in (*TORCH_ENDINGS, ".safetensors"):
+        raise UsageError(
+            f"config.{other[0]}.norm_groups={config[other[0]].norm_groups}: the original's networks have 32, and its "
+            "files cannot say another number. Write a folder of diffusers (--to FOLDER), or with --export the model "
+            "alone, for this program"
+        )
 
 
 def _check_new(target: Path) -> None:

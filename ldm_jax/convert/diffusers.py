@@ -81,7 +81,7 @@ def autoencoder(section: Section, shapes: Mapping[str, tuple[int, ...]], prefix:
         act_fn="silu",
         latent_channels=section["z_channels"],
         sample_size=section["resolution"],
-        norm_num_groups=32,
+        norm_num_groups=section.get("norm_groups", 32),
         **latents_config(scale),
     )
     if section["attn_type"] == "none":
@@ -145,7 +145,7 @@ def unet(section: Section, shapes: Mapping[str, tuple[int, ...]], context_dim: i
         downsample_padding=1,
         mid_block_scale_factor=1,
         act_fn="silu",
-        norm_num_groups=32,
+        norm_num_groups=section.get("norm_groups", 32),
         norm_eps=1e-5,
         attention_head_dim=head_width,
     )

@@ -75,6 +75,7 @@ def _first_stage(file: Path) -> dict[str, Any]:
         out_channels=theirs["out_channels"],
         z_channels=theirs["latent_channels"],
         embed_dim=theirs["latent_channels"],
+        norm_groups=theirs["norm_num_groups"],
     )
     if kind == "AutoencoderKL":
         section |= {name: theirs[name] for name in ("use_quant_conv", "use_post_quant_conv")}
@@ -113,6 +114,7 @@ def _unet(file: Path) -> dict[str, Any]:
         num_res_blocks=theirs["layers_per_block"],
         attention_downsamples=tuple(2**i for i, block in enumerate(theirs["down_block_types"]) if "Attn" in block),
         out_channels=theirs["out_channels"],
+        norm_groups=theirs["norm_num_groups"],
     )
     if kind == "UNet2DModel":
         section |= dict(num_heads=-1, num_head_channels=heads)

@@ -98,7 +98,7 @@ _PER_LEVEL = ("attention_head_dim", "transformer_layers_per_block", "only_cross_
 _WHY = {
     "use_quant_conv": "the recipe has this convolution: give --config.first_stage.use_quant_conv=False",
     "use_post_quant_conv": "the recipe has this convolution: give --config.first_stage.use_post_quant_conv=False",
-    "norm_num_groups": "normalisation has 32 groups",
+    "attn_norm_num_groups": "the middle block's attention has as many groups as all other normalisation",
     "norm_eps": "the normalisation of the UNet has 1e-5",
     "clip_sample": "samplers do not clip the clean latent; where the file is silent, the class takes true",
     "thresholding": "samplers do not clip the clean latent",

@@ -37,6 +37,7 @@ class AttentionBlock(nn.Module):
 
     num_heads: int
     new_order: bool = False
+    groups: int = 32
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -45,7 +46,7 @@ class AttentionBlock(nn.Module):
         if channels % self.num_heads:
             raise ValueError(f"{channels} channels do not divide into {self.num_heads} heads")
         tokens = x.reshape(batch, height * width, channels)
-        h = GroupNorm32(UNET_EPS, dtype=self.dtype, name="norm")(tokens)
+        h = GroupNorm32(UNET_EPS, self.groups, dtype=self.dtype, name="norm")(tokens)
         qkv = Conv(3 * channels, (1,), dtype=self.dtype, name="qkv")(h)  # [B,Q,3C], Q = H*W
         if self.new_order:
             q, k, v = (split_heads(a, self.num_heads) for a in jnp.split(qkv, 3, axis=-1))
@@ -127,6 +128,7 @@ class SpatialTransformer(nn.Module):
     num_heads: int
     head_dim: int
     depth: int = 1
+    groups: int = 32
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -136,7 +138,7 @@ class SpatialTransformer(nn.Module):
         """context [B,L,D], or None: then both attentions are self-attention."""
         batch, height, width, channels = x.shape
         inner = self.num_heads * self.head_dim
-        h = GroupNorm32(AE_EPS, dtype=self.dtype, name="norm")(x)
+        h = GroupNorm32(AE_EPS, self.groups, dtype=self.dtype, name="norm")(x)
         h = Conv(inner, (1, 1), dtype=self.dtype, name="proj_in")(h).reshape(batch, height * width, inner)
         for i in range(self.depth):
             block = BasicTransformerBlock(
@@ -151,12 +153,13 @@ class SpatialTransformer(nn.Module):
 class AttnBlock(nn.Module):
     """The first stages' attention, one head as wide as the features: x + proj(...), [B,H,W,C] -> same."""
 
+    groups: int = 32
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         batch, height, width, channels = x.shape
-        h = GroupNorm32(AE_EPS, dtype=self.dtype, name="norm")(x)
+        h = GroupNorm32(AE_EPS, self.groups, dtype=self.dtype, name="norm")(x)
 
         def project(name: str) -> Array:
             y = Conv(channels, (1, 1), dtype=self.dtype, name=name)(h)

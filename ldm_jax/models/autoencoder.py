@@ -28,25 +28,26 @@ from ldm_jax.models.layers import (
 from ldm_jax.models.quantizer import DiagonalGaussian, VectorQuantizer
 
 Keys = Key[Array, ""] | Key[Array, " B"] | None  # one key, a key per sample, or none: nothing is drawn
-ATTENTION = {"vanilla": AttnBlock, "linear": LinearAttention}
 
 
-def _attention(kind: str, name: str, dtype: DTypeLike):
+def _attention(kind: str, name: str, groups: int, dtype: DTypeLike):
     """The module called `name`, or the identity for kind "none". Raises ValueError for other kinds."""
     if kind == "none":
         return lambda x: x
-    if kind not in ATTENTION:
-        raise ValueError(f"attn_type={kind!r} is not one of vanilla, linear, none")
-    return ATTENTION[kind](dtype=dtype, name=name)
+    if kind == "linear":
+        return LinearAttention(dtype=dtype, name=name)
+    if kind == "vanilla":
+        return AttnBlock(groups, dtype=dtype, name=name)
+    raise ValueError(f"attn_type={kind!r} is not one of vanilla, linear, none")
 
 
 def _middle(
-    x: Float[Array, "B h w C"], attn_type: str, dropout: float, dtype: DTypeLike, train: bool
+    x: Float[Array, "B h w C"], attn_type: str, dropout: float, groups: int, dtype: DTypeLike, train: bool
 ) -> Float[Array, "B h w C"]:
     """Block, attention (whatever attn_resolutions), block at the lowest resolution: [B,h,w,C] -> same."""
-    x = AEResnetBlock(x.shape[-1], dropout, dtype, name="mid_block_1")(x, train)
-    x = _attention(attn_type, "mid_attn_1", dtype)(x)
-    return AEResnetBlock(x.shape[-1], dropout, dtype, name="mid_block_2")(x, train)
+    x = AEResnetBlock(x.shape[-1], dropout, groups, dtype, name="mid_block_1")(x, train)
+    x = _attention(attn_type, "mid_attn_1", groups, dtype)(x)
+    return AEResnetBlock(x.shape[-1], dropout, groups, dtype, name="mid_block_2")(x, train)
 
 
 class Encoder(nn.Module):
@@ -64,6 +65,7 @@ class Encoder(nn.Module):
     resolution: int
     out_channels: int
     dropout: float = 0.0
+    norm_groups: int = 32
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -73,14 +75,14 @@ class Encoder(nn.Module):
         for level, mult in enumerate(self.ch_mult):
             for i in range(self.num_res_blocks):
                 name = f"down_{level}_block_{i}"
-                h = AEResnetBlock(self.ch * mult, self.dropout, self.dtype, name=name)(h, train)
+                h = AEResnetBlock(self.ch * mult, self.dropout, self.norm_groups, self.dtype, name=name)(h, train)
                 if size in self.attn_resolutions:
-                    h = _attention(self.attn_type, f"down_{level}_attn_{i}", self.dtype)(h)
+                    h = _attention(self.attn_type, f"down_{level}_attn_{i}", self.norm_groups, self.dtype)(h)
             if level != len(self.ch_mult) - 1:
                 h = AEDownsample(self.dtype, name=f"down_{level}_downsample")(h)
                 size //= 2
-        h = _middle(h, self.attn_type, self.dropout, self.dtype, train)
-        h = nn.silu(GroupNorm32(AE_EPS, dtype=self.dtype, name="norm_out")(h))
+        h = _middle(h, self.attn_type, self.dropout, self.norm_groups, self.dtype, train)
+        h = nn.silu(GroupNorm32(AE_EPS, self.norm_groups, dtype=self.dtype, name="norm_out")(h))
         return Conv(self.out_channels, dtype=self.dtype, name="conv_out")(h)
 
 
@@ -95,6 +97,7 @@ class Decoder(nn.Module):
     resolution: int
     out_channels: int
     dropout: float = 0.0
+    norm_groups: int = 32
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -104,17 +107,18 @@ class Decoder(nn.Module):
         levels = len(self.ch_mult)
         size = self.resolution // 2 ** (levels - 1)
         h = Conv(self.ch * self.ch_mult[-1], dtype=self.dtype, name="conv_in")(z)
-        h = _middle(h, self.attn_type, self.dropout, self.dtype, train)
+        h = _middle(h, self.attn_type, self.dropout, self.norm_groups, self.dtype, train)
         for level in reversed(range(levels)):
             for i in range(self.num_res_blocks + 1):
                 width = self.ch * self.ch_mult[level]
-                h = AEResnetBlock(width, self.dropout, self.dtype, name=f"up_{level}_block_{i}")(h, train)
+                name = f"up_{level}_block_{i}"
+                h = AEResnetBlock(width, self.dropout, self.norm_groups, self.dtype, name=name)(h, train)
                 if size in self.attn_resolutions:
-                    h = _attention(self.attn_type, f"up_{level}_attn_{i}", self.dtype)(h)
+                    h = _attention(self.attn_type, f"up_{level}_attn_{i}", self.norm_groups, self.dtype)(h)
             if level:
                 h = Upsample(dtype=self.dtype, name=f"up_{level}_upsample")(h)
                 size *= 2
-        features = nn.silu(GroupNorm32(AE_EPS, dtype=self.dtype, name="norm_out")(h))
+        features = nn.silu(GroupNorm32(AE_EPS, self.norm_groups, dtype=self.dtype, name="norm_out")(h))
         return Conv(self.out_channels, dtype=self.dtype, name="conv_out")(features), features
 
 
@@ -125,6 +129,7 @@ class _Autoencoder(nn.Module):
         at full resolution; f = patch * 2^(levels-1). The paper's have 1.
     use_quant_conv, use_post_quant_conv: 1x1 convolutions after the encoder and before the decoder; without one its
         channels stay as they are: embed_dim is z_channels.
+    norm_groups: groups of channels of each normalisation; it divides all widths. The original's networks have 32.
     """
 
     ch: int = 128
@@ -141,6 +146,7 @@ class _Autoencoder(nn.Module):
     patch: int = 1
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
+    norm_groups: int = 32
     dtype: DTypeLike = jnp.float32
 
     def _build(self, encoder_channels: int, moments: int) -> None:
@@ -153,6 +159,7 @@ class _Autoencoder(nn.Module):
             attn_type=self.attn_type,
             resolution=self.resolution // self.patch,
             dropout=self.dropout,
+            norm_groups=self.norm_groups,
             dtype=self.dtype,
         )
         self.encoder = Encoder(**shared, out_channels=encoder_channels)

@@ -35,7 +35,7 @@ class EncoderUNet(UNet):
             raise ValueError(f"pool={self.pool!r} is not one of {', '.join(POOLS)}")
         self._check(z, context, None)
         h, _ = self._encode(z, self._embedding(t, None), context, train)
-        h = nn.silu(GroupNorm32(UNET_EPS, dtype=self.dtype, name="out_0")(h))
+        h = nn.silu(GroupNorm32(UNET_EPS, self.norm_groups, dtype=self.dtype, name="out_0")(h))
         if self.pool == "adaptive":
             head = Conv(self.out_channels, (1, 1), zero_init=True, dtype=self.dtype, name="out_3")
             return head(h.mean(axis=(1, 2), keepdims=True))[:, 0, 0].astype(jnp.float32)

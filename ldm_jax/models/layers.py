@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Real
 
 from ldm_jax.arrays import Array
+from ldm_jax.errors import ConfigError
 from ldm_jax.models import kernels
 from ldm_jax.models.kernels.reference import nearest_up
 
@@ -81,9 +82,9 @@ class Conv(nn.Module):
 
 
 class GroupNorm32(nn.Module):
-    """Group normalisation of [B,...,C] with 32 groups of channels and float32 statistics.
+    """Group normalisation of [B,...,C] with groups of channels, 32 as in the original, and float32 statistics.
 
-    Raises ValueError for channels that do not divide into the groups.
+    Raises ConfigError for channels that do not divide into the groups.
     """
 
     eps: float
@@ -93,10 +94,10 @@ class GroupNorm32(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B *positions C"]) -> Float[Array, "B *positions C"]:
         channels = x.shape[-1]
-        if channels % self.groups:
-            raise ValueError(
-                f"GroupNorm of {channels} channels in {self.groups} groups: choose channel widths "
-                f"that are multiples of {self.groups}"
+        if self.groups < 1 or channels % self.groups:
+            raise ConfigError(
+                f"GroupNorm of {channels} channels in {self.groups} groups: choose channel widths that are multiples "
+                "of the groups, or another number of groups (norm_groups)"
             )
         scale = self.param("scale", nn.initializers.ones_init(), (channels,))
         bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
@@ -183,6 +184,7 @@ class ResBlock(nn.Module):
     up: bool = False
     down: bool = False
     dropout: float = 0.0
+    groups: int = 32
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -190,11 +192,11 @@ class ResBlock(nn.Module):
         self, x: Float[Array, "B H W C"], emb: Float[Array, "B D"], train: bool = False
     ) -> Float[Array, "B _ _ features"]:
         resample = nearest_up if self.up else average_down if self.down else lambda a: a
-        h = nn.silu(GroupNorm32(UNET_EPS, dtype=self.dtype, name="in_layers_0")(x))
+        h = nn.silu(GroupNorm32(UNET_EPS, self.groups, dtype=self.dtype, name="in_layers_0")(x))
         h = Conv(self.features, dtype=self.dtype, name="in_layers_2")(resample(h))
         width = self.features * (2 if self.use_scale_shift_norm else 1)
         emb = Dense(width, dtype=self.dtype, name="emb_layers_1")(nn.silu(emb))[:, None, None, :]
-        norm = GroupNorm32(UNET_EPS, dtype=self.dtype, name="out_layers_0")
+        norm = GroupNorm32(UNET_EPS, self.groups, dtype=self.dtype, name="out_layers_0")
         if self.use_scale_shift_norm:
             scale, shift = jnp.split(emb, 2, axis=-1)
             h = norm(h) * (1 + scale) + shift
@@ -213,13 +215,14 @@ class AEResnetBlock(nn.Module):
 
     features: int
     dropout: float = 0.0
+    groups: int = 32
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], train: bool = False) -> Float[Array, "B H W features"]:
-        h = nn.silu(GroupNorm32(AE_EPS, dtype=self.dtype, name="norm1")(x))
+        h = nn.silu(GroupNorm32(AE_EPS, self.groups, dtype=self.dtype, name="norm1")(x))
         h = Conv(self.features, dtype=self.dtype, name="conv1")(h)
-        h = nn.silu(GroupNorm32(AE_EPS, dtype=self.dtype, name="norm2")(h))
+        h = nn.silu(GroupNorm32(AE_EPS, self.groups, dtype=self.dtype, name="norm2")(h))
         h = nn.Dropout(self.dropout)(h, deterministic=not train)
         h = Conv(self.features, dtype=self.dtype, name="conv2")(h)
         if x.shape[-1] != self.features:

@@ -42,6 +42,7 @@ class UNet(nn.Module):
         to the time embedding after a linear map, as ADM has it for classes; "pooled": so is the mean of its tokens (a
         caption). The last two need no transformers.
     n_embed: predict logits of that many codebook entries instead of out_channels values.
+    norm_groups: groups of channels of each normalisation; it divides all widths. The original's networks have 32.
     remat: recompute the blocks in the backward pass instead of keeping their activations.
     """
 
@@ -64,6 +65,7 @@ class UNet(nn.Module):
     use_new_attention_order: bool = False
     n_embed: int | None = None
     context: str = "cross_attention"
+    norm_groups: int = 32
     remat: bool = False
     dtype: DTypeLike = jnp.float32
 
@@ -178,6 +180,7 @@ class UNet(nn.Module):
             up=up,
             down=down,
             dropout=self.dropout,
+            groups=self.norm_groups,
             dtype=self.dtype,
             name=name,
         )(h, emb, train)
@@ -187,10 +190,11 @@ class UNet(nn.Module):
         heads = channels // self.num_head_channels if fixed_width else self.num_heads
         if not self.use_spatial_transformer:
             attention = nn.remat(AttentionBlock) if self.remat else AttentionBlock
-            return attention(heads, self.use_new_attention_order, dtype=self.dtype, name=name)(h)
+            return attention(heads, self.use_new_attention_order, self.norm_groups, dtype=self.dtype, name=name)(h)
         head_dim = self.num_head_channels if fixed_width and not self.legacy else channels // heads
         transformer = nn.remat(SpatialTransformer) if self.remat else SpatialTransformer
-        return transformer(heads, head_dim, self.transformer_depth, dtype=self.dtype, name=name)(h, context)
+        block = transformer(heads, head_dim, self.transformer_depth, self.norm_groups, dtype=self.dtype, name=name)
+        return block(h, context)
 
     def _down(self, name: str, h: Array, emb: Array, train: bool) -> Array:
         if self.resblock_updown:
@@ -204,7 +208,7 @@ class UNet(nn.Module):
 
     def _head(self, h: Array) -> Array:
         if self.n_embed is not None:
-            h = GroupNorm32(UNET_EPS, dtype=self.dtype, name="id_predictor_0")(h)
+            h = GroupNorm32(UNET_EPS, self.norm_groups, dtype=self.dtype, name="id_predictor_0")(h)
             return Conv(self.n_embed, (1, 1), dtype=self.dtype, name="id_predictor_1")(h).astype(jnp.float32)
-        h = nn.silu(GroupNorm32(UNET_EPS, dtype=self.dtype, name="out_0")(h))
+        h = nn.silu(GroupNorm32(UNET_EPS, self.norm_groups, dtype=self.dtype, name="out_0")(h))
         return Conv(self.out_channels, zero_init=True, dtype=self.dtype, name="out_2")(h).astype(jnp.float32)

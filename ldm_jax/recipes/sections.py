@@ -106,6 +106,7 @@ def _first_stage(recipe: str, kind: str, f: int, **numbers) -> dict:
         dropout=0.0,
         use_quant_conv=True,  # the 1x1 convolution after the encoder; False needs embed_dim = z_channels
         use_post_quant_conv=True,  # the one before the decoder, likewise
+        norm_groups=32,  # of channels, in each normalisation; divides all widths
         n_embed=8192,  # vq: codes
         beta=0.25,  # vq: weight of one side of the codebook loss
         legacy_beta=True,  # vq: beta on the codebook side, as the original has it; False = on the encoder side
@@ -250,6 +251,7 @@ def ldm(first_stage: dict, unet: dict, conditioner: dict | None = None, image_si
             legacy=True,
             use_scale_shift_norm=False,
             resblock_updown=False,
+            norm_groups=32,  # of channels, in each normalisation; divides all widths
             dropout=0.0,
             remat=False,  # recompute activations in the backward pass: less memory, about 1/3 more time
         )

@@ -7,14 +7,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ldm_jax import build, tree
+from ldm_jax import build, recipes, tree
 from ldm_jax.convert import compvis, diffusers, names
 from ldm_jax.convert import diffusers_settings as settings
 from ldm_jax.convert.safetensors_file import read_safetensors, write_safetensors
-from ldm_jax.convert.tensors import components, fill, given, read
+from ldm_jax.convert.tensors import components, fill, given, read, weights_of
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.diffusion.timetable import make_timetable
 from ldm_jax.errors import UsageError
+from ldm_jax.training import setup
 from tests.convert.conversion_tools import HERE, checkpoint, from_run, recipe, refused, shapes_of, template, to_run
 from tests.golden import weights as made_up
 from tests.golden_tools import nchw, nhwc, rel, run_once
@@ -57,11 +58,11 @@ def test_names_shapes_and_settings(tmp_path, model):
     assert different <= {"sample_size", "_diffusers_version", "architectures", "scaling_factor"}
 
 
-def folder_of(path, model, old_names=False):
-    """A folder as the library writes it, with the made-up weights of `model`/<key>."""
+def folder_of(path, model, old_names=False, **changes):
+    """A folder as the library writes it, with the made-up weights of `model`/<key>. changes: of its config.json."""
     path.mkdir(parents=True)
     recorded = GOLDEN[model]
-    (path / "config.json").write_text(json.dumps(recorded["config"] | {"_class_name": component(model).kind}))
+    (path / "config.json").write_text(json.dumps(recorded["config"] | {"_class_name": component(model).kind} | changes))
     arrays = {key: made_up.make_weight(f"{model}/{key}", shape) for key, shape in recorded["keys"].items()}
     if old_names:
         for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
@@ -89,6 +90,35 @@ def test_the_unet_computes_what_the_librarys_does(celeba):
         model = build.unet(config)
         y = run_once(lambda p, z, t: model.apply({"params": p}, z, t), params, nhwc(golden["z"]), golden["t"])
         assert rel(nchw(y), golden["y"]) < 1e-4
+
+
+def of_groups(name, folder, parts):
+    """(config, weights) of a folder of these parts whose normalisation has 8 groups."""
+    for part in parts:
+        folder_of(folder / part, f"{folder.name}/{part}", **({} if part == "bert" else {"norm_num_groups": 8}))
+    overrides = ["--config.unet.norm_groups=8", "--config.first_stage.norm_groups=8"]
+    config = recipes.load(name, overrides)
+    state, frozen = setup.abstract_run(config)
+    source = read(folder, config, weights_of(config, state, frozen, False), build.latent_shape(config)[0])
+    return config, fill(source, config, state, frozen, build.schedule(config).betas)[0]
+
+
+def test_another_number_of_groups_computes_what_the_librarys_does(tmp_path):
+    """Both kinds of UNet and an autoencoder."""
+    golden = dict(np.load(HERE / "diffusers_groups.npz"))
+    config, weights = of_groups("celeba_ldm4:tiny", tmp_path / "celeba", ("unet", "vqvae"))
+    model = build.unet(config)
+    y = run_once(
+        lambda p, z, t: model.apply({"params": p}, z, t), weights["unet"], nhwc(golden["celeba_z"]), golden["t"]
+    )
+    assert rel(nchw(y), golden["celeba_y"]) < 1e-4
+    config, weights = of_groups("text2img_ldm8:tiny", tmp_path / "text", ("unet", "vqvae", "bert"))
+    model, given = build.unet(config), (nhwc(golden["text_z"]), golden["t"], golden["context"])
+    y = run_once(lambda p, z, t, c: model.apply({"params": p}, z, t, c), weights["unet"], *given)
+    assert rel(nchw(y), golden["text_y"]) < 1e-4
+    stage = build.first_stage(config)
+    found, aux = run_once(stage.apply, {"params": weights["first_stage"]}, nhwc(golden["image"]))
+    assert rel(nchw(aux["latents"]), golden["mean"]) < 1e-4 and rel(nchw(found), golden["reconstruction"]) < 1e-4
 
 
 def test_there_and_back_bit_by_bit(celeba, tmp_path):

@@ -37,6 +37,7 @@ MODELS = {
             latents_std=[1.0, 2.0, 0.5, 4.0],
         ),
     ),
+    "other_groups": (KL, dict(latent_channels=4, block_out_channels=(48, 96), norm_num_groups=16, attends=True)),
     "vq": (VQ, dict(latent_channels=3, block_out_channels=(32, 64), num_vq_embeddings=24)),
     "vq_other_width": (
         VQ,
@@ -119,13 +120,3 @@ def test_latents_and_reconstructions_are_the_librarys(name, tmp_path):
     told = json.loads((tmp_path / "back" / "config.json").read_text())
     names = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "use_quant_conv", "use_post_quant_conv")
     assert {n: told.get(n, model.config.get(n)) for n in names} == {n: model.config.get(n) for n in names}
-
-
-@pytest.mark.slow
-def test_another_number_of_groups_is_refused(tmp_path, capsys):
-    """It is another network, which no option expresses."""
-    pytest.importorskip("diffusers", reason="pip install -r requirements-bench.txt")
-    made(tmp_path / "vae", KL, latent_channels=4, block_out_channels=(32, 64), norm_num_groups=16)
-    with pytest.raises(SystemExit):
-        convert.main(["--from", str(tmp_path / "vae"), "--to", str(tmp_path / "run")])
-    assert "norm_num_groups: 16" in capsys.readouterr().err

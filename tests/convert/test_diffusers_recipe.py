@@ -60,6 +60,7 @@ def written(path, **files):
           "latent_channel_scale=(0.5,0.25,0.125,0.0625)"]),
         (SD_VAE | {"block_out_channels": [64, 128], "down_block_types": ["DownEncoderBlock2D"] * 2},
          "first_stage_sd_vae", ["first_stage.ch=64", "first_stage.ch_mult=(1,2)"]),
+        (SD_VAE | {"norm_num_groups": 16}, "first_stage_sd_vae", ["first_stage.norm_groups=16"]),
         (VQ_F4, "first_stage_vq_f4", []),
         (VQ_F4 | {"mid_block_add_attention": False}, "first_stage_vq_f4_noattn", []),
         (VQ_F4 | {"num_vq_embeddings": 512, "latent_channels": 8, "vq_embed_dim": 4}, "first_stage_vq_f4",
@@ -111,6 +112,31 @@ def test_what_is_written_leads_back(tmp_path, kind, name, best):
                           ("diffusion", ()), ("conditioner", ())):  # fmt: skip
         ours, theirs = told[section].to_dict(), small[section].to_dict()
         assert {k: v for k, v in ours.items() if k not in free} == {k: v for k, v in theirs.items() if k not in free}
+
+
+def test_another_number_of_groups_there_and_back(tmp_path, capsys):
+    """The folder says it, of both networks; the original's files cannot."""
+    for part in ("unet", "vqvae"):
+        folder_of(tmp_path / "celeba" / part, f"celeba/{part}", norm_num_groups=8)
+    written(tmp_path / "celeba", model_index={"_class_name": "LDMPipeline"})
+    scheduler = scheduler_config(recipe("celeba_ldm4").diffusion)
+    written(tmp_path / "celeba", scheduler__scheduler_config=scheduler)
+    _, overrides = convert.recipe_of(tmp_path / "celeba")
+    groups = [f"--config.{name}.norm_groups=8" for name in ("first_stage", "unet")]
+    assert set(groups) <= set(overrides)
+    with refused(capsys, r"another UNet2DModel.*\n.*norm_num_groups: 8 in the folder, 32 by the config"):
+        convert.main(["--config=celeba_ldm4:tiny", "--from", str(tmp_path / "celeba"), "--to", str(tmp_path / "no")])
+    convert.main(
+        ["--config=celeba_ldm4:tiny", "--from", str(tmp_path / "celeba"), "--to", str(tmp_path / "run"), *groups]
+    )
+    from_run(tmp_path / "run", tmp_path / "back")
+    for part in ("unet", "vqvae"):
+        found, back = (tmp_path / root / part for root in ("celeba", "back"))
+        assert json.loads((back / "config.json").read_text())["norm_num_groups"] == 8
+        before, after = (diffusers._tensors(folder)[0] for folder in (found, back))
+        assert before.keys() == after.keys() and all(np.array_equal(before[key], after[key]) for key in before)
+    with refused(capsys, r"config\.first_stage\.norm_groups=8: .*--to FOLDER"):
+        from_run(tmp_path / "run", tmp_path / "model.ckpt")
 
 
 def test_a_lone_autoencoder_of_another_shape_there_and_back(tmp_path, capsys):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ldm_jax.errors import ConfigError
 from ldm_jax.models import layers
 from tests.golden_tools import load, nchw, nhwc, rel, to_flax, torch_state
 
@@ -45,11 +46,12 @@ def test_timestep_embedding_equals_the_original():
         assert rel(layers.timestep_embedding(t, dim), case.outputs[f"dim{dim}"]) < 2e-4, dim
 
 
-def test_group_norm_is_exact_at_large_means():
+@pytest.mark.parametrize("groups", [32, 8])
+def test_group_norm_is_exact_at_large_means(groups):
     x = np.random.default_rng(0).normal(size=(2, 6, 5, 64)) + 1000.0
-    module = layers.GroupNorm32(1e-5)
+    module = layers.GroupNorm32(1e-5, groups)
     y = module.apply({"params": {"scale": jnp.ones(64), "bias": jnp.zeros(64)}}, jnp.asarray(x, jnp.float32))
-    x = np.asarray(x, np.float32).astype(np.float64).reshape(2, 30, 32, 2)
+    x = np.asarray(x, np.float32).astype(np.float64).reshape(2, 30, groups, -1)
     expected = (x - x.mean((1, 3), keepdims=True)) / np.sqrt(x.var((1, 3), keepdims=True) + 1e-5)
     # The mean's own rounding is a few 6e-5; E[x^2] - E[x]^2 in float32 would be off by 3e-2.
     assert np.abs(np.asarray(y) - expected.reshape(y.shape)).max() < 1e-3
@@ -64,8 +66,11 @@ def test_space_to_depth_puts_the_pixels_of_a_patch_side_by_side():
 
 
 def test_group_norm_names_the_channels_that_do_not_divide():
-    with pytest.raises(ValueError, match="48 channels in 32 groups"):
-        layers.GroupNorm32(1e-5).init(jax.random.key(0), jnp.zeros((1, 2, 2, 48)))
+    for groups in (32, 0):
+        with pytest.raises(
+            ConfigError, match=rf"48 channels in {groups} groups.*another number of groups \(norm_groups"
+        ):
+            layers.GroupNorm32(1e-5, groups).init(jax.random.key(0), jnp.zeros((1, 2, 2, 48)))
 
 
 def test_initial_values_follow_torch():
