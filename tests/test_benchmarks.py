@@ -133,9 +133,21 @@ def test_made_up_weights_reach_the_output():
     once = work.forward(model, 1)
     first = once.compile(options=QUICK)()
     assert np.std(first) > 0.1
-    params, _, *rest = once.args
+    params, _, t, cond = once.args
     twice = work.calls(model, 1, 2).compile(options=QUICK)()
-    np.testing.assert_allclose(twice, once.fn(params, first, *rest), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(twice, once.fn(params, first, t - 1, cond), rtol=1e-3, atol=1e-4)
+
+
+def test_bare_calls_are_at_different_steps(monkeypatch):
+    """As a sampler's are. Of equal ones the compiler would make the time embedding once, before the loop."""
+
+    def predict(params, z, t, cond):
+        return 2 * z + t
+
+    model = SimpleNamespace(task=SimpleNamespace(ldm=SimpleNamespace(predict=predict)))
+    forward = work.Program(predict, ({}, np.zeros(1, np.float32), np.full(1, 5, np.int32), None))
+    monkeypatch.setattr(work, "forward", lambda model, size: forward)
+    assert work.calls(model, 1, 3).compile()() == (5 * 2 + 4) * 2 + 3
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "heun"])
