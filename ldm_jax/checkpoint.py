@@ -9,7 +9,6 @@ of version 0.1.0 have none, and are read as they are.
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -261,7 +260,7 @@ class Checkpoints:
         kept = steps(self.path.parent)
         return SaveFailed(
             f"the checkpoint of step {step} could not be written into {self.path}: {_in_short(error)}. "
-            f"{_free(self.path)}What was written of it is removed. "
+            f"{files.free_space(self.path)}What was written of it is removed. "
             f"{f'The newest checkpoint is that of step {kept[-1]}' if kept else 'The run has no checkpoint yet'}. "
             f"{'Make room' if files.is_local(self.path) else 'Mend that'}, then the same command goes on from there"
         )
@@ -292,13 +291,6 @@ class Checkpoints:
             self.wait()
         finally:
             self.manager.close()
-
-
-def _free(folder: Path) -> str:
-    """A sentence on the free space of the folder's disk; "" for a bucket."""
-    if not files.is_local(folder):
-        return ""
-    return f"{shutil.disk_usage(folder).free / 2**30:.2f} GiB are free there. "
 
 
 def _temporaries(folder: Path, step: str) -> list[Path]:
@@ -406,7 +398,8 @@ def save_tree(path: str | Path, tree: Tree, made_from: dict | None = None) -> No
             for folder in path.parent.glob(f"{path.name}{_TEMPORARY}*"):
                 files.remove_folder(folder, missing_ok=True)
         raise SaveFailed(
-            f"{path} could not be written: {_in_short(error)}. {_free(path.parent)}What was written of it is removed. "
+            f"{path} could not be written: {_in_short(error)}. {files.free_space(path.parent)}"
+            "What was written of it is removed. "
             f"{'Make room' if files.is_local(path) else 'Mend that'}, then give the same command again"
         ) from error
 

@@ -13,13 +13,14 @@ from ldm_jax.files import at, mistaken
 
 
 def save(workdir: str | Path, config: dict) -> None:
-    """Writes config.json. If the run already had one, prints the options that changed."""
+    """Writes config.json. If the run already had one, prints the options that changed. WriteFailed if it cannot."""
     path = at(workdir) / "config.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = _signed(json.dumps({"version": VERSION, "checksum": _UNSIGNED, **config}, indent=2).encode() + b"\n")
     for name, (before, now) in changes(workdir, config).items():
         print(f"changed since this run began: {name} was {before!r}, is {now!r}")
-    files.write(path, text)
+    with files.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write(path, text)
 
 
 # config.json begins with its version and its checksum, the CRC-32 of its bytes with zeros in place of the checksum.

@@ -10,7 +10,7 @@ directory: config.json, metrics.jsonl, tensorboard/, pictures/, checkpoints/. In
 SIGTERM, SIGUSR1, Ctrl-C and --max-minutes save what is new and end the run, whatever it does. Exit codes:
     0    the run is complete
     75   it was stopped before: start the same command again
-    2    a mistake in the options, the data or the folder
+    2    a mistake in the options, the data or the folder; a disk without room
     130  a second Ctrl-C: nothing was saved; other codes are errors
 """
 
