@@ -96,7 +96,7 @@ class Store:
         try:
             os.replace(temporary, path)
         except FileNotFoundError:
-            raise RuntimeError(f"another run is writing {self.folder}: start this one again when it is done") from None
+            raise DataError(f"another run is writing {self.folder}: start this one again when it is done") from None
 
     def _record(self, example: np.ndarray | CorruptExample) -> bytes:
         if isinstance(example, CorruptExample):

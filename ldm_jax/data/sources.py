@@ -63,6 +63,10 @@ class Source:
         """One line for the user: number of examples, classes, sizes."""
         raise NotImplementedError
 
+    def alike(self) -> str:
+        """`describe` without what may differ between the hosts of a run, which is the folder."""
+        return self.describe()
+
     def identity(self) -> str:
         """A string that is equal for sources with the same images in the same order, whatever folder they are in."""
         return self.describe()
@@ -133,6 +137,10 @@ class FilteredSource(Source):
         """The source's line, and how many examples are kept."""
         return f"{self.source.describe()}; {len(self)} kept by their objects"
 
+    def alike(self) -> str:
+        """The same without the folder."""
+        return f"{self.source.alike()}; {len(self)} kept by their objects"
+
     def identity(self) -> str:
         """The source's identity, and which examples are kept."""
         kept = hashlib.sha256(np.asarray(self.kept, np.int64)).hexdigest()[:16]
@@ -200,7 +208,14 @@ class FolderSource(Source):
         return values.astype(np.uint8)
 
     def describe(self) -> str:
-        """One line: number of images, classes, texts, and the size of the first image."""
+        """One line: number of images, folder, classes, texts, and the size of the first image."""
+        return self._described(f"{self.split} split of {self.path}")
+
+    def alike(self) -> str:
+        """The same without the folder."""
+        return self._described(f"{self.split} split")
+
+    def _described(self, what: str) -> str:
         try:
             with open_image(self.path / self._entries[0]["name"]) as image:
                 size = f"{image.width}x{image.height}"
@@ -208,7 +223,7 @@ class FolderSource(Source):
             size = "unreadable"
         classes = f"{len(self.class_names)} classes" if self.class_names else "no classes"
         return (
-            f"{len(self)} images ({self.split} split of {self.path}), {classes}, {self._texts} with "
+            f"{len(self)} images ({what}), {classes}, {self._texts} with "
             f"text, the first {size}, read with {self.channels} channels"
         )
 

@@ -47,6 +47,17 @@ def test_classes_are_the_sorted_subfolders(tmp_path):
     assert pickle.loads(pickle.dumps(source))[3]["label"] == 2
 
 
+def test_folders_of_two_hosts_are_alike(tmp_path):
+    """What is compared between hosts does not name the folder."""
+    for name in ("one", "two"):
+        save(tmp_path / name / "a.png")
+    one, two = (FolderSource(tmp_path / name, "all") for name in ("one", "two"))
+    assert one.alike() == two.alike() and "1 images (all split), no classes" in one.alike()
+    assert str(tmp_path / "one") in one.describe()
+    rules = LayoutRules(min_objects=0)
+    assert FilteredSource(one, rules).alike() == FilteredSource(two, rules).alike()
+
+
 def test_no_labels_where_there_is_one_folder(tmp_path):
     save(tmp_path / "images/a.png")
     save(tmp_path / "images/b.png")
