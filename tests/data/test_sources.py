@@ -8,6 +8,7 @@ from PIL import Image
 
 from ldm_jax import recipes
 from ldm_jax.conditions.text import Tokens
+from ldm_jax.data import prepared
 from ldm_jax.data.fields import Placed
 from ldm_jax.data.layout import LayoutRules
 from ldm_jax.data.sources import CorruptExample, FilteredSource, FolderSource, ShapesSource, TfdsSource
@@ -541,3 +542,9 @@ def test_tfds_that_is_not_prepared(colours):
         TfdsSource("celeb_a_hq/256", "train", colours)
     with pytest.raises(FileNotFoundError, match=r"9\.9\.9"):
         TfdsSource("colours:9.9.9", "train", colours)
+
+
+def test_a_list_of_classes_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "classes.txt").write_bytes("größe\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"classes\.txt is not a text in UTF-8 .*save it"):
+        prepared.kept_classes(tmp_path / "classes.txt", ("größe",))
