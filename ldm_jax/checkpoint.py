@@ -4,7 +4,8 @@ workdir/frozen/              arrays that training does not change: first stage a
 workdir/checkpoints/<step>/  the TrainState, written in the background
 
 Checkpoints and frozen/ have a manifest (manifest.py), which is compared whenever they are read, at the same time. Those
-of version 0.1.0 have none, and are read as they are.
+of version 0.1.0 have none, and are read as they are. What was written after the first manifest of the run has lost its
+own: it is damaged.
 """
 
 import json
@@ -64,7 +65,7 @@ def _problems(folder: Path, comparison: manifest.Comparison) -> list[str] | None
     """Waits for the comparison."""
     found = comparison.problems()
     if found is None:
-        return None
+        return [f"{manifest.NAME}: it is missing"] if _had_manifest(folder) else None
     try:
         json.loads((folder / FINISHED).read_text())
     except FileNotFoundError:
@@ -72,6 +73,16 @@ def _problems(folder: Path, comparison: manifest.Comparison) -> list[str] | None
     except (OSError, ValueError):
         found.append(f"{FINISHED}: it is damaged")
     return found
+
+
+def _had_manifest(folder: Path) -> bool:
+    """Whether a folder without a manifest was written with one: something that the run wrote before it has one, or what
+    came with manifests."""
+    if not folder.name.isdigit():
+        return (folder / MADE_FROM).exists()
+    before = (other for other in steps(folder.parents[1]) if other < int(folder.name))
+    older = [folder.parents[1] / "frozen", *(folder.parent / str(other) for other in before)]
+    return any((other / manifest.NAME).exists() for other in older)
 
 
 def _in_short(error: Exception) -> str:
