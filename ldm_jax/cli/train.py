@@ -19,6 +19,7 @@ import contextlib
 import sys
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -139,7 +140,7 @@ def run(args: argparse.Namespace, config: "ConfigDict", stop: stopping.Stop, hel
             held.enter_context(heartbeat.between(joined, args.host_timeout, stop.leave))
         process.setup(args.require_accelerator, config.matmul_precision)
         mesh = setup.mesh(config)
-        held.enter_context(lock.held(workdir))
+        held.enter_context(lock.held(workdir, partial(stop.leave, code=stopping.UNUSABLE)))
         stop.at_exit(held.close)
         checkpoint.compare_ahead(workdir)
         task, loaders, frozen = setup.training_run(config, workdir, args.accept_changes)
