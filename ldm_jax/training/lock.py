@@ -34,9 +34,9 @@ def held(workdir: str | Path, lost: Callable[[str], object] = print) -> Iterator
     """The run directory belongs to this process, or to its hosts together, until the end of the block.
 
     lost: called, from another thread, with what to say when another run has taken the directory over, which it does
-    when this one was silent for too long. It should end the process. The directory is made if it
-    does not exist. ConfigError where another run has it (the message says who and since when), or where nothing can be
-    written; on all hosts.
+    when this one was silent for too long. It should end the process. The directory is made if it does not exist.
+    ConfigError where another run has it (the message says who and since when), or where nothing can be written; on all
+    hosts.
     """
     workdir = files.at(workdir)
     lock = (_Lock if files.is_local(workdir) else _BucketLock)(workdir)
