@@ -496,8 +496,18 @@ class TrainingMetrics:
 
     def _replace_best(self, record: dict[str, Any]) -> bool:
         """Whether the model is better than the one in WORKDIR/best, which it then replaces. One that was measured in
-        another way does not count."""
-        folder, new = self.workdir / "best", self.workdir / "best.new"
+        another way does not count. A kill loses neither: what has no name yet gets it at the next call."""
+        folder, new, old = (self.workdir / name for name in ("best", "best.new", "best.old"))
+
+        def rename() -> None:
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
+            rmtree(old, ignore_errors=True)
+
+        rmtree(old, ignore_errors=True)
+        if (new / BEST).exists():
+            rename()
         sign = 1 if record["metric"].startswith(LARGER_IS_BETTER) else -1
         if not np.isfinite(record["value"]):
             return False
@@ -507,10 +517,10 @@ class TrainingMetrics:
             if same and sign * before["value"] >= sign * record["value"]:
                 return False
         rmtree(new, ignore_errors=True)
-        self._pipe.save(new)
-        (new / BEST).write_text(json.dumps(record) + "\n")
-        rmtree(folder, ignore_errors=True)
-        new.rename(folder)
+        with files.writing(new):
+            self._pipe.save(new)
+            files.write(new / BEST, json.dumps(record) + "\n")
+            rename()
         return True
 
 

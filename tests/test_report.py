@@ -1,6 +1,7 @@
 """Models and pictures are judged, and the command writes what it found. The feature network is a tiny one."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -110,6 +111,48 @@ def test_metrics_during_training_are_those_of_the_report(run, pipe, tmp_path):
     config.metrics.best = "KD-tiny"  # another metric: what is there does not count
     report.TrainingMetrics(config, tmp_path, say=len)(30, {"raw": (other, pipe.frozen)})
     assert json.loads((tmp_path / "best" / "best.json").read_text())["step"] == 30
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("at", range(3))
+def test_a_kill_while_the_best_model_is_replaced_loses_none(at, tmp_path, monkeypatch):
+    """Whatever call of those that remove and rename is the last one."""
+
+    class Pipe:
+        def save(self, folder):
+            folder.mkdir()
+            (folder / "model").write_text("new")
+
+    def measure(value):
+        metrics = object.__new__(report.TrainingMetrics)
+        metrics.workdir, metrics._pipe = tmp_path, Pipe()
+        return metrics._replace_best({"metric": "FD-a", "measured": {}, "value": value, "step": int(value)})
+
+    def best():
+        return json.loads((tmp_path / "best" / "best.json").read_text())["step"]
+
+    assert measure(9.0) and not measure(9.5) and best() == 9
+    calls, rename, remove = [], Path.rename, report.rmtree
+
+    def killing(call):
+        def called(*given, **options):
+            calls.append(call)
+            if len(calls) > 2 + at:  # two remove what is not there
+                raise Killed
+            return call(*given, **options)
+
+        return called
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", killing(rename))
+        patched.setattr(report, "rmtree", killing(remove))
+        with pytest.raises(Killed):
+            measure(5.0)
+    assert not measure(7.0) and best() == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
 
 
 @pytest.mark.parametrize(
