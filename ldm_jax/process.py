@@ -98,6 +98,7 @@ def setup(require_accelerator: bool = False, matmul_precision: str = "default") 
 
     faster_cpu()
     faster_accelerators()
+    _whole_cache_entries()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(CACHES / "xla"))
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
@@ -108,6 +109,32 @@ def setup(require_accelerator: bool = False, matmul_precision: str = "default") 
     if require_accelerator and jax.default_backend() == "cpu":
         raise Missing("an accelerator: JAX finds only the CPU. Is the jax[cuda12] or jax[tpu] plugin installed and "
                       "working?")  # fmt: skip
+
+
+def _whole_cache_entries() -> None:
+    """From now on entries of the compilation cache appear when they are complete, and replace those that were there.
+
+    JAX writes an entry in place, and never again. One that a kill has cut cannot be read: without this, its program
+    would be compiled at each start.
+    """
+    from jax._src import lru_cache  # JAX has no public name for it
+
+    put = lru_cache.LRUCache.put
+
+    def put_whole(self, key: str, value: bytes) -> None:
+        if self.eviction_enabled or "://" in str(self.path):
+            put(self, key, value)
+            return
+        entry = Path(str(self.path)) / f"{key}-cache"
+        temporary = entry.with_name(f"{entry.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_bytes(value)
+            os.replace(temporary, entry)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    if put.__name__ != put_whole.__name__:
+        lru_cache.LRUCache.put = put_whole
 
 
 def join_hosts(silent: float = 0.0) -> None:
