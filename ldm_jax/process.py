@@ -5,6 +5,8 @@ Nothing slow is imported at the top: scripts call `restart_with_hugepages` first
 
 import os
 import sys
+import threading
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +16,7 @@ from ldm_jax.errors import ConfigError, Missing
 if TYPE_CHECKING:
     import jax
 
+JOIN = 300.0  # seconds that hosts wait for each other
 CACHES = Path.home() / ".cache" / "ldm_jax"
 
 # Of this version XLA's default path for convolutions and products on CPUs (YNNPACK fusions) is slower than its older
@@ -137,10 +140,17 @@ def _whole_cache_entries() -> None:
         lru_cache.LRUCache.put = put_whole
 
 
-def join_hosts(silent: float = 0.0) -> None:
+def _end(told: str) -> None:
+    print(told, file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def join_hosts(silent: float = 0.0, wait: float = JOIN, late: Callable[[str], object] = _end) -> None:
     """Makes this process one of several: afterwards `jax.devices()` are those of all. Before the first computation.
 
     silent: seconds after which the caller itself ends a host that has lost another one, which JAX does not do earlier.
+    wait: seconds for all to join; then `late` is called, from another thread, with what to say. It ends the process, as
+    JAX would do a little later, without a word on the hosts.
     TPU pods, Slurm and Open MPI are recognised; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
     JAX_PROCESS_ID say who takes part. Raises ConfigError when neither says who takes part.
     """
@@ -148,10 +158,19 @@ def join_hosts(silent: float = 0.0) -> None:
 
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from the process, and swallow it
     number, own = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    told = (
+        f"--distributed: not all hosts of this run{f' ({number})' if number else ''} have joined within {wait:g} s"
+        f"{f'; this is host {own}' if own else ''}. See which one has not started, or does not reach the first one"
+        f"{f' at {address}' if (address := os.environ.get('JAX_COORDINATOR_ADDRESS')) else ''}"
+    )
+    timer = threading.Timer(wait, late, [told])
+    timer.daemon = True
+    timer.start()
     try:
         jax.distributed.initialize(
             num_processes=int(number) if number else None,
             process_id=int(own) if own else None,
+            initialization_timeout=round(wait) + 30,
             heartbeat_timeout_seconds=max(100, round(2 * silent)),  # 100 is JAX's own
         )
     except (ValueError, TypeError) as error:
@@ -159,6 +178,8 @@ def join_hosts(silent: float = 0.0) -> None:
             f"--distributed: {error} Neither a TPU pod nor Slurm nor Open MPI was found; set "
             "JAX_COORDINATOR_ADDRESS=HOST:PORT (of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID (0, 1, ...)"
         ) from error
+    finally:
+        timer.cancel()
 
 
 def faster_cpu() -> None:

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 HOST_TIMEOUT = 40.0  # seconds
 # Options of a run; --compile-only runs none.
 OF_A_RUN = (
-    "workdir", "distributed", "host_timeout", "max_minutes", "require_accelerator", "accept_changes", "profile",
+    "workdir", "distributed", "host_timeout", "join_timeout", "max_minutes", "require_accelerator", "accept_changes",
+    "profile",
 )  # fmt: skip
 
 
@@ -42,7 +43,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, "Confi
     """(arguments, the configuration). Exits with 2 if either is wrong."""
     from ldm_jax import recipes
 
-    names = textwrap.fill(f"recipes: {', '.join(recipes.names())}", 100)
+    names = textwrap.fill(f"recipes: {', '.join(recipes.names())}", 110)
     parser = options.Parser(__doc__, epilog=names)
     add = parser.add_argument
     add("--config", required=True, metavar="RECIPE", help="its name, or its file; RECIPE:tiny shrinks it")
@@ -59,6 +60,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, "Confi
         metavar="S",
         help="of several hosts: name one that is silent for so long, and end with 75 (default 40; 0 = off)",
     )
+    add("--join-timeout", type=float, metavar="S", help="the same until all have joined (default 300)")
     add("--max-minutes", type=float, metavar="M", help="stop like a signal does after so long")
     add("--require-accelerator", action="store_true", help="stop when JAX finds only the CPU")
     add(
@@ -84,6 +86,10 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, "Confi
         args.host_timeout = HOST_TIMEOUT
     if args.host_timeout < 0 or 0 < args.host_timeout < heartbeat.LEAST:
         parser.error(f"--host-timeout={args.host_timeout:g} must be at least {heartbeat.LEAST:g} seconds, or 0 (off)")
+    if args.join_timeout is None:
+        args.join_timeout = process.JOIN
+    if not args.join_timeout > 0:
+        parser.error(f"--join-timeout={args.join_timeout:g} must be more than 0 seconds")
     return args, parser.recipe(args.config, overrides)
 
 
@@ -134,7 +140,7 @@ def run(args: argparse.Namespace, config: "ConfigDict", stop: stopping.Stop, hel
     try:
         wanted = profile.steps(args.profile) if args.profile else None
         if args.distributed:
-            process.join_hosts(args.host_timeout)
+            process.join_hosts(args.host_timeout, args.join_timeout, partial(stop.leave, code=stopping.AGAIN))
             joined = stopping.Hosts.joined()
             stop.share(joined)
             held.enter_context(heartbeat.between(joined, args.host_timeout, stop.leave))

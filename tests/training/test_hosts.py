@@ -89,6 +89,26 @@ def test_who_takes_part_must_be_told(tmp_path):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("own", ["0", "1"])
+def test_hosts_that_do_not_come_are_told_of(tmp_path, own):
+    """JAX would end the process with the code 134 and name nobody."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{s.getsockname()[1]}"
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    result = subprocess.run(
+        [sys.executable, *RUN, f"--workdir={tmp_path}", "--distributed", "--join-timeout=2"], cwd=ROOT, text=True,
+        env=env | {"JAX_PROCESS_ID": own}, capture_output=True, timeout=60,
+    )  # fmt: skip
+    assert result.returncode == 75, result.stderr
+    told = f"not all hosts of this run (2) have joined within 2 s; this is host {own}. See which one has not started"
+    assert (
+        told in result.stdout
+        and f"the first one at {address}" in result.stdout
+        and "Check failure" not in result.stderr
+    )
+
+
 @pytest.mark.slow
 def test_hosts_that_are_not_alike_end_and_are_named(tmp_path):
     texts = finish(*start(tmp_path / "run", *OPTIONS, second=["--config.seed=3"]), code=2)
