@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.fast import flags
 from tests.training.test_loop import ROOT, metrics, parameters, train
@@ -107,6 +108,23 @@ def test_hosts_that_do_not_come_are_told_of(tmp_path, own):
         and f"the first one at {address}" in result.stdout
         and "Check failure" not in result.stderr
     )
+
+
+@pytest.mark.slow
+def test_hosts_have_their_images_where_they_like(tmp_path):
+    """Also when the run goes on."""
+    for host in range(2):
+        (tmp_path / f"{host}").mkdir()
+        for i in range(8):
+            Image.new("RGB", (32, 32), (i, i, i)).save(tmp_path / f"{host}" / f"{i}.png")
+    run = ["train.py", "--config=quickstart_first_stage:tiny", "--config.data.source=folder"]
+    options = ["--config.data.validation_fraction=0.3", f"--config.data.path={tmp_path / '0'}"]
+    for steps in (2, 3):
+        more = [*options, f"--config.steps={steps}"]
+        second = [f"--config.data.path={tmp_path / '1'}"]
+        texts = finish(*start(tmp_path / "run", *more, run=run, second=second))
+        assert f"split of {tmp_path / '1'}" in texts[1] and "Traceback" not in texts[0]
+    assert metrics(tmp_path / "run").keys() >= {3}
 
 
 @pytest.mark.slow
