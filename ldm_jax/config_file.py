@@ -92,6 +92,7 @@ YOUNGER_DIFFUSION = {"kind": "diffusion", "zero_terminal_snr": False, "min_snr_g
                      "t_distribution": "uniform", "t_mean": 0.0, "t_std": 1.0}  # fmt: skip
 
 
+# Sections, where they are there.
 _SECTIONS = ("network", "unet", "dit", "classifier", "loss", "diffusion", "sample", "mesh", *YOUNGER)
 _TYPES = {dict: "a section", str: "a text", bool: "true or false", list: "a list", int: "an integer", float: "a number"}
 

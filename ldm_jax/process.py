@@ -128,7 +128,7 @@ def _whole_cache_entries() -> None:
         if self.eviction_enabled or "://" in str(self.path):
             put(self, key, value)
             return
-        entry = Path(str(self.path)) / f"{key}-cache"
+        entry = Path(str(self.path)) / f"{key}{lru_cache._CACHE_SUFFIX}"
         temporary = entry.with_name(f"{entry.name}.{os.getpid()}.tmp")
         try:
             temporary.write_bytes(value)

@@ -16,6 +16,7 @@ SIGTERM, SIGUSR1, Ctrl-C and --max-minutes save what is new and end the run, wha
 
 import argparse
 import contextlib
+import errno
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -114,7 +115,12 @@ def _train(argv: Sequence[str] | None, stop: stopping.Stop) -> None:
     if args.max_minutes is not None:
         stop.after(args.max_minutes)
     with contextlib.ExitStack() as held:
-        run(args, config, stop, held)
+        try:
+            run(args, config, stop, held)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            options.stop(f"{error}: make room, then the same command goes on")
 
 
 def compile_only(args: argparse.Namespace, config: "ConfigDict") -> None:
