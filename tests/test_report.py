@@ -3,7 +3,6 @@
 import json
 from types import SimpleNamespace
 
-import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -21,8 +20,9 @@ from tests.test_pipeline import classes, keep
 RANDOM = np.random.default_rng(0)
 
 
-@pytest.fixture(autouse=True)
-def tiny_network(monkeypatch):
+def use_tiny(monkeypatch):
+    """--features=tiny, without a file of weights."""
+
     def load(name, folder="", batch=64):
         if name != "tiny":
             return features_load(name, folder, batch=batch)
@@ -31,6 +31,11 @@ def tiny_network(monkeypatch):
     features_load = features.load
     monkeypatch.setattr(features, "load", load)
     monkeypatch.setitem(networks.NETWORKS, "tiny", NETWORK)
+
+
+@pytest.fixture(autouse=True)
+def tiny_network(monkeypatch):
+    use_tiny(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -86,55 +91,6 @@ def test_a_class_model_by_command(run, tmp_path, capsys, monkeypatch):
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["reports"][0]["metrics"] == ours["metrics"]
 
 
-def test_metrics_during_training_are_those_of_the_report(run, pipe, tmp_path):
-    """Also of the raw parameters; the best model is kept whole, and a worse one does not replace it."""
-    config = pipe.config.copy_and_resolve_references().unlock()
-    sections = recipes.load("quickstart_ldm:tiny")
-    config.update(every=sections.every, metrics=sections.metrics)
-    config.metrics.update(networks="tiny", samples=6, steps=2, reference=12, batch=6, raw=True, best="FD-tiny")
-    said = []
-    measure = report.TrainingMetrics(config, tmp_path, say=said.append)
-    other = jax.tree.map(lambda x: x + 0.05, pipe.params)
-    first, shown = measure(10, {"averaged": (pipe.params, pipe.frozen), "raw": (other, pipe.frozen)})
-    judge = report.Judge(["tiny"], report.data_of(config, run, count=12), cache=tmp_path / "cache", batch=6, say=len)
-    expected = judge.report(report.Samples(pipe, 6, steps=2, batch=6))
-    assert {name: value for name, value in first.items() if not name.startswith("raw_")} == expected.metrics
-    assert first["raw_FD-tiny"] != first["FD-tiny"] and {"random", "nearest"} <= set(shown)
-    assert json.loads((tmp_path / "best" / "best.json").read_text())["step"] == 10 and "best so far" in said[-1]
-    programs = measure._pipe.compiled
-    second, _ = measure(20, {"raw": (other, pipe.frozen)})
-    assert second["FD-tiny"] == first["raw_FD-tiny"] and measure._pipe.compiled == programs
-    kept = ldm_jax.load(tmp_path / "best")
-    better = pipe.params if first["FD-tiny"] <= second["FD-tiny"] else other
-    assert all(np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (kept.params, better))))
-    config.metrics.best = "KD-tiny"  # another metric: what is there does not count
-    report.TrainingMetrics(config, tmp_path, say=len)(30, {"raw": (other, pipe.frozen)})
-    assert json.loads((tmp_path / "best" / "best.json").read_text())["step"] == 30
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("best", "FID", r"config\.metrics\.best='FID' is not one of the metrics: FD-tiny"),
-        ("steps", 1001, r"config\.metrics\.steps=1001"),
-        ("samples", 1, r"config\.metrics\.samples=1 "),
-    ],
-)
-def test_mistakes_of_metrics_show_at_the_start(pipe, tmp_path, name, value, message):
-    config = pipe.config.copy_and_resolve_references().unlock()
-    config.metrics.update({"networks": "tiny", "reference": 12, name: value})
-    with pytest.raises(UsageError, match=message):
-        report.TrainingMetrics(config, tmp_path)
-
-
-def test_metrics_of_a_first_stage_during_training(first_stage, tmp_path):
-    pipe = ldm_jax.load(first_stage)
-    config = pipe.config.copy_and_resolve_references().unlock()
-    config.metrics.update(networks="tiny", samples=5, batch=5, weights=str(tmp_path))
-    found, _ = report.TrainingMetrics(config, tmp_path)(1, {"raw": ({}, pipe.frozen)})
-    assert {"rFD-tiny", "PSNR", "SSIM"} <= set(found) and not (tmp_path / "best").exists()
-
-
 def test_first_stages_side_by_side(first_stage, tmp_path, capsys):
     evaluate.main([str(first_stage), str(first_stage), "--num=5", "--features=tiny", f"--out={tmp_path / 'out'}",
                    f"--cache={tmp_path / 'cache'}", f"--weights={tmp_path}"])  # fmt: skip
@@ -151,11 +107,16 @@ def test_first_stages_side_by_side(first_stage, tmp_path, capsys):
     assert "rFD-tiny" in capsys.readouterr().out
 
 
-def test_inpainting_keeps_what_is_known(tmp_path):
+def inpainting():
     config = classes()
     config.data.image_size = 32
     config.conditioner = recipes.load("quickstart_inpaint:tiny").conditioner
     config.data.masks = recipes.load("quickstart_inpaint:tiny").data.masks
+    return config
+
+
+def test_inpainting_keeps_what_is_known(tmp_path):
+    config = inpainting()
     run = keep(tmp_path / "inpaint", config)
     pipe = ldm_jax.load(run)
     data = report.data_of(pipe.config, run, train=False, count=3, examples=True)
@@ -172,10 +133,6 @@ def test_inpainting_keeps_what_is_known(tmp_path):
                    f"--cache={tmp_path / 'cache'}", f"--weights={tmp_path}"])  # fmt: skip
     (found,) = json.loads((tmp_path / "out" / "evaluation.json").read_text())["reports"]
     assert found["reference"] == found["pictures"]["conditions"]  # the pictures whose holes were filled
-    few = len(report.data_of(config, run, train=False))
-    config.metrics.update(networks="tiny", samples=few + 5, steps=1, batch=few, reference=4, weights=str(tmp_path))
-    measured, _ = report.TrainingMetrics(config, run, say=len)(1, {"raw": (pipe.params, pipe.frozen)})
-    assert sum(number for name, number in measured.items() if name.startswith("pictures, ")) == few
     bins = {f"hole {10 * int(10 * share)}-{10 * int(10 * share) + 10} %" for share in shares}
     assert {name for name in found["metrics"] if name.startswith("pictures, ")} == {f"pictures, {b}" for b in bins}
     assert sum(found["metrics"][f"pictures, {name}"] for name in bins) == 3

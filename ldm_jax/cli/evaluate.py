@@ -17,7 +17,6 @@ reconstructions. Features are kept: a command that was interrupted goes on. Writ
 """
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -98,7 +97,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> list["Report"]:
     """The reports, which are also printed and written."""
     from ldm_jax import report
-    from ldm_jax.evaluation import kept
+    from ldm_jax.evaluation import kept, record
 
     process.setup()
     began = time.perf_counter()
@@ -127,11 +126,11 @@ def run(args: argparse.Namespace) -> list["Report"]:
             other = judge.against(second).report(made)
             reports.append(replace(other, name=f"{other.name}, against {second.name}"))
         if args.keep and isinstance(pictures, report.Samples):
-            _keep(made, out / "samples")
+            record.keep(made, out / "samples")
         if args.floor and _is_run(what):
             reports.append(judge.report(_validation(args, _config_of(args, what), what, len(made))))
-    _write(out, args, reports, time.perf_counter() - began)
-    print(f"\n{table(reports)}\n\n{out / 'evaluation.json'}, and pictures beside it")
+    record.write(out, vars(args), reports, time.perf_counter() - began)
+    print(f"\n{record.table(reports)}\n\n{out / 'evaluation.json'}, and pictures beside it")
     return reports
 
 
@@ -235,55 +234,6 @@ def _labels(args: argparse.Namespace, number: int) -> Any:
     if len(found) < number:
         raise UsageError(f"--labels={args.labels} has {len(found)} numbers, fewer than --num={number}")
     return found[:number]
-
-
-def _keep(pictures: Any, folder: Path) -> None:
-    from ldm_jax.images import file_name, save_png
-
-    for first in range(0, len(pictures), 256):
-        for i, image in enumerate(pictures.part(first, min(first + 256, len(pictures)))):
-            save_png(folder / file_name(first + i, ""), image)
-    print(f"{len(pictures)} samples in {folder}")
-
-
-def table(reports: "list[Report]") -> str:
-    """A row a report, a column a metric."""
-    names = list(dict.fromkeys(name for report in reports for name in report.metrics))
-    rows = [["", *names]]
-    rows += [[r.name, *(_shown(r.metrics[name]) if name in r.metrics else "" for name in names)] for r in reports]
-    lines = _aligned(rows)
-    return "\n".join(lines if len(lines[0]) <= 120 else _aligned(list(zip(*rows))))  # many metrics: a row each
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    cells = ([f"{cell:>{w}}" if i else f"{cell:<{w}}" for i, (cell, w) in enumerate(zip(row, widths))] for row in rows)
-    return ["  ".join(row) for row in cells]
-
-
-def _shown(value: float) -> str:
-    return f"{value:.4g}"
-
-
-def _write(out: Path, args: argparse.Namespace, reports: "list[Report]", seconds: float) -> None:
-    import jax
-    import numpy as np
-
-    import ldm_jax
-    from ldm_jax.images import save_png
-
-    if jax.process_index():
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    versions = dict(ldm_jax=ldm_jax.__version__, jax=jax.__version__, numpy=np.__version__)
-    record = dict(
-        command=dict(vars(args)), versions=versions, device=jax.devices()[0].device_kind, seconds=round(seconds, 1),
-        reports=[dict(name=r.name, metrics=r.metrics, **r.settings) for r in reports],
-    )  # fmt: skip
-    (out / "evaluation.json").write_text(json.dumps(record, indent=1, default=str) + "\n")
-    for i, report in enumerate(reports):
-        for name, image in report.pictures.items():
-            save_png(out / (f"{name}.png" if len(reports) == 1 else f"{i}_{name}.png"), image, {"of": report.name})
 
 
 def main(argv: Sequence[str] | None = None) -> None:

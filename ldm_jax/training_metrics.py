@@ -1,0 +1,154 @@
+"""Numbers of a model while it is trained; the best model is kept."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ldm_jax import build, files, hosts, report, request, rundir
+from ldm_jax.diffusion.timetable import make_timetable
+from ldm_jax.errors import ConfigError
+from ldm_jax.evaluation import features, kept, metrics
+from ldm_jax.evaluation.picture_sets import PictureSet
+from ldm_jax.pipeline import Pipeline
+
+Tree = Any
+BEST = "best.json"  # in WORKDIR/best: of which step it is, and its number
+NOT_MEASURED = ("weights", "batch", "raw", "best")  # options of config.metrics that do not change a number
+LARGER_IS_BETTER = ("IS", "precision", "recall", "density", "coverage", "PSNR", "SSIM", "codes used", "perplexity")
+
+
+class TrainingMetrics:
+    """Numbers of a model while it is trained, by config.metrics; the best model is kept in WORKDIR/best.
+
+    Samples of a diffusion model are compared with training pictures, whose features are computed once; a first stage's
+    reconstructions with the validation pictures that they are of. Raises Missing for weights that are not there,
+    UsageError for options that do not fit.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: str | Path, mesh: Mesh | None = None, say: report.Say = print):
+        m = config.metrics
+        if config.task not in ("ldm", "first_stage"):
+            raise ConfigError(f"config.every.metrics={config.every.metrics}: a {config.task} makes no pictures; set 0")
+        if m.samples < 2:
+            raise ConfigError(f"config.metrics.samples={m.samples} must be 2 at least")
+        self.config, self.workdir, self.mesh, self.say = config, files.at(workdir), mesh, say
+        self._pipe: Pipeline | None = None
+        data = None
+        if config.task == "first_stage" or config.conditioner.kind not in ("none", "class"):
+            data = report.data_of(config, workdir, train=False, count=m.samples, examples=True)
+        self._data = data
+        reference = data
+        if config.task == "ldm":
+            reference = report.data_of(config, workdir, train=True, count=m.reference or None)
+        networks = [name for name in m.networks.split(",") if name]
+        self._check_best(networks)
+        if config.task == "ldm":
+            self._check_request()
+        self._judge = report.Judge(networks, reference, weights_folder=m.weights, batch=m.batch, say=say)
+
+    def __call__(
+        self, step: int, weights: dict[str, tuple[Tree, Tree]], check: Callable[[], None] = lambda: None
+    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """(numbers, pictures) of each {name: (params, frozen)}, as a Pipeline takes them, the one that counts first.
+
+        The others' numbers have their name in front, and are there with config.metrics.raw only. check: called between
+        parts of the work; what it raises stops it.
+        """
+        numbers, shown = {}, {}
+        for i, (name, (params, frozen)) in enumerate(weights.items()):
+            if i and not self.config.metrics.raw:
+                break
+            found = self._judge.report(kept.InMemory(self._pictures(params, frozen, step, name), check))
+            before = f"{name}_" if i else ""
+            numbers |= {before + key: value for key, value in found.metrics.items()}
+            if not i:
+                shown = found.pictures
+                self._keep_best(step, numbers)
+        self._pipe.clear()
+        return numbers, shown
+
+    def _pictures(self, params: Tree, frozen: Tree, step: int, name: str) -> PictureSet:
+        m = self.config.metrics
+        if self._pipe is None:
+            self._pipe = Pipeline(self.config, params, frozen, self.workdir, step, name, self.mesh)
+        else:
+            self._pipe.update(params, frozen, step, name)
+        if self.config.task == "first_stage":
+            return report.Reconstructions(self._pipe, self._data, m.batch)
+        paired = self.config.conditioner.kind in report.PAIRED
+        return report.Samples(self._pipe, len(self._data) if paired else m.samples, self._data, **self._options())
+
+    def _check_request(self) -> None:
+        """RequestError, at the start, where this model cannot be sampled as config.metrics says."""
+        condition: dict[str, Any] = {"num": 1}
+        if self._data is not None:
+            condition = {"fields": report.stacked(self._data.examples(0, 1))}
+        elif self.config.conditioner.kind == "class":
+            condition = {"label": [0]}
+        wanted = request.make(condition | self._options())
+        request.resolve(wanted, self.config, self.workdir, rundir.tokenizer_of(self.workdir))
+        schedule = build.ldm(self.config).schedule
+        try:
+            make_timetable(schedule, wanted.steps_of(self.config), wanted.record.spacing)
+        except ValueError as error:
+            raise ConfigError(f"config.metrics.steps={wanted.steps}: {error}") from None
+
+    def _options(self) -> dict[str, Any]:
+        """Of the request for samples."""
+        m, s = self.config.metrics, self.config.sample
+        guidance = {} if m.guidance == 1.0 else {"guidance": m.guidance}
+        return dict(steps=m.steps or s.steps, batch=m.batch, seed=s.seed) | guidance
+
+    def _check_best(self, networks: Sequence[str]) -> None:
+        """ConfigError, at the start, where config.metrics.best is no metric that there will be."""
+        name, first_stage = self.config.metrics.best, self.config.task == "first_stage"
+        if name and not files.is_local(self.workdir):
+            raise ConfigError(f"config.metrics.best={name!r}: the best model is not kept in a bucket ({self.workdir})")
+        known = [found for network in networks for found in metrics.names(features.networks.find(network))]
+        if first_stage:
+            known = ["r" + found if report.is_distance(found) else found for found in known]
+            known += ["PSNR", "SSIM", *(f"LPIPS-{net}" for net in report.LPIPS_NETS), "codes used", "perplexity"]
+        if name and name not in known:
+            raise ConfigError(f"config.metrics.best={name!r} is not one of the metrics: {', '.join(known)}")
+
+    def _keep_best(self, step: int, numbers: dict[str, float]) -> None:
+        """Writes the model into WORKDIR/best where its number is better than that of the one there. The first host
+        decides."""
+        name = self.config.metrics.best
+        if not name:
+            return
+        if name not in numbers:
+            raise ConfigError(f"config.metrics.best={name!r} was not measured; there are: {', '.join(numbers)}")
+        record = {"metric": name, "value": numbers[name], "step": step, "measured": self._measured()}
+        if hosts.decided(lambda: self._replace_best(record)):
+            where = self.workdir / "best"
+            self.say(f"step {step}: {name} {numbers[name]:.4g} is the best so far; this model is in {where}")
+
+    def _measured(self) -> dict[str, Any]:
+        """The options that numbers must have in common to be compared."""
+        return {name: value for name, value in self.config.metrics.items() if name not in NOT_MEASURED}
+
+    def _replace_best(self, record: dict[str, Any]) -> bool:
+        """Whether the model is better than the one in WORKDIR/best, which it then replaces. One that was measured in
+        another way does not count."""
+        folder, new = self.workdir / "best", self.workdir / "best.new"
+        sign = 1 if record["metric"].startswith(LARGER_IS_BETTER) else -1
+        if not np.isfinite(record["value"]):
+            return False
+        if (folder / BEST).exists():
+            before = json.loads((folder / BEST).read_text())
+            same = all(before.get(key) == record[key] for key in ("metric", "measured"))
+            if same and sign * before["value"] >= sign * record["value"]:
+                return False
+        rmtree(new, ignore_errors=True)
+        self._pipe.save(new)
+        (new / BEST).write_text(json.dumps(record) + "\n")
+        rmtree(folder, ignore_errors=True)
+        new.rename(folder)
+        return True
