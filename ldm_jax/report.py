@@ -39,12 +39,12 @@ Say = Callable[[str], None]
 
 def data_of(
     config: ConfigDict, run: str | Path, train: bool = True, count: int | None = None, examples: bool = False,
-    choose: str = "even",
+    choose: str = "even", replaced: Say | None = None,
 ) -> DataPictures:  # fmt: skip
     """The training or validation pictures of a run, as its training saw them, but cropped at the centre.
 
-    examples: with the fields of its condition. choose: which ones, as of DataPictures. Raises Missing where the data
-    are not there.
+    examples: with the fields of its condition. choose, replaced: as of DataPictures. Raises Missing where the data are
+    not there.
     """
     if examples:
         transform = setup.transform(config, False, rundir.tokenizer_of(run))
@@ -52,7 +52,7 @@ def data_of(
     else:
         transform, source = setup.image_transform(config, False), setup.source(config, train)
     name = f"{'training' if train else 'validation'} pictures of {run}"
-    return DataPictures(source, transform, name, min(count or len(source), len(source)), choose)
+    return DataPictures(source, transform, name, min(count or len(source), len(source)), choose, replaced)
 
 
 def pictures_of(path: str | Path, count: int | None = None) -> PictureSet:
@@ -82,7 +82,8 @@ class Samples:
         if self.kind not in ("none", "class") and data is None:
             raise UsageError(f"{pipe.path} is a model of kind {self.kind!r}: it needs the conditions of a data set")
         self.name = str(pipe.path)
-        self.settings = dict(pipe.settings(self._request(0, 1)), pictures=num)
+        wanted = self._request(0, 1)
+        self.settings = dict(pipe.settings(wanted), pictures=num)
         self.settings.pop("first", None)
         if data is not None:
             self.settings["conditions"] = data.settings
@@ -90,6 +91,9 @@ class Samples:
             self.settings["labels"] = labels if isinstance(labels, str) else "given"
         of_labels = kept.digest(self.labels.tobytes()) if self.labels is not None else ""
         self.identity = f"{self.settings} {tree.digest((pipe.params, pipe.frozen))} {of_labels}"
+        if data is not None:
+            self.identity += f" {data.identity_with_conditions}"
+        self.identity += "".join(f" {tree.digest(params)}" for params in pipe.helpers(wanted))
 
     def _labels(self, labels: str | Sequence[int]) -> np.ndarray | None:
         """The class of each, [num] int32, of a class model and of one that a classifier guides."""

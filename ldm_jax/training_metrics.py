@@ -27,7 +27,8 @@ class TrainingMetrics:
     """Numbers of a model while it is trained, by config.metrics; the best model is kept in WORKDIR/best.
 
     Samples of a diffusion model are compared with training pictures, whose features are computed once; a first stage's
-    reconstructions with the validation pictures that they are of. Raises Missing for weights that are not there,
+    reconstructions with the validation pictures that they are of. Where one of these files cannot be read, the next one
+    takes its place, as in training, and `say` gets a line. Raises Missing for weights that are not there,
     UsageError for options that do not fit.
     """
 
@@ -41,11 +42,11 @@ class TrainingMetrics:
         self._pipe: Pipeline | None = None
         data = None
         if config.task == "first_stage" or config.conditioner.kind not in ("none", "class"):
-            data = report.data_of(config, workdir, train=False, count=m.samples, examples=True)
+            data = report.data_of(config, workdir, train=False, count=m.samples, examples=True, replaced=say)
         self._data = data
         reference = data
         if config.task == "ldm":
-            reference = report.data_of(config, workdir, train=True, count=m.reference or None)
+            reference = report.data_of(config, workdir, train=True, count=m.reference or None, replaced=say)
         networks = [name for name in m.networks.split(",") if name]
         self._check_best(networks)
         if config.task == "ldm":

@@ -1,8 +1,10 @@
 """Models and pictures are judged, and the command writes what it found. The feature network is a tiny one."""
 
 import json
+from shutil import rmtree
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -138,6 +140,50 @@ def test_inpainting_keeps_what_is_known(tmp_path):
     assert sum(found["metrics"][f"pictures, {name}"] for name in bins) == 3
     means = [found["metrics"][f"PSNR, {b}"] * found["metrics"][f"pictures, {b}"] for b in bins]
     assert sum(means) / 3 == pytest.approx(found["metrics"]["PSNR"]) and found["metrics"]["PSNR_std"] >= 0
+
+
+def folder_of_data(folder, pictures=6):
+    """train/ and validation/ with so many pictures of 32 px each."""
+    for split in ("train", "validation"):
+        (folder / split).mkdir(parents=True)
+        for i in range(pictures):
+            Image.fromarray(RANDOM.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / split / f"{i}.png")
+    return folder
+
+
+def test_samples_are_made_again_for_other_conditions(tmp_path):
+    config = inpainting()
+    config.data.update(source="folder", path=str(folder_of_data(tmp_path / "data")))
+    run = keep(tmp_path / "inpaint", config)
+    pipe = ldm_jax.load(run)
+
+    def identity():
+        return report.Samples(pipe, 3, report.data_of(config, run, False, 3, examples=True), steps=2).identity
+
+    before = identity()
+    assert identity() == before
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "data" / "validation" / "2.png")
+    assert identity() != before
+
+
+def test_samples_are_made_again_for_another_weaker_model(run, tmp_path):
+    """Also where the folder is the same."""
+    found, weak = [], ldm_jax.load(run)
+    for _ in range(2):
+        weak.save(tmp_path / "weak")
+        found.append(report.Samples(ldm_jax.load(run), 3, steps=2, autoguide=tmp_path / "weak"))
+        weak.params = jax.tree.map(lambda x: x + 0.1, weak.params)
+        rmtree(tmp_path / "weak")
+    assert found[0].settings == found[1].settings and found[0].identity != found[1].identity
+
+
+def test_a_damaged_file_of_the_data_ends_the_command(first_stage, tmp_path, capsys):
+    data = folder_of_data(tmp_path / "data")
+    (data / "validation" / "1.png").write_bytes(b"nothing")
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main([str(first_stage), "--config.data.source=folder", f"--config.data.path={data}", "--num=6",
+                       "--features=tiny", f"--out={tmp_path / 'out'}", f"--cache={tmp_path / 'cache'}"])  # fmt: skip
+    assert stopped.value.code == 2 and "validation/1.png of the validation pictures" in capsys.readouterr().err
 
 
 def test_against_both_splits_and_other_data(run, tmp_path, capsys):

@@ -11,7 +11,7 @@ from ldm_jax import recipes, report
 from ldm_jax.errors import UsageError
 from ldm_jax.training_metrics import TrainingMetrics
 from tests.test_pipeline import classes, keep
-from tests.test_report import inpainting, use_tiny
+from tests.test_report import folder_of_data, inpainting, use_tiny
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +78,11 @@ def test_metrics_of_a_first_stage_during_training(tmp_path):
     config.metrics.update(networks="tiny", samples=5, batch=5, weights=str(tmp_path))
     found, _ = TrainingMetrics(config, tmp_path)(1, {"raw": ({}, pipe.frozen)})
     assert {"rFD-tiny", "PSNR", "SSIM"} <= set(found) and not (tmp_path / "best").exists()
+    data, said = folder_of_data(tmp_path / "data"), []
+    (data / "validation" / "1.png").write_bytes(b"nothing")
+    config.data.update(source="folder", path=str(data))
+    found, _ = TrainingMetrics(config, tmp_path, say=said.append)(1, {"raw": ({}, pipe.frozen)})
+    assert "rFD-tiny" in found and sum("validation/1.png" in line for line in said) == 1
 
 
 def test_inpainting_has_as_many_samples_as_pictures(tmp_path):

@@ -5,13 +5,14 @@ A set gives uint8 [H,W,3] by number, and says what it is. Nothing is dropped: a 
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from ldm_jax.data.sources import Source, fingerprint
-from ldm_jax.errors import Missing, UsageError
+from ldm_jax.data.sources import CorruptExample, Source, fingerprint
+from ldm_jax.errors import DataError, Missing, UsageError
 from ldm_jax.evaluation.statistics_file import read_statistics
 from ldm_jax.images import SUFFIXES, open_image, to_channels, to_uint8
 
@@ -89,6 +90,7 @@ class NpzPictures:
 
 
 CHOICES = ("even", "hash")
+MOST_TRIES = 20  # examples that are tried in place of one that cannot be read
 
 
 class DataPictures:
@@ -98,17 +100,22 @@ class DataPictures:
     Which ones, where `count` is smaller than the set: `choose="even"` spreads them evenly over it, "hash" takes those
     whose numbers have the smallest SHA-256, so that a smaller count is a part of a larger one. `examples` gives all
     fields of some.
+
+    An example that cannot be read raises DataError with its name. With `replaced`, the next one takes its place, as in
+    training, and replaced(line) says so once.
     """
 
     def __init__(
-        self, source: Source, transform: Transform, name: str, count: int | None = None, choose: str = "even"
+        self, source: Source, transform: Transform, name: str, count: int | None = None, choose: str = "even",
+        replaced: Callable[[str], None] | None = None,
     ):  # fmt: skip
         if choose not in CHOICES:
             raise UsageError(f"choose={choose!r} is not one of {', '.join(CHOICES)}")
         self.source, self.transform, self.name = source, transform, name
         self.count = _count(count, len(source), name)
         self.numbers = by_hash(len(source))[: self.count] if choose == "hash" else None
-        chosen = "" if choose == "even" else f" {choose}"
+        self._replaced, self._named = replaced, set()
+        chosen = ("" if choose == "even" else f" {choose}") + (" replaced" if replaced else "")
         self.identity = f"{source.identity()} {transform!r} {self.count}{chosen}"
         self.settings = dict(data=source.describe(), pictures=self.count, preprocessing=repr(transform))
         if self.count < len(source):
@@ -121,9 +128,29 @@ class DataPictures:
         """The fields of a batch, of each picture. Numbers above the count begin again at 0."""
         return [self._example(i % self.count) for i in range(first, last)]
 
+    def _number(self, i: int) -> int:
+        """That of picture i in the source."""
+        return i * len(self.source) // self.count if self.numbers is None else int(self.numbers[i])
+
     def _example(self, i: int) -> dict[str, np.ndarray]:
-        index = i * len(self.source) // self.count if self.numbers is None else int(self.numbers[i])
-        return self.transform(self.source[index], np.random.default_rng([index]))
+        for k in range(min(MOST_TRIES, len(self.source))):
+            number = (self._number(i) + k) % len(self.source)
+            try:
+                return self.transform(self.source[number], np.random.default_rng([number]))
+            except CorruptExample as error:
+                said = f"{error.name} of the {self.name} cannot be read: {error.reason}"
+                if self._replaced is None:
+                    raise DataError(f"{said}. Mend it or remove it") from error
+                if error.name not in self._named:
+                    self._named.add(error.name)
+                    self._replaced(f"{said}. The next one takes its place")
+        raise DataError(f"{k + 1} in a row of the {self.name} cannot be read. The last: {said}. Mend or remove them")
+
+    @cached_property
+    def identity_with_conditions(self) -> str:
+        """Equal where the captions, boxes, maps and so on are also equal."""
+        numbers = [self._number(i) for i in range(self.count)]
+        return f"{self.identity} {self.source.conditions_identity(numbers)}"
 
     def part(self, first: int, last: int) -> list[np.ndarray]:
         return [three_channels(to_uint8(example["image"])) for example in self.examples(first, last)]

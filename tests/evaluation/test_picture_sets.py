@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_jax.data.sources import ShapesSource
+from ldm_jax.data.sources import FolderSource, ShapesSource
 from ldm_jax.data.transforms import ImageTransform
-from ldm_jax.errors import Missing, UsageError
+from ldm_jax.errors import DataError, Missing, UsageError
 from ldm_jax.evaluation.picture_sets import DataPictures, FolderPictures, NpzPictures
 from ldm_jax.images import to_uint8
 
@@ -80,3 +80,40 @@ def test_pictures_chosen_by_hash_are_parts_of_larger_choices():
     assert few.settings["chosen"] == "hash"
     with pytest.raises(UsageError, match="choose='first'"):
         DataPictures(source, transform, "shapes", 5, "first")
+
+
+def with_a_damaged_file(folder, count=4):
+    """0.png, 1.png, ... of one colour each; 1.png is cut off."""
+    for i in range(count):
+        Image.fromarray(np.full((64, 64, 3), 50 * i, np.uint8)).save(folder / f"{i}.png")
+    (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:60])
+    return FolderSource(folder, "all")
+
+
+def test_a_damaged_file_of_a_data_set_is_named(tmp_path):
+    found = DataPictures(with_a_damaged_file(tmp_path), ImageTransform(16), "training pictures of runs/a")
+    with pytest.raises(DataError, match=r"1\.png of the training pictures of runs/a cannot be read: .*Mend it"):
+        found.part(0, 4)
+
+
+def test_the_next_picture_takes_the_place_of_a_damaged_one(tmp_path):
+    said, source = [], with_a_damaged_file(tmp_path)
+    found = DataPictures(source, ImageTransform(16), "training pictures", replaced=said.append)
+    for _ in range(2):
+        assert [int(image[0, 0, 0]) for image in found.part(0, 4)] == [0, 100, 100, 150]
+    assert len(said) == 1 and "1.png of the training pictures" in said[0] and "takes its place" in said[0]
+    assert found.identity != DataPictures(source, ImageTransform(16), "training pictures").identity
+    for i in (0, 2, 3):
+        (tmp_path / f"{i}.png").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="4 in a row of the training pictures cannot be read"):
+        found.part(0, 1)
+
+
+def test_the_identity_of_conditions(tmp_path):
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "a.png")
+    found = []
+    for text in ("a star", "a moon"):
+        (tmp_path / "metadata.jsonl").write_text(f'{{"file_name": "a.png", "text": "{text}"}}')
+        found.append(DataPictures(FolderSource(tmp_path, "all"), ImageTransform(16), "some"))
+    assert found[0].identity == found[1].identity
+    assert found[0].identity_with_conditions != found[1].identity_with_conditions
