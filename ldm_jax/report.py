@@ -214,12 +214,14 @@ def stacked(examples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class Report:
-    """metrics: {name: number}; settings: what was compared and how; pictures: {name: uint8 [H,W,3]}."""
+    """metrics: {name: number}; settings: what was compared and how; pictures: {name: uint8 [H,W,3]}; reference: what it
+    was compared with, in a few words."""
 
     name: str
     metrics: dict[str, float]
     settings: dict[str, Any]
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
+    reference: str = ""
 
 
 class Judge:
@@ -295,7 +297,12 @@ class Judge:
             settings |= dict(reference=self.reference.settings, most_neighbours=self.most_neighbours)
         if self.statistics is not None:
             settings["statistics"] = str(self.statistics.path)
-        return Report(pictures.name, numbers, settings, shown)
+        return Report(pictures.name, numbers, settings, shown, self._compared_with())
+
+    def _compared_with(self) -> str:
+        names = [] if self.reference is None else [f"{self.reference.name} ({len(self.reference)} pictures)"]
+        names += [] if self.statistics is None else [f"the statistics of {self.statistics.path}"]
+        return " and ".join(names) or "its pairs alone"
 
     def _pairs(self, pictures: kept.KeptPictures) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """PSNR, SSIM and LPIPS against the true pictures; pairs to look at: true, made."""

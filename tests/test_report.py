@@ -151,6 +151,76 @@ def folder_of_data(folder, pictures=6):
     return folder
 
 
+def evaluated(tmp_path, *words):
+    """The reports of a command; its files are in tmp_path."""
+    return evaluate.run(evaluate.parse(
+        [*map(str, words), "--features=tiny", "--steps=2", f"--out={tmp_path / 'out'}", f"--cache={tmp_path / 'cache'}",
+         f"--weights={tmp_path}"]
+    ))  # fmt: skip
+
+
+def test_each_run_is_compared_with_its_own_pictures(run, first_stage, tmp_path, capsys):
+    config = recipes.load("quickstart_first_stage:tiny").unlock()
+    config.data.update(source="folder", path=str(folder_of_data(tmp_path / "data")))
+    other = keep(tmp_path / "other", config)
+    alone = [evaluated(tmp_path, what, "--num=5")[0] for what in (first_stage, other)]
+    capsys.readouterr()
+    assert [r.metrics for r in evaluated(tmp_path, first_stage, other, "--num=5")] == [r.metrics for r in alone]
+    lines = capsys.readouterr().out.splitlines()
+    for what in (first_stage, other):
+        (line,) = (line for line in lines if line.startswith(str(what)) and "compared with" in line)
+        assert line.endswith(f"compared with validation pictures of {what} (5 pictures)")
+    class_model, stage = evaluated(tmp_path, run, first_stage, "--num=5", "--reference-num=9")
+    assert class_model.reference == f"training pictures of {run} (9 pictures)"
+    assert stage.metrics == alone[0].metrics
+    record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert [row["compared_with"] for row in record["reports"]] == [class_model.reference, stage.reference]
+
+
+def test_the_reference_is_chosen_as_the_conditions(run, tmp_path):
+    common = (run, "--num=5", f"--reference={run}", "--reference-num=7")
+    for split in ("train", "validation"):
+        even, by_hash = (evaluated(tmp_path, *common, f"--reference-split={split}", f"--choose={choose}")[0]
+                         for choose in ("even", "hash"))  # fmt: skip
+        assert by_hash.settings["reference"]["chosen"] == "hash" and even.metrics != by_hash.metrics
+
+
+def test_the_floor_is_not_pictures_against_themselves(run, first_stage, tmp_path, capsys):
+    floor = evaluated(tmp_path, first_stage, "--num=5", "--floor")[1]
+    assert floor.metrics["FD-tiny"] > 1e-3
+    assert floor.name == f"validation pictures of {first_stage}, against {floor.reference}"
+    assert floor.reference == f"training pictures of {first_stage} (5 pictures)"
+    split = ("--reference-split=validation", "--reference-num=9")
+    floor = evaluated(tmp_path, run, "--num=5", "--floor", *split)[1]
+    assert floor.reference == f"training pictures of {run} (9 pictures)"
+    assert "fewer than" not in capsys.readouterr().out
+    evaluated(tmp_path, run, "--num=7", "--floor", "--config.data.scenes=6")[1]
+    assert "there are 6 validation pictures" in capsys.readouterr().out
+
+
+def test_kept_samples_of_several_runs_and_of_fewer(run, tmp_path):
+    common = (run, "--reference-num=8")
+    evaluated(tmp_path, run, *common, "--num=3", "--keep")
+    for folder in ("0_samples", "1_samples"):
+        assert len(list((tmp_path / "out" / folder).glob("*.png"))) == 3
+    assert not (tmp_path / "out" / "samples").exists()
+    evaluated(tmp_path, *common, "--num=4", "--keep")
+    mine = tmp_path / "out" / "samples" / "mine.png"
+    mine.write_bytes(b"")
+    evaluated(tmp_path, "--keep", *common, "--num=3")
+    assert [path.name for path in sorted(mine.parent.iterdir())] == [
+        "000000.png",
+        "000001.png",
+        "000002.png",
+        "mine.png",
+    ]
+    evaluated(tmp_path, *common, "--num=3", "--keep=npz")
+    with np.load(tmp_path / "out" / "samples.npz") as file:
+        assert list(file) == ["arr_0"] and file["arr_0"].dtype == np.uint8
+        for i, image in enumerate(file["arr_0"]):
+            np.testing.assert_array_equal(image, np.asarray(Image.open(mine.parent / f"{i:06d}.png")))
+
+
 def test_samples_are_made_again_for_other_conditions(tmp_path):
     config = inpainting()
     config.data.update(source="folder", path=str(folder_of_data(tmp_path / "data")))

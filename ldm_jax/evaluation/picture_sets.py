@@ -116,13 +116,18 @@ class DataPictures:
         self.numbers = by_hash(len(source))[: self.count] if choose == "hash" else None
         self._replaced, self._named = replaced, set()
         chosen = ("" if choose == "even" else f" {choose}") + (" replaced" if replaced else "")
-        self.identity = f"{source.identity()} {transform!r} {self.count}{chosen}"
+        self._source_identity = source.identity()
+        self.identity = f"{self._source_identity} {transform!r} {self.count}{chosen}"
         self.settings = dict(data=source.describe(), pictures=self.count, preprocessing=repr(transform))
         if self.count < len(source):
             self.settings["chosen"] = choose
 
     def __len__(self) -> int:
         return self.count
+
+    def has_source_of(self, other: PictureSet | None) -> bool:
+        """Whether both sets are parts of the same data."""
+        return isinstance(other, DataPictures) and self._source_identity == other._source_identity
 
     def examples(self, first: int, last: int) -> list[dict[str, np.ndarray]]:
         """The fields of a batch, of each picture. Numbers above the count begin again at 0."""

@@ -1,9 +1,10 @@
 """What evaluate.py leaves: the table, evaluation.json, pictures and samples.
 
-A report has `name`, `metrics`, `settings` and `pictures` (ldm_jax/report.py).
+A report has `name`, `reference`, `metrics`, `settings` and `pictures` (ldm_jax/report.py).
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 
 import ldm_jax
+from ldm_jax.evaluation.kept import PART
 from ldm_jax.evaluation.picture_sets import PictureSet
 from ldm_jax.images import file_name, save_png
 
@@ -23,6 +25,15 @@ def table(reports: Sequence[Any]) -> str:
     rows += [[r.name, *(f"{r.metrics[name]:.4g}" if name in r.metrics else "" for name in names)] for r in reports]
     lines = _aligned(rows)
     return "\n".join(lines if len(lines[0]) <= 120 else _aligned(list(zip(*rows))))  # many metrics: a row each
+
+
+def references(reports: Sequence[Any]) -> str:
+    """What the rows were compared with, in one line, or in one for each row."""
+    names = [report.reference for report in reports]
+    if len(set(names)) == 1:
+        return f"compared with {names[0]}"
+    width = max(len(report.name) for report in reports)
+    return "\n".join(f"{report.name:<{width}}  compared with {name}" for report, name in zip(reports, names))
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -39,7 +50,7 @@ def write(out: Path, command: dict[str, Any], reports: Sequence[Any], seconds: f
     versions = dict(ldm_jax=ldm_jax.__version__, jax=jax.__version__, numpy=np.__version__)
     record = dict(
         command=command, versions=versions, device=jax.devices()[0].device_kind, seconds=round(seconds, 1),
-        reports=[dict(name=r.name, metrics=r.metrics, **r.settings) for r in reports],
+        reports=[dict(name=r.name, compared_with=r.reference, metrics=r.metrics, **r.settings) for r in reports],
     )  # fmt: skip
     (out / "evaluation.json").write_text(json.dumps(record, indent=1, default=str) + "\n")
     for i, report in enumerate(reports):
@@ -47,9 +58,20 @@ def write(out: Path, command: dict[str, Any], reports: Sequence[Any], seconds: f
             save_png(out / (f"{name}.png" if len(reports) == 1 else f"{i}_{name}.png"), image, {"of": report.name})
 
 
-def keep(pictures: PictureSet, folder: Path) -> None:
-    """The pictures as PNG files."""
-    for first in range(0, len(pictures), 256):
-        for i, image in enumerate(pictures.part(first, min(first + 256, len(pictures)))):
-            save_png(folder / file_name(first + i, ""), image)
-    print(f"{len(pictures)} samples in {folder}")
+def keep(pictures: PictureSet, out: Path, form: str, name: str) -> None:
+    """The pictures as PNG files in OUT/name (form: png), or in OUT/name.npz, ADM's (npz). Numbered PNG files that an
+    earlier call has left in the folder are removed."""
+    parts = ((i, min(i + PART, len(pictures))) for i in range(0, len(pictures), PART))
+    if form == "npz":
+        out.mkdir(parents=True, exist_ok=True)
+        np.savez(out / f"{name}.npz", np.stack([image for part in parts for image in pictures.part(*part)]))
+        print(f"{len(pictures)} samples in {out / name}.npz")
+        return
+    folder, names = out / name, [file_name(i, "") for i in range(len(pictures))]
+    for first, last in parts:
+        for i, image in zip(range(first, last), pictures.part(first, last)):
+            save_png(folder / names[i], image)
+    older = [path for path in folder.glob("*.png") if re.fullmatch(r"\d{6,}", path.stem) and path.name not in names]
+    for path in older:
+        path.unlink()
+    print(f"{len(names)} samples in {folder}" + (f"; {len(older)} of an earlier command were removed" if older else ""))
