@@ -26,11 +26,10 @@ from ldm_jax.evaluation.picture_sets import DataPictures, FolderPictures, NpzPic
 from ldm_jax.evaluation.pixels import mean_of_finite, std_of_finite
 from ldm_jax.images import to_float
 from ldm_jax.ldm import scaling_of, unscaled
-from ldm_jax.models.lpips import LPIPS
+from ldm_jax.models.lpips import LPIPS, NETS
 from ldm_jax.pipeline import Pipeline, Progress
 from ldm_jax.training import setup
 
-LPIPS_NETS = ("vgg16", "alex")
 Tree = Any
 BINS = 10  # of hole sizes
 PAIRED = ("superres", "inpaint")  # conditions of which a sample is meant to be one picture
@@ -228,9 +227,10 @@ class Judge:
     """Compares sets of pictures with a reference, by the features of `networks`; its own features are computed once.
 
     reference: a set of pictures, or None: only pairs are compared. statistics: the path of an .npz of published
-    statistics, whose Frechet distances then count in place of those to the reference. weights_folder: of the networks
-    and of LPIPS (VGG16 and AlexNet where their weights are there). cache: folder of features, so that what was
-    interrupted goes on. most_neighbours: pictures a set for precision and recall.
+    statistics, whose Frechet distances then count in place of those to the reference, for networks that give as many
+    numbers; without a reference the others raise UsageError. weights_folder: of the networks and of LPIPS
+    (`lpips_nets`). cache: folder of features, so that what was interrupted goes on. most_neighbours: pictures a set for
+    precision and recall.
     """
 
     def __init__(
@@ -239,10 +239,12 @@ class Judge:
         say: Say = print, most_neighbours: int = metrics.MOST_NEIGHBOURS,
     ):  # fmt: skip
         self.most_neighbours = most_neighbours
-        self.extractors = [features.load(name, weights_folder, batch=batch) for name in networks]
         self.weights_folder, self.cache, self.say = Path(weights_folder), cache, say
         self.statistics = statistics and statistics_file.read_statistics(statistics)
         self.reference = reference
+        for name in networks if reference is None and self.statistics else ():
+            metrics.check_statistics(features.networks.find(name), self.statistics)
+        self.extractors = [features.load(name, weights_folder, batch=batch) for name in networks]
         self._reference_features: dict[str, metrics.Features] = {}
 
     def against(self, reference: PictureSet) -> "Judge":
@@ -276,13 +278,13 @@ class Judge:
                 theirs = self._reference_features[network.name]
                 numbers |= metrics.of_sets(network, ours, theirs, self.most_neighbours)
                 shown |= strips.neighbours(pictures, self.reference, ours[network.tap], theirs[network.tap])
-            if self.statistics is not None:
+            if network.name in self._of_statistics:
                 numbers |= metrics.of_statistics(network, ours, self.statistics)
             if groups := getattr(pictures, "groups", {}):
                 truth = self._features(pictures.data, extractor)
                 for name, picked in groups.items():
                     if len(picked) > 1:
-                        part = ({tap: rows[picked] for tap, rows in taps.items()} for taps in (ours, truth))
+                        part = ({tap: rows[picked % len(rows)] for tap, rows in taps.items()} for taps in (ours, truth))
                         numbers |= {f"{k}, {name}": v for k, v in metrics.distance(network, *part).items()}
         if getattr(pictures, "reconstructs", False):
             numbers = {"r" + name if is_distance(name) else name: value for name, value in numbers.items()}
@@ -296,19 +298,25 @@ class Judge:
         if self.reference is not None:
             settings |= dict(reference=self.reference.settings, most_neighbours=self.most_neighbours)
         if self.statistics is not None:
-            settings["statistics"] = str(self.statistics.path)
+            settings |= dict(statistics=str(self.statistics.path), statistics_of=self._of_statistics)
         return Report(pictures.name, numbers, settings, shown, self._compared_with())
 
     def _compared_with(self) -> str:
         names = [] if self.reference is None else [f"{self.reference.name} ({len(self.reference)} pictures)"]
-        names += [] if self.statistics is None else [f"the statistics of {self.statistics.path}"]
+        if self._of_statistics:
+            names.append(f"the statistics in {self.statistics.path} ({', '.join(self._of_statistics)})")
         return " and ".join(names) or "its pairs alone"
+
+    @property
+    def _of_statistics(self) -> list[str]:
+        """The networks whose Frechet distances are to the statistics."""
+        width = 0 if self.statistics is None else len(self.statistics.gaussian().mean)
+        return [extractor.network.name for extractor in self.extractors if extractor.network.width == width]
 
     def _pairs(self, pictures: kept.KeptPictures) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """PSNR, SSIM and LPIPS against the true pictures; pairs to look at: true, made."""
-        nets = {
-            net: self._lpips(net) for net in LPIPS_NETS if (self.weights_folder / f"lpips_{net}.safetensors").exists()
-        }
+        side = min(pictures.truth(0, 1)[0].shape[:2])
+        nets = {net: self._lpips(net) for net in lpips_nets(self.weights_folder, side)}
         values: dict[str, list[np.ndarray]] = {}
         with kept.line_of(pictures, "pairs compared") as line:
             for first in range(0, len(pictures), kept.PART):
@@ -338,6 +346,12 @@ class Judge:
             )
 
         return compare
+
+
+def lpips_nets(folder: str | Path, side: int) -> list[str]:
+    """The networks of LPIPS whose weights are in the folder, and which take pictures with so many pixels a side."""
+    there = [net for net in NETS if (Path(folder) / f"lpips_{net}.safetensors").exists()]
+    return [net for net in there if side >= NETS[net][2]]
 
 
 def is_distance(name: str) -> bool:

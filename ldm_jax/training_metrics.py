@@ -48,7 +48,7 @@ class TrainingMetrics:
         if config.task == "ldm":
             reference = report.data_of(config, workdir, train=True, count=m.reference or None, replaced=say)
         networks = [name for name in m.networks.split(",") if name]
-        self._check_best(networks)
+        self._check_best(networks, len(data) if data is not None and self._paired else m.samples, len(reference))
         if config.task == "ldm":
             self._check_request()
         self._judge = report.Judge(networks, reference, weights_folder=m.weights, batch=m.batch, say=say)
@@ -82,8 +82,13 @@ class TrainingMetrics:
             self._pipe.update(params, frozen, step, name)
         if self.config.task == "first_stage":
             return report.Reconstructions(self._pipe, self._data, m.batch)
-        paired = self.config.conditioner.kind in report.PAIRED
-        return report.Samples(self._pipe, len(self._data) if paired else m.samples, self._data, **self._options())
+        count = len(self._data) if self._paired else m.samples
+        return report.Samples(self._pipe, count, self._data, **self._options())
+
+    @property
+    def _paired(self) -> bool:
+        """Whether each picture that is made is meant to be one of `data`."""
+        return self.config.task == "first_stage" or self.config.conditioner.kind in report.PAIRED
 
     def _check_request(self) -> None:
         """RequestError, at the start, where this model cannot be sampled as config.metrics says."""
@@ -106,15 +111,20 @@ class TrainingMetrics:
         guidance = {} if m.guidance == 1.0 else {"guidance": m.guidance}
         return dict(steps=m.steps or s.steps, batch=m.batch, seed=s.seed) | guidance
 
-    def _check_best(self, networks: Sequence[str]) -> None:
-        """ConfigError, at the start, where config.metrics.best is no metric that there will be."""
-        name, first_stage = self.config.metrics.best, self.config.task == "first_stage"
+    def _check_best(self, networks: Sequence[str], count: int, reference: int) -> None:
+        """ConfigError, at the start, where config.metrics.best is no metric that there will be, of so many pictures
+        against so many."""
+        name, side = self.config.metrics.best, self.config.data.image_size
         if name and not files.is_local(self.workdir):
             raise ConfigError(f"config.metrics.best={name!r}: the best model is not kept in a bucket ({self.workdir})")
-        known = [found for network in networks for found in metrics.names(features.networks.find(network))]
-        if first_stage:
+        sets = [metrics.names(features.networks.find(network), count, reference) for network in networks]
+        known = [found for some in sets for found in some]
+        if self.config.task == "first_stage":
             known = ["r" + found if report.is_distance(found) else found for found in known]
-            known += ["PSNR", "SSIM", *(f"LPIPS-{net}" for net in report.LPIPS_NETS), "codes used", "perplexity"]
+            known += ["codes used", "perplexity"] if self.config.first_stage.kind == "vq" else []
+        if self._paired:
+            known += ["PSNR", "SSIM"] if side >= metrics.SSIM_WINDOW else ["PSNR"]
+            known += [f"LPIPS-{net}" for net in report.lpips_nets(self.config.metrics.weights, side)]
         if name and name not in known:
             raise ConfigError(f"config.metrics.best={name!r} is not one of the metrics: {', '.join(known)}")
 

@@ -1,6 +1,7 @@
 """Models and pictures are judged, and the command writes what it found. The feature network is a tiny one."""
 
 import json
+from dataclasses import replace
 from shutil import rmtree
 from types import SimpleNamespace
 
@@ -291,6 +292,41 @@ def test_a_file_of_statistics_and_pictures(pipe, tmp_path):
     (shipped,), (recomputed,) = (evaluate.run(evaluate.parse([*common, *more])) for more in ([], ["--recompute"]))
     assert shipped.metrics["FD-tiny"] != recomputed.metrics["FD-tiny"]
     assert shipped.metrics["precision-tiny"] == recomputed.metrics["precision-tiny"] > 0
+
+
+def test_statistics_of_another_network_are_refused_before_the_work(pipe, tmp_path, monkeypatch):
+    """But a file that also has pictures compares by them."""
+    monkeypatch.setitem(networks.NETWORKS, "wide", replace(NETWORK, name="wide", taps={"mean": (7,)}))
+    monkeypatch.setattr(features, "load", lambda *_, **__: pytest.fail("it loads weights first"))
+    np.savez(tmp_path / "moments.npz", mu=np.zeros(5), sigma=np.eye(5))
+    with pytest.raises(UsageError, match=r"moments\.npz have 5 numbers, wide gives 7: .*Leave wide out"):
+        report.Judge(["tiny", "wide"], None, tmp_path / "moments.npz")
+
+
+def test_statistics_of_another_network_with_pictures(tmp_path):
+    images = RANDOM.integers(0, 256, (9, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "both.npz", arr_0=images, mu=np.zeros(6), sigma=np.eye(6))
+    np.savez(tmp_path / "some.npz", arr_0=images[:7])
+    where = (tmp_path / "some.npz", f"--reference={tmp_path / 'both.npz'}")
+    (found,), (expected,) = evaluated(tmp_path, *where), evaluated(tmp_path, *where, "--recompute")
+    assert found.metrics == expected.metrics and found.settings["statistics_of"] == []
+    assert found.reference == f"{tmp_path / 'both.npz'} (9 pictures)"
+
+
+def test_lpips_of_all_networks_whose_weights_are_there(tmp_path):
+    for net in ("alex", "squeeze"):
+        (tmp_path / f"lpips_{net}.safetensors").touch()
+    assert report.lpips_nets(tmp_path, 64) == ["alex", "squeeze"]
+    assert report.lpips_nets(tmp_path, 20) == ["squeeze"] and report.lpips_nets(tmp_path, 16) == []
+
+
+def test_more_samples_than_pictures_begin_again(tmp_path):
+    run = keep(tmp_path / "inpaint", inpainting())
+    pipe = ldm_jax.load(run)
+    data = report.data_of(pipe.config, run, False, 4, examples=True)
+    judge = report.Judge(["tiny"], data, weights_folder=tmp_path, cache=tmp_path, say=len)
+    found = judge.report(report.Samples(pipe, 9, data, steps=1, batch=9)).metrics
+    assert sum(number for name, number in found.items() if name.startswith("pictures, ")) == 9
 
 
 def test_the_use_of_a_codebook(tmp_path):

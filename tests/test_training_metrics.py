@@ -72,6 +72,34 @@ def test_mistakes_of_metrics_show_at_the_start(pipe, tmp_path, name, value, mess
         TrainingMetrics(config, tmp_path)
 
 
+BEST = [
+    ("emoji_superres", 32, 5, "PSNR", True),
+    ("emoji_superres", 32, 5, "SSIM", True),
+    ("emoji_superres", 32, 5, "LPIPS-alex", True),
+    ("emoji_superres", 16, 5, "LPIPS-alex", False),  # pictures too small for it
+    ("emoji_superres", 16, 5, "LPIPS-vgg16", False),  # no weights
+    ("emoji_superres", 16, 3, "precision-tiny", False),  # fewer pictures than it needs
+    ("quickstart_class", 16, 5, "PSNR", False),
+    ("quickstart_first_stage", 8, 5, "SSIM", False),
+    ("quickstart_first_stage", 8, 5, "PSNR", True),
+    ("quickstart_first_stage", 32, 5, "LPIPS-vgg16", False),
+    ("quickstart_first_stage", 32, 5, "perplexity", False),  # no codebook
+]
+
+
+@pytest.mark.parametrize(("recipe", "side", "samples", "best", "fits"), BEST)
+def test_the_best_metric_is_one_that_there_will_be(tmp_path, recipe, side, samples, best, fits):
+    config = recipes.load(f"{recipe}:tiny").unlock()
+    config.data.update(source="shapes", image_size=side, scenes=16)
+    config.metrics.update(networks="tiny", reference=9, samples=samples, weights=str(tmp_path), best=best)
+    (tmp_path / "lpips_alex.safetensors").touch()
+    if fits:
+        TrainingMetrics(config, tmp_path)
+    else:
+        with pytest.raises(UsageError, match=rf"best='{best}' is not one of the metrics: "):
+            TrainingMetrics(config, tmp_path)
+
+
 def test_metrics_of_a_first_stage_during_training(tmp_path):
     pipe = ldm_jax.load(keep(tmp_path / "run", recipes.load("quickstart_first_stage:tiny").unlock()))
     config = pipe.config.copy_and_resolve_references().unlock()

@@ -18,6 +18,7 @@ SUBSET = 1000  # of the kernel distance, or all pictures of the smaller set
 SPLITS = 10
 K = 3  # neighbours of precision and recall
 MOST_NEIGHBOURS = 50_000  # pictures a set for them
+NEIGHBOURS = ("precision", "recall", "density", "coverage")
 SSIM_WINDOW = 11  # pixels; smaller pictures have no SSIM
 
 Features = dict[str, np.ndarray]
@@ -28,13 +29,16 @@ def taps_of(network: FeatureNetwork) -> tuple[str, ...]:
     return (network.tap, "spatial", "logits_unbiased") if network.name == "inception" else (network.tap,)
 
 
-def names(network: FeatureNetwork) -> list[str]:
-    """The metrics of `of_sets`, for sets that are large enough for all of them."""
-    inception = network.name == "inception"
+def names(network: FeatureNetwork, count: int, reference: int) -> list[str]:
+    """The metrics of `of_sets`, of so many pictures against so many of the reference."""
+    inception, smaller, larger = network.name == "inception", *sorted((count, reference))
     other = "" if inception else f"-{network.name}"
-    more = ["sFID", "IS", "IS_std", "KID", "KID_std"] if inception else [f"KD{other}", f"KD{other}_std"]
-    rows = [f"{name}{other}" for name in ("precision", "recall", "density", "coverage")]
-    return [network.distance_name(), *more, *rows]
+    kernel = "KID" if inception else f"KD{other}"
+    found = [network.distance_name()]
+    found += ["sFID"] if inception else []
+    found += ["IS", "IS_std"] if inception and count >= SPLITS else []
+    found += [kernel, f"{kernel}_std"] if min(SUBSET, smaller) < larger else [kernel]
+    return found + [f"{name}{other}" for name in NEIGHBOURS if smaller > K]
 
 
 def of_sets(
@@ -51,10 +55,7 @@ def of_sets(
     values = {network.distance_name(): _distance(*map(Gaussian.of_features, (ours, theirs)))}
     if inception:
         values["sFID"] = _distance(_spatial(generated), _spatial(reference))
-        logits = generated["logits_unbiased"]
-        if len(logits) >= SPLITS:
-            score = inception_score(logits, SPLITS)
-            values |= {"IS": score.mean, "IS_std": score.std}
+        values |= _score(generated)
     smaller, larger = sorted((len(ours), len(theirs)))
     size = min(SUBSET, smaller)
     kernel, name = (
@@ -64,8 +65,7 @@ def of_sets(
     values |= {name: kernel.mean} | ({f"{name}_std": kernel.std} if size < larger else {})
     if smaller > K:
         found = precision_recall(spread(ours, most_neighbours), spread(theirs, most_neighbours), K)
-        names = ("precision", "recall", "density", "coverage")
-        values |= {f"{name}{other}": getattr(found, name) for name in names}
+        values |= {f"{name}{other}": getattr(found, name) for name in NEIGHBOURS}
     return {name: float(value) for name, value in values.items()}
 
 
@@ -80,18 +80,34 @@ def distance(network: FeatureNetwork, generated: Features, reference: Features) 
     return {network.distance_name(): _distance(*pair)}
 
 
-def of_statistics(network: FeatureNetwork, generated: Features, statistics: StatisticsFile) -> dict[str, float]:
-    """{metric: value} against published statistics, which allow Frechet distances alone."""
-    reference = statistics.gaussian()
-    if network.width != len(reference.mean):
+def check_statistics(network: FeatureNetwork, statistics: StatisticsFile) -> None:
+    """UsageError where another network made them."""
+    if network.width != (there := len(statistics.gaussian().mean)):
         raise UsageError(
-            f"the statistics have {len(reference.mean)} numbers, {network.name} gives {network.width}: another network "
-            "made them"
+            f"the statistics in {statistics.path} have {there} numbers, {network.name} gives {network.width}: another "
+            f"network made them. Leave {network.name} out, or compare with pictures"
         )
+
+
+def of_statistics(network: FeatureNetwork, generated: Features, statistics: StatisticsFile) -> dict[str, float]:
+    """{metric: value} against published statistics, which allow Frechet distances alone; and IS, which compares with
+    nothing."""
+    check_statistics(network, statistics)
+    reference = statistics.gaussian()
     values = {network.distance_name(): _distance(Gaussian.of_features(generated[network.tap]), reference)}
-    if network.name == "inception" and statistics.mu_s is not None:
-        values["sFID"] = _distance(_spatial(generated), statistics.gaussian(spatial=True))
+    if network.name == "inception":
+        values |= _score(generated)
+        if statistics.mu_s is not None:
+            values["sFID"] = _distance(_spatial(generated), statistics.gaussian(spatial=True))
     return values
+
+
+def _score(features: Features) -> dict[str, float]:
+    """{"IS", "IS_std"}; {} for fewer pictures than parts."""
+    if len(logits := features["logits_unbiased"]) < SPLITS:
+        return {}
+    score = inception_score(logits, SPLITS)
+    return {"IS": score.mean, "IS_std": score.std}
 
 
 def _distance(first: Gaussian, second: Gaussian) -> float:

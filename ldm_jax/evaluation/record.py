@@ -4,6 +4,7 @@ A report has `name`, `reference`, `metrics`, `settings` and `pictures` (ldm_jax/
 """
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +44,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def write(out: Path, command: dict[str, Any], reports: Sequence[Any], seconds: float) -> None:
-    """evaluation.json and the pictures. Of several hosts the first one writes."""
+    """evaluation.json and the pictures. Of several hosts the first one writes. Infinity and nan become null."""
     if jax.process_index():
         return
     out.mkdir(parents=True, exist_ok=True)
@@ -52,10 +53,19 @@ def write(out: Path, command: dict[str, Any], reports: Sequence[Any], seconds: f
         command=command, versions=versions, device=jax.devices()[0].device_kind, seconds=round(seconds, 1),
         reports=[dict(name=r.name, compared_with=r.reference, metrics=r.metrics, **r.settings) for r in reports],
     )  # fmt: skip
-    (out / "evaluation.json").write_text(json.dumps(record, indent=1, default=str) + "\n")
+    (out / "evaluation.json").write_text(json.dumps(_finite(record), indent=1, default=str, allow_nan=False) + "\n")
     for i, report in enumerate(reports):
         for name, image in report.pictures.items():
             save_png(out / (f"{name}.png" if len(reports) == 1 else f"{i}_{name}.png"), image, {"of": report.name})
+
+
+def _finite(value: Any) -> Any:
+    """With None in place of numbers that JSON does not have: infinity and nan."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def keep(pictures: PictureSet, out: Path, form: str, name: str) -> None:

@@ -50,6 +50,29 @@ def test_names_are_inceptions_for_inception_alone():
     assert not any("FID" in name for name in metrics.of_sets(NETWORK, normal(20), normal(20)))
 
 
+def inception_features(n):
+    return {"2048": RANDOM.standard_normal((n, 2048)), "spatial": RANDOM.standard_normal((n, 2, 2, 7)),
+            "logits_unbiased": RANDOM.standard_normal((n, 6))}  # fmt: skip
+
+
+@pytest.mark.parametrize("sizes", [(3, 3), (3, 9), (9, 40), (40, 9), (10, 10)])
+def test_the_names_are_those_that_are_measured(sizes):
+    measured = metrics.of_sets(NETWORK, *map(normal, sizes))
+    assert set(metrics.names(NETWORK, *sizes)) == set(measured)
+    small = replace(networks.find("inception"), taps={"2048": (8,)})
+    features = [found | {"2048": found["2048"][:, :8]} for found in map(inception_features, sizes)]
+    assert set(metrics.names(small, *sizes)) == set(metrics.of_sets(small, *features))
+
+
+def test_the_inception_score_needs_no_reference():
+    inception, ours = replace(networks.find("inception"), taps={"2048": (8,)}), inception_features(20)
+    ours["2048"] = ours["2048"][:, :8]
+    found = metrics.of_statistics(inception, ours, StatisticsFile(Path("some.npz"), np.zeros(8), np.eye(8)))
+    assert set(found) == {"FID", "IS", "IS_std"}
+    expected = metrics.of_sets(inception, ours, ours)
+    assert (found["IS"], found["IS_std"]) == (expected["IS"], expected["IS_std"])
+
+
 def test_published_statistics():
     ours, theirs = normal(100), normal(100)
     expected = metrics.of_sets(NETWORK, ours, theirs)["FD-tiny"]
