@@ -346,11 +346,12 @@ def test_folders(tmp_path, capsys):
         (tmp_path / name).mkdir()
         for i in range(6):
             Image.fromarray(RANDOM.integers(0, 256, (20 + i, 18, 3), np.uint8)).save(tmp_path / name / f"{i}.png")
+    (tmp_path / "b" / "notes.txt").write_text("")
     common = ["--features=tiny", f"--cache={tmp_path / 'cache'}", f"--out={tmp_path / 'out'}"]
     evaluate.main([str(tmp_path / "a"), str(tmp_path / "b"), f"--reference={tmp_path / 'a'}", *common])
     same, other = json.loads((tmp_path / "out" / "evaluation.json").read_text())["reports"]
     assert abs(same["metrics"]["FD-tiny"]) < 1e-6 < other["metrics"]["FD-tiny"]
-    assert same["pictures"]["files"] == "png"
+    assert same["pictures"]["files"] == "png" and "1 file is no picture" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

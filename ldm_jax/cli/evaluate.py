@@ -204,7 +204,7 @@ def _reference(args: argparse.Namespace, run: str | None) -> tuple[Any, str | No
     statistics = where if found is not None and found.mu is not None and not args.recompute else None
     if found is not None and found.images is None:
         return None, statistics, None
-    return report.pictures_of(where, args.reference_num), statistics, None
+    return _told(report.pictures_of(where, args.reference_num)), statistics, None
 
 
 def _config_of(args: argparse.Namespace, run: str) -> Any:
@@ -232,7 +232,7 @@ def _pictures(args: argparse.Namespace, what: str) -> Any:
     from ldm_jax import report
 
     if not _is_run(what):
-        return report.pictures_of(what, args.num)
+        return _told(report.pictures_of(what, args.num))
     pipe = ldm_jax.load(what, checkpoint=args.checkpoint, averaged=not args.no_ema)
     config = _config_of(args, what)
     if config.task == "first_stage":
@@ -249,6 +249,13 @@ def _pictures(args: argparse.Namespace, what: str) -> Any:
                  autoguide_scale=args.autoguide_scale, autoguide_checkpoint=args.autoguide_checkpoint)  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     return report.Samples(pipe, number, data, _labels(args, number), **given)
+
+
+def _told(pictures: Any) -> Any:
+    """The set, after its notes are printed."""
+    for note in getattr(pictures, "notes", ()):
+        _say(note)
+    return pictures
 
 
 def _labels(args: argparse.Namespace, number: int) -> Any:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from PIL import ImageOps
 
+from ldm_jax.data.folder import files_in
 from ldm_jax.data.sources import CorruptExample, Source, fingerprint
 from ldm_jax.errors import DataError, Missing, UsageError
 from ldm_jax.evaluation.statistics_file import read_statistics
@@ -38,21 +40,34 @@ def three_channels(image: np.ndarray) -> np.ndarray:
 
 
 class FolderPictures:
-    """The pictures in a folder and in its folders, in the order of their paths, in their own sizes.
+    """The pictures in a folder and in its folders, also linked ones, in the order of their paths, in their own sizes.
 
-    Grey becomes three equal channels, 16 bits become 8, transparency is composited on white.
-    Raises Missing where there are none; `part` raises UsageError that names a file which cannot be read.
+    Pictures are the files whose names end as SUFFIXES; hidden files are none. `notes`: lines about the other files.
+    Grey becomes three equal channels, 16 bits become 8, transparency is composited on white, EXIF rotation is applied:
+    as in the data of a run. Raises Missing where there are no pictures, UsageError for a link to nothing; `part` raises
+    UsageError that names a file which cannot be read.
     """
 
     def __init__(self, folder: str | Path, count: int | None = None):
         self.folder = Path(folder)
-        found = sorted(path for path in self.folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        files = sorted(self.folder / name for name in files_in(self.folder)) if self.folder.is_dir() else []
+        found = [path for path in files if path.suffix.lower() in SUFFIXES]
+        others = [path for path in files if path.suffix.lower() not in SUFFIXES]
+        kinds = ", ".join(SUFFIXES)
         if not found:
-            raise Missing(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
+            there = f"; it holds {len(others)} other files, {others[0].name} for one" if others else ""
+            raise Missing(f"{folder} holds no pictures ({kinds}){there}")
+        if broken := [path for path in found if not path.is_file()]:
+            raise UsageError(f"{broken[0]} is no file, but a link to nothing. Mend it or remove it")
+        self.notes = []
+        if others:
+            are = "file is no picture" if len(others) == 1 else "files are no pictures"
+            self.notes.append(f"{folder}: {len(others)} {are} ({kinds}) and left out, {others[0].name} for one")
         self.paths = found[: _count(count, len(found), folder)]
         self.name = str(folder)
-        self.identity = fingerprint(self.folder, [str(path.relative_to(self.folder)) for path in self.paths])
-        self.settings = dict(folder=str(folder), pictures=len(self), files=_kinds(self.paths))
+        names = [str(path.relative_to(self.folder)) for path in self.paths]
+        self.identity = f"{fingerprint(self.folder, names)} upright"
+        self.settings = dict(folder=str(folder), pictures=len(self), files=_kinds(self.paths), left_out=len(others))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -63,7 +78,7 @@ class FolderPictures:
     def _read(self, path: Path) -> np.ndarray:
         try:
             with open_image(path) as image:
-                return to_channels(image, 3)
+                return to_channels(ImageOps.exif_transpose(image), 3)
         except Exception as error:  # Pillow's decoders raise nearly any kind for a damaged file
             raise UsageError(f"{path} is not a picture that can be read: {error}. Mend it or remove it") from error
 

@@ -36,6 +36,41 @@ def test_a_folder_in_the_order_of_paths_in_any_sizes(tmp_path):
         FolderPictures(tmp_path, 4)
 
 
+def test_what_is_no_picture_is_told(tmp_path):
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.png")
+    assert FolderPictures(tmp_path).notes == []
+    for name in ("b.gif", "c.avif", ".hidden.png"):
+        (tmp_path / name).write_bytes(b"")
+    found = FolderPictures(tmp_path)
+    (line,) = found.notes
+    assert "2 files are no pictures (.png, .jpg" in line and "b.gif for one" in line
+    assert len(found) == 1 and found.settings["left_out"] == 2
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(Missing, match=r"holds no pictures .*2 other files, b\.gif for one"):
+        FolderPictures(tmp_path)
+
+
+def test_links(tmp_path):
+    """A linked folder is read once; a link to nothing is an error."""
+    (tmp_path / "there").mkdir()
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "there" / "a.png")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "linked").symlink_to(tmp_path / "there")
+    assert len(FolderPictures(tmp_path / "folder")) == 1
+    (tmp_path / "folder" / "b.png").symlink_to(tmp_path / "nothing.png")
+    with pytest.raises(UsageError, match=r"folder/b\.png is no file, but a link to nothing"):
+        FolderPictures(tmp_path / "folder")
+
+
+def test_rotated_pictures_are_as_in_the_data_of_a_run(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    Image.fromarray(RANDOM.integers(0, 256, (4, 8, 3), np.uint8)).save(tmp_path / "a.png", exif=exif)
+    (image,) = FolderPictures(tmp_path).part(0, 1)
+    assert image.shape == (8, 4, 3)
+    np.testing.assert_array_equal(image, FolderSource(tmp_path, "all")[0]["image"])
+
+
 def test_a_damaged_file_is_named(tmp_path):
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
