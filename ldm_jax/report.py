@@ -277,7 +277,8 @@ class Judge:
                     self._reference_features[network.name] = self._features(self.reference, extractor)
                 theirs = self._reference_features[network.name]
                 numbers |= metrics.of_sets(network, ours, theirs, self.most_neighbours)
-                shown |= strips.neighbours(pictures, self.reference, ours[network.tap], theirs[network.tap])
+                both = ours[network.tap], theirs[network.tap]
+                shown |= strips.neighbours(pictures, self.reference, *both, self.most_neighbours)
             if network.name in self._of_statistics:
                 numbers |= metrics.of_statistics(network, ours, self.statistics)
             if groups := getattr(pictures, "groups", {}):

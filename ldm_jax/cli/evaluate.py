@@ -47,8 +47,8 @@ def parser() -> options.Parser:
     add("--choose", choices=("even", "hash"), default="even", help="which pictures of a run give conditions, or are "
         "the reference, when --num or --reference-num is smaller than their set: spread evenly (default), or by the "
         "SHA-256 of their numbers, so that the first 1000 of 30000 are those of 1000")  # fmt: skip
-    add("--most-neighbours", type=int, default=50_000, help="pictures of each set for precision, recall, density and "
-        "coverage, spread evenly (default 50000)")  # fmt: skip
+    add("--most-neighbours", type=int, default=50_000, help="pictures of each set for precision, recall, density, "
+        "coverage and the rows of nearest pictures, spread evenly (default 50000)")  # fmt: skip
     add("--recompute", action="store_true", help="an .npz of pictures and statistics: do not use its statistics")
     add("--floor", action="store_true", help="also compare as many of the run's validation pictures with the "
         "reference: the limit; where that is validation pictures, with as many training pictures")  # fmt: skip

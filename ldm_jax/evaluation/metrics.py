@@ -71,7 +71,13 @@ def of_sets(
 
 def spread(rows: np.ndarray, most: int) -> np.ndarray:
     """All rows, or `most` of them, spread evenly."""
-    return rows if len(rows) <= most else rows[np.arange(most) * len(rows) // most]
+    return rows if len(rows) <= most else rows[spread_numbers(len(rows), most)]
+
+
+def spread_numbers(count: int, most: int) -> np.ndarray:
+    """The numbers of the rows that `spread` takes."""
+    most = min(count, most)
+    return np.arange(most) * count // most
 
 
 def distance(network: FeatureNetwork, generated: Features, reference: Features) -> dict[str, float]:
@@ -127,11 +133,31 @@ def of_pairs(made: list[np.ndarray], truth: list[np.ndarray]) -> dict[str, np.nd
     return values
 
 
-def nearest(features: np.ndarray, reference: np.ndarray, k: int, block: int = 512) -> tuple[np.ndarray, np.ndarray]:
-    """(numbers [N,k], distances [N,k]) of the k nearest rows of `reference` [M,D] to those of `features` [N,D]."""
-    k, found = min(k, len(reference)), []
-    for _, distances in squared_distances(features.astype(np.float64), reference.astype(np.float64), block):
-        order = np.argsort(distances, axis=1)[:, :k]
-        found.append((order, np.sqrt(np.maximum(np.take_along_axis(distances, order, 1), 0))))
-    numbers, distances = zip(*found)
-    return np.concatenate(numbers), np.concatenate(distances)
+def nearest(
+    features: np.ndarray, reference: np.ndarray, k: int, block: int = 512, piece: int = 16_384
+) -> tuple[np.ndarray, np.ndarray]:
+    """(numbers [N,k], distances [N,k]) of the k nearest rows of `reference` [M,D] to those of `features` [N,D].
+
+    At once, so many rows of `features` (block) are compared with so many of `reference` (piece), in float64.
+    """
+    k = min(k, len(reference))
+    numbers, best = np.zeros((len(features), 0), np.int64), np.zeros((len(features), 0))
+    for first in range(0, len(reference), piece):
+        theirs = reference[first : first + piece].astype(np.float64)
+        parts = []
+        for start in range(0, len(features), block):
+            rows = slice(start, start + block)
+            ((_, distances),) = squared_distances(features[rows].astype(np.float64), theirs, block)
+            here = np.broadcast_to(np.arange(first, first + len(theirs)), distances.shape)
+            parts.append(_smallest(np.hstack([numbers[rows], here]), np.hstack([best[rows], distances]), k))
+        numbers, best = map(np.concatenate, zip(*parts))
+    return numbers, np.sqrt(np.maximum(best, 0))
+
+
+def _smallest(numbers: np.ndarray, distances: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of each row the k smallest distances in their order, or all where there are fewer, and their numbers."""
+    if k < distances.shape[1]:
+        some = np.argpartition(distances, k - 1, axis=1)[:, :k]
+        numbers, distances = (np.take_along_axis(array, some, 1) for array in (numbers, distances))
+    order = np.lexsort((numbers, distances), axis=1)
+    return np.take_along_axis(numbers, order, 1), np.take_along_axis(distances, order, 1)

@@ -17,14 +17,18 @@ def first(pictures: PictureSet) -> np.ndarray:
     return grid(_same_size(pictures.part(0, min(SHOWN, len(pictures)))))
 
 
-def neighbours(pictures: PictureSet, reference: PictureSet, ours: np.ndarray, theirs: np.ndarray) -> Shown:
+def neighbours(
+    pictures: PictureSet, reference: PictureSet, ours: np.ndarray, theirs: np.ndarray,
+    most: int = metrics.MOST_NEIGHBOURS,
+) -> Shown:  # fmt: skip
     """Rows of a picture and the most similar ones of the reference: for the first pictures, for those that are nearest
     to a picture of the reference (copies would be here), and for those that are farthest from all. ours, theirs: the
-    features [N,D] of both sets."""
-    numbers, distances = metrics.nearest(ours, theirs, NEIGHBOURS)
-    order, rows = np.argsort(distances[:, 0]), min(8, len(ours))
+    features [N,D] of both sets. most: of each set so many, spread evenly, are compared."""
+    mine, other = (metrics.spread_numbers(len(features), most) for features in (ours, theirs))
+    found, distances = metrics.nearest(metrics.spread(ours, most), metrics.spread(theirs, most), NEIGHBOURS)
+    order, rows = np.argsort(distances[:, 0]), min(8, len(mine))
     chosen = {"nearest": np.arange(rows), "most_similar": order[:rows], "least_similar": order[::-1][:rows]}
-    return {name: _beside(pictures, reference, picked, numbers[picked]) for name, picked in chosen.items()}
+    return {name: _beside(pictures, reference, mine[picked], other[found[picked]]) for name, picked in chosen.items()}
 
 
 def _beside(pictures: PictureSet, reference: PictureSet, picked: np.ndarray, numbers: np.ndarray) -> np.ndarray:

@@ -100,6 +100,13 @@ def test_nearest_neighbours():
     gaps = np.linalg.norm(ours[:, None].astype(float) - theirs, axis=-1)
     np.testing.assert_array_equal(numbers, np.argsort(gaps, 1)[:, :3])
     np.testing.assert_allclose(distances, np.sort(gaps, 1)[:, :3], atol=1e-6)
+    for piece in (1, 2, 7, 29):
+        in_pieces = metrics.nearest(ours, theirs, 3, block=7, piece=piece)
+        np.testing.assert_array_equal(in_pieces[0], numbers)
+        np.testing.assert_allclose(in_pieces[1], distances, rtol=1e-12)
+    assert metrics.nearest(ours, theirs[:2], 3)[0].shape == (20, 2)
+    twice = np.concatenate([theirs, theirs])  # of equal ones the first comes first
+    assert (metrics.nearest(ours, twice, 2, piece=13)[0] == numbers[:, :1] + [0, 30]).all()
 
 
 def test_precision_of_some_is_that_of_sets_spread_evenly():
