@@ -93,6 +93,7 @@ class Samples:
         if data is not None:
             self.identity += f" {data.identity_with_conditions}"
         self.identity += "".join(f" {tree.digest(params)}" for params in pipe.helpers(wanted))
+        self.settings["size"] = _size_of(pipe.config)
 
     def _labels(self, labels: str | Sequence[int]) -> np.ndarray | None:
         """The class of each, [num] int32, of a class model and of one that a classifier guides."""
@@ -167,7 +168,8 @@ class Reconstructions:
     def __init__(self, pipe: Pipeline, data: DataPictures, batch: int = 16):
         self.pipe, self.data, self.batch = pipe, data, batch
         self.name = str(pipe.path)
-        self.settings = dict(checkpoint=f"{pipe.path} step {pipe.step}", reconstructions_of=data.settings)
+        self.settings = dict(checkpoint=f"{pipe.path} step {pipe.step}", reconstructions_of=data.settings,
+                             pictures=len(data), size=_size_of(pipe.config))  # fmt: skip
         self.identity = f"{data.identity} {tree.digest((pipe.params, pipe.frozen))}"
 
     def __len__(self) -> int:
@@ -269,6 +271,7 @@ class Judge:
     def report(self, pictures: PictureSet) -> Report:
         """All numbers of a set, and its pictures."""
         pictures = self.made_once(pictures)
+        self._compare_sizes(pictures)
         numbers, shown = dict(getattr(pictures, "facts", {})), {}
         for extractor in self.extractors:
             network, ours = extractor.network, self._features(pictures, extractor)
@@ -295,12 +298,24 @@ class Judge:
         shown["random"] = strips.first(pictures)
         if groups := getattr(pictures, "groups", {}):
             numbers |= {f"pictures, {name}": float(len(picked)) for name, picked in groups.items()}
-        settings = dict(pictures=pictures.settings, networks={e.network.name: e.resize.name for e in self.extractors})
+        settings = dict(
+            pictures=pictures.settings, networks={e.network.name: e.resize.name for e in self.extractors},
+            weights={e.network.name: e.digest for e in self.extractors}, rules=metrics.RULES,
+        )  # fmt: skip
         if self.reference is not None:
             settings |= dict(reference=self.reference.settings, most_neighbours=self.most_neighbours)
         if self.statistics is not None:
             settings |= dict(statistics=str(self.statistics.path), statistics_of=self._of_statistics)
         return Report(pictures.name, numbers, settings, shown, self._compared_with())
+
+    def _compare_sizes(self, pictures: PictureSet) -> None:
+        """Says where the two sets have pictures of other sizes."""
+        ours, theirs = (getattr(some, "settings", {}).get("size") for some in (pictures, self.reference))
+        if ours and theirs and ours != theirs:
+            self.say(
+                f"note: {pictures.name} has pictures of {ours}, {self.reference.name} of {theirs} (height x width): "
+                "numbers also measure how they were resized"
+            )
 
     def _compared_with(self) -> str:
         names = [] if self.reference is None else [f"{self.reference.name} ({len(self.reference)} pictures)"]
@@ -347,6 +362,10 @@ class Judge:
             )
 
         return compare
+
+
+def _size_of(config: ConfigDict) -> str:
+    return f"{config.data.image_size}x{config.data.image_size}"
 
 
 def lpips_nets(folder: str | Path, side: int) -> list[str]:

@@ -313,6 +313,20 @@ def test_statistics_of_another_network_with_pictures(tmp_path):
     assert found.reference == f"{tmp_path / 'both.npz'} (9 pictures)"
 
 
+def test_the_record_says_what_numbers_depend_on(run, tmp_path, capsys):
+    other = folder_of_data(tmp_path / "data") / "train"
+    Image.fromarray(np.zeros((9, 8, 3), np.uint8)).save(other / "small.png")
+    (found,) = evaluated(tmp_path, run, "--num=5", f"--reference={other}")
+    settings = found.settings
+    assert settings["pictures"]["size"] == "32x32" and settings["reference"]["size"] == "2 sizes, 9x8 to 32x32"
+    assert len(settings["reference"]["fingerprint"]) == 16 and len(settings["weights"]["tiny"]) > 10
+    assert settings["rules"]["neighbours"] == 3 and settings["rules"]["kernel_subset_at_most"] == 1000
+    printed = capsys.readouterr().out
+    assert f"note: {run} has pictures of 32x32, {other} of 2 sizes, 9x8 to 32x32" in printed
+    evaluated(tmp_path, run, "--num=5", "--reference-num=9")
+    assert "note:" not in capsys.readouterr().out
+
+
 def test_lpips_of_all_networks_whose_weights_are_there(tmp_path):
     for net in ("alex", "squeeze"):
         (tmp_path / f"lpips_{net}.safetensors").touch()

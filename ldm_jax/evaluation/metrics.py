@@ -14,6 +14,7 @@ from ldm_jax.evaluation.networks import FeatureNetwork
 from ldm_jax.evaluation.precision_recall import precision_recall, squared_distances
 from ldm_jax.evaluation.statistics_file import StatisticsFile
 
+SUBSETS = 100
 SUBSET = 1000  # of the kernel distance, or all pictures of the smaller set
 SPLITS = 10
 K = 3  # neighbours of precision and recall
@@ -21,6 +22,8 @@ MOST_NEIGHBOURS = 50_000  # pictures a set for them
 NEIGHBOURS = ("precision", "recall", "density", "coverage")
 SSIM_WINDOW = 11  # pixels; smaller pictures have no SSIM
 
+RULES = dict(neighbours=K, inception_score_parts=SPLITS, kernel_subsets=SUBSETS, kernel_subset_at_most=SUBSET,
+             ssim_window=SSIM_WINDOW)  # fmt: skip
 Features = dict[str, np.ndarray]
 
 
@@ -59,7 +62,7 @@ def of_sets(
     smaller, larger = sorted((len(ours), len(theirs)))
     size = min(SUBSET, smaller)
     kernel, name = (
-        kernel_distance(ours, theirs, 100 if size < larger else 1, size),
+        kernel_distance(ours, theirs, SUBSETS if size < larger else 1, size),
         "KID" if inception else f"KD{other}",
     )
     values |= {name: kernel.mean} | ({f"{name}_std": kernel.std} if size < larger else {})

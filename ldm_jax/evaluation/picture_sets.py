@@ -4,7 +4,9 @@ A set gives uint8 [H,W,3] by number, and says what it is. Nothing is dropped: a 
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +20,7 @@ from ldm_jax.errors import DataError, Missing, UsageError
 from ldm_jax.evaluation.statistics_file import read_statistics
 from ldm_jax.images import SUFFIXES, open_image, to_channels, to_uint8
 
+ORIENTATION = 0x0112  # of EXIF; 5 and more exchange height and width
 Transform = Callable[[dict, np.random.Generator], dict[str, np.ndarray]]
 
 
@@ -44,8 +47,8 @@ class FolderPictures:
 
     Pictures are the files whose names end as SUFFIXES; hidden files are none. `notes`: lines about the other files.
     Grey becomes three equal channels, 16 bits become 8, transparency is composited on white, EXIF rotation is applied:
-    as in the data of a run. Raises Missing where there are no pictures, UsageError for a link to nothing; `part` raises
-    UsageError that names a file which cannot be read.
+    as in the data of a run. Raises Missing where there are no pictures, UsageError for a link to nothing and for a file
+    that cannot be read, which it names; so does `part`.
     """
 
     def __init__(self, folder: str | Path, count: int | None = None):
@@ -66,8 +69,12 @@ class FolderPictures:
         self.paths = found[: _count(count, len(found), folder)]
         self.name = str(folder)
         names = [str(path.relative_to(self.folder)) for path in self.paths]
-        self.identity = f"{fingerprint(self.folder, names)} upright"
-        self.settings = dict(folder=str(folder), pictures=len(self), files=_kinds(self.paths), left_out=len(others))
+        contents = fingerprint(self.folder, names)
+        self.identity = f"{contents} upright"
+        with ThreadPoolExecutor(8) as pool:
+            size = _sizes(pool.map(self._size, self.paths))
+        self.settings = dict(folder=str(folder), pictures=len(self), size=size, files=_kinds(self.paths),
+                             left_out=len(others), fingerprint=contents)  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -76,11 +83,30 @@ class FolderPictures:
         return [self._read(path) for path in self.paths[first:last]]
 
     def _read(self, path: Path) -> np.ndarray:
-        try:
-            with open_image(path) as image:
-                return to_channels(ImageOps.exif_transpose(image), 3)
-        except Exception as error:  # Pillow's decoders raise nearly any kind for a damaged file
-            raise UsageError(f"{path} is not a picture that can be read: {error}. Mend it or remove it") from error
+        with _named(path), open_image(path) as image:
+            return to_channels(ImageOps.exif_transpose(image), 3)
+
+    def _size(self, path: Path) -> tuple[int, int]:
+        """(height, width) that its first bytes say."""
+        with _named(path), open_image(path) as image:
+            turned = image.getexif().get(ORIENTATION, 1) >= 5
+            return (image.width, image.height) if turned else (image.height, image.width)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """UsageError with the name of the file in place of what the block raises."""
+    try:
+        yield
+    except Exception as error:  # Pillow's decoders raise nearly any kind for a damaged file
+        raise UsageError(f"{path} is not a picture that can be read: {error}. Mend it or remove it") from error
+
+
+def _sizes(found: Iterable[tuple[int, int]]) -> str:
+    """Of (height, width)s: "64x64", or how many there are and between which."""
+    sizes = sorted(set(found), key=lambda size: (size[0] * size[1], size))
+    smallest, largest = (f"{height}x{width}" for height, width in (sizes[0], sizes[-1]))
+    return smallest if len(sizes) == 1 else f"{len(sizes)} sizes, {smallest} to {largest}"
 
 
 def _kinds(paths: Sequence[Path]) -> str:
@@ -95,7 +121,8 @@ class NpzPictures:
         self.images = images[: _count(count, len(images), path)]
         self.name = str(path)
         self.identity = hashlib.sha256(self.images.tobytes()).hexdigest()[:16]
-        self.settings = dict(file=str(path), pictures=len(self), size="x".join(map(str, self.images.shape[1:3])))
+        size = _sizes([self.images.shape[1:3]])
+        self.settings = dict(file=str(path), pictures=len(self), size=size, fingerprint=self.identity)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -133,7 +160,10 @@ class DataPictures:
         chosen = ("" if choose == "even" else f" {choose}") + (" replaced" if replaced else "")
         self._source_identity = source.identity()
         self.identity = f"{self._source_identity} {transform!r} {self.count}{chosen}"
-        self.settings = dict(data=source.describe(), pictures=self.count, preprocessing=repr(transform))
+        self.settings = dict(data=source.describe(), pictures=self.count, preprocessing=repr(transform),
+                             fingerprint=self._source_identity)  # fmt: skip
+        if (side := getattr(getattr(transform, "transform", transform), "size", None)) is not None:
+            self.settings["size"] = _sizes([(side, side) if isinstance(side, int) else tuple(side)])
         if self.count < len(source):
             self.settings["chosen"] = choose
 

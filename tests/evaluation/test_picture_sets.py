@@ -30,7 +30,9 @@ def test_a_folder_in_the_order_of_paths_in_any_sizes(tmp_path):
     np.testing.assert_array_equal(images[0], np.repeat(grey[..., None], 3, -1))
     np.testing.assert_array_equal(images[1], colour)
     np.testing.assert_array_equal(images[2][..., 0], (deep.astype(int) + 128) // 257)
+    assert found.settings["size"] == "3 sizes, 3x3 to 5x6" and FolderPictures(tmp_path, 1).settings["size"] == "5x6"
     assert len(FolderPictures(tmp_path, 2)) == 2
+    assert FolderPictures(tmp_path, 2).settings["fingerprint"] != found.settings["fingerprint"]
     assert FolderPictures(tmp_path, 2).identity != found.identity
     with pytest.raises(UsageError, match="4 pictures were asked for"):
         FolderPictures(tmp_path, 4)
@@ -67,7 +69,7 @@ def test_rotated_pictures_are_as_in_the_data_of_a_run(tmp_path):
     exif[0x0112] = 6  # to be turned by 90 degrees
     Image.fromarray(RANDOM.integers(0, 256, (4, 8, 3), np.uint8)).save(tmp_path / "a.png", exif=exif)
     (image,) = FolderPictures(tmp_path).part(0, 1)
-    assert image.shape == (8, 4, 3)
+    assert image.shape == (8, 4, 3) and FolderPictures(tmp_path).settings["size"] == "8x4"
     np.testing.assert_array_equal(image, FolderSource(tmp_path, "all")[0]["image"])
 
 
@@ -97,7 +99,7 @@ def test_an_npz(tmp_path):
 def test_data_as_training_sees_them_spread_evenly():
     source, transform = ShapesSource(32, 10), ImageTransform(16)
     found = DataPictures(source, transform, "shapes", 4)
-    assert len(found) == 4
+    assert len(found) == 4 and found.settings["size"] == "16x16"
     for image, i in zip(found.part(0, 4), (0, 2, 5, 7)):
         expected = transform(source[i], np.random.default_rng(0))["image"]
         np.testing.assert_array_equal(image, to_uint8(expected))
