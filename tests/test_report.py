@@ -178,6 +178,15 @@ def test_each_run_is_compared_with_its_own_pictures(run, first_stage, tmp_path, 
     assert [row["compared_with"] for row in record["reports"]] == [class_model.reference, stage.reference]
 
 
+def test_one_reference_of_several_is_read_once(tmp_path, monkeypatch):
+    read, pictures_of = [], report.pictures_of
+    monkeypatch.setattr(report, "pictures_of", lambda path, *some: read.append(str(path)) or pictures_of(path, *some))
+    data = folder_of_data(tmp_path / "data")
+    what = [str(data / name) for name in ("train", "validation")]
+    reports = evaluated(tmp_path, *what, f"--reference={data}")
+    assert read == [str(data), *what] and {r.reference for r in reports} == {f"{data} (12 pictures)"}
+
+
 def test_the_reference_is_chosen_as_the_conditions(run, tmp_path):
     common = (run, "--num=5", f"--reference={run}", "--reference-num=7")
     for split in ("train", "validation"):

