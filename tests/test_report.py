@@ -198,7 +198,7 @@ def test_the_reference_is_chosen_as_the_conditions(run, tmp_path):
 def test_the_floor_is_not_pictures_against_themselves(run, first_stage, tmp_path, capsys):
     floor = evaluated(tmp_path, first_stage, "--num=5", "--floor")[1]
     assert floor.metrics["FD-tiny"] > 1e-3
-    assert floor.name == f"validation pictures of {first_stage}, against {floor.reference}"
+    assert floor.name == f"validation pictures of {first_stage}, against training pictures of {first_stage}"
     assert floor.reference == f"training pictures of {first_stage} (5 pictures)"
     split = ("--reference-split=validation", "--reference-num=9")
     floor = evaluated(tmp_path, run, "--num=5", "--floor", *split)[1]

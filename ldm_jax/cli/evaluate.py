@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> list["Report"]:
         made = judge.made_once(pictures)
         reports.append(judge.report(made))
         if second is not None:
-            reports.append(_named(judge.against(second).report(made)))
+            reports.append(_against(judge, second, made))
         if args.keep and isinstance(pictures, report.Samples):
             record.keep(made, out, args.keep, "samples" if len(args.what) == 1 else f"{row}_samples")
         if args.floor and _is_run(what):
@@ -145,9 +145,10 @@ def _identity(reference: Any) -> str | None:
     return None if reference is None else reference.identity
 
 
-def _named(found: "Report") -> "Report":
-    """With its reference in its name."""
-    return replace(found, name=f"{found.name}, against {found.reference}")
+def _against(judge: Any, reference: Any, pictures: Any) -> "Report":
+    """Of the pictures against another reference, which is in its name."""
+    found = judge.against(reference).report(pictures)
+    return replace(found, name=f"{found.name}, against {reference.name}")
 
 
 def _floor(args: argparse.Namespace, judge: Any, run: str, number: int) -> "Report":
@@ -162,7 +163,7 @@ def _floor(args: argparse.Namespace, judge: Any, run: str, number: int) -> "Repo
     if not floor.has_source_of(judge.reference):
         return judge.report(floor)
     training = report.data_of(config, run, True, len(judge.reference), choose=args.choose)
-    return _named(judge.against(training).report(floor))
+    return _against(judge, training, floor)
 
 
 def out_of(args: argparse.Namespace, first_run: str | None) -> Path:

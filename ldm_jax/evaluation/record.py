@@ -33,8 +33,7 @@ def references(reports: Sequence[Any]) -> str:
     names = [report.reference for report in reports]
     if len(set(names)) == 1:
         return f"compared with {names[0]}"
-    width = max(len(report.name) for report in reports)
-    return "\n".join(f"{report.name:<{width}}  compared with {name}" for report, name in zip(reports, names))
+    return "\n".join(f"{report.name}: compared with {name}" for report, name in zip(reports, names))
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
