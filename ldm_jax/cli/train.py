@@ -158,9 +158,9 @@ def run(args: argparse.Namespace, config: "ConfigDict", stop: stopping.Stop, hel
         task, loaders, frozen = setup.training_run(config, workdir, args.accept_changes)
         begin, measure = finetune.beginning(config, workdir), None
         if config.every.metrics:
-            from ldm_jax import report
+            from ldm_jax.training_metrics import TrainingMetrics
 
-            measure = report.TrainingMetrics(config, workdir, mesh, _say_on_first_host)
+            measure = TrainingMetrics(config, workdir, mesh, _say_on_first_host)
     except Missing as error:
         options.stop(f"{args.config} cannot start. What is missing:\n\n{error}")
     except UsageError as error:

@@ -423,6 +423,33 @@ def test_what_tells_sources_apart(tmp_path):
     assert train.identity() != before
 
 
+def test_what_tells_conditions_apart(tmp_path):
+    """The metadata of the examples that are asked for, and the contents of their maps and vectors."""
+    for k in range(3):
+        save(tmp_path / f"{k}.png")
+        save(tmp_path / f"map{k}.png", "L")
+        np.save(tmp_path / f"{k}.npy", np.full(2, k, np.float32))
+
+    def source(**changes):
+        records = [{"file_name": f"{k}.png", "segmentation": f"map{k}.png", "vectors": f"{k}.npy", "text": f"text {k}",
+                    "objects": {"bbox": [[0, 0, 3, 4]], "categories": [1]}} for k in range(3)]  # fmt: skip
+        records[1] |= changes
+        write_metadata(tmp_path, *records)
+        return FolderSource(tmp_path, "all")
+
+    before = source().conditions_identity([0, 1])
+    assert source().conditions_identity([0, 1]) == before != source().conditions_identity([0, 2])
+    for changes in (dict(text="b"), dict(objects={"bbox": [[0, 0, 2, 4]], "categories": [1]}), dict(vectors=[1, 2])):
+        assert source(**changes).conditions_identity([0, 1]) != before, changes
+        assert source(**changes).identity() == source().identity()
+    layouts = [FilteredSource(source(), LayoutRules(min_objects=least)).conditions_identity([1]) for least in (0, 1)]
+    assert layouts[0] != layouts[1]
+    save(tmp_path / "map1.png", "L", value=1)
+    changed = source().conditions_identity([0, 1])
+    np.save(tmp_path / "1.npy", np.full(2, 9, np.float32))
+    assert len({before, changed, source().conditions_identity([0, 1])}) == 3
+
+
 def test_shapes_source():
     source = ShapesSource(32, count=3)
     assert len(list(source)) == len(source) == 3 and len(source.class_names) == 64
