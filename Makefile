@@ -49,10 +49,11 @@ test-all: setup  ## the same and the slow ones: full-size parity, several proces
 soak: setup      ## end 100 training runs at random moments and compare how they end (an hour or more on idle cores)
 	$(PY) scripts/soak.py --kills=$(KILLS)
 
-lint: setup      ## ruff: rules and format; mypy on networks and mathematics
+lint: setup      ## ruff: rules and format; mypy on networks and mathematics; shellcheck, where it is installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	if command -v shellcheck; then shellcheck launch/*.sh launch/*.sbatch; else echo "no shellcheck here: launch/ is not checked"; fi
 
 clean:           ## remove .venv and caches (keeps runs/)
 	rm -rf $(VENV) $(WEB) .pytest_cache .ruff_cache

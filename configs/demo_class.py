@@ -14,6 +14,6 @@ from ldm_jax.recipes import laptop, sections
 
 def get_config(variant: str = ""):
     config = laptop.demo()
-    config.steps = 3000
-    config.every.update(evaluate=0, picture=1500, checkpoint=500)
+    config.steps = 4600
+    config.every.update(evaluate=0, picture=2300, checkpoint=500)
     return sections.finish(config, variant)

@@ -11,10 +11,10 @@ from ldm_jax.recipes import laptop, sections
 
 def get_config(variant: str = ""):
     config = sections.autoencoder(laptop.demo_first_stage(), image_size=32)
-    config.steps = 1300
+    config.steps = 1600
     config.batch_size = 16
     config.optim.update(learning_rate=2e-3, schedule="cosine", warmup_steps=50)
     config.loss.update(perceptual_weight=0.0, disc_weight=0.0, kl_weight=0.05)
-    config.every.update(evaluate=1300, picture=1300, checkpoint=650)
+    config.every.update(evaluate=1600, picture=1600, checkpoint=800)
     config.data.update(simple_scenes=True, validation_images=128)
     return sections.finish(config, variant)

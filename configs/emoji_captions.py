@@ -14,7 +14,7 @@ def get_config(variant: str = ""):
     config = laptop.emoji_f8()
     config.network.kind = "mean"
     config.diffusion.prediction = "x0"
-    config.steps = 3000
+    config.steps = 4000
     config.batch_size = 128
     config.optim.update(learning_rate=2e-3, warmup_steps=200)
     config.sample.update(steps=2, eta=0.0)

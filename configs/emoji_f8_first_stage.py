@@ -12,10 +12,10 @@ from ldm_jax.recipes import laptop, sections
 
 def get_config(variant: str = ""):
     config = sections.autoencoder(laptop.emoji_f8_first_stage(), image_size=64)
-    config.steps = 3000
+    config.steps = 10_000
     config.batch_size = 16
     config.optim.update(learning_rate=1e-3, schedule="cosine", warmup_steps=100, b2=0.99)
-    config.loss.update(lpips_net="alex", disc_weight=0.0, kl_weight=0.01)
-    config.every.update(evaluate=1000, picture=1000, checkpoint=500)
+    config.loss.update(lpips_net="alex", disc_weight=0.0, kl_weight=0.002)
+    config.every.update(evaluate=2500, picture=2500, checkpoint=500)
     config.data.update(source="folder", path="datasets/emoji64", validation_images=128)
     return sections.finish(config, variant)

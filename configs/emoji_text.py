@@ -11,6 +11,6 @@ from ldm_jax.recipes import laptop, sections
 def get_config(variant: str = ""):
     config = laptop.emoji_f8()
     config.conditioner.trainable = variant == "tiny"  # which needs no other run
-    config.steps = 6_000
+    config.steps = 8_000
     config.every.update(evaluate=1000, picture=1000, checkpoint=250)
     return sections.finish(config, variant)

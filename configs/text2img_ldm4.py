@@ -7,7 +7,8 @@ Source: the released models/ldm/text2img256/config.yaml; its numbers are in vers
         --config.data.path=IMAGES_WITH_METADATA_JSONL
     python sample.py --workdir=runs/text2img_ldm4 --prompt="a painting of a squirrel" --guidance=5
     python evaluate.py runs/text2img_ldm4 --num=30000 --steps=100 --spacing=original \\
-        --reference=runs/text2img_ldm4 --reference-split=validation --reference-num=30000      # FID 16.79, on COCO
+        --reference=runs/text2img_ldm4 --reference-split=validation --reference-num=30000 \\
+        --choose=hash      # FID 16.79, on COCO
 
 Heads: the released weights were trained with one head as wide as the features, as table 13 for its sibling says; the
 released yaml's 32-wide heads (what today's original code builds from it) are

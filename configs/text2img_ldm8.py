@@ -9,7 +9,8 @@ the table's 1e-4. "1.45B" counts the text encoder's unused output head (39.10M),
         --config.data.path=IMAGES_WITH_METADATA_JSONL
     python sample.py --workdir=runs/text2img_ldm8 --prompt="a painting of a squirrel" --guidance=5
     python evaluate.py runs/text2img_ldm8 --num=30000 --steps=250 --guidance=1.5 --spacing=original \\
-        --reference=runs/text2img_ldm8 --reference-split=validation --reference-num=30000      # FID 12.63, on COCO
+        --reference=runs/text2img_ldm8 --reference-split=validation --reference-num=30000 \\
+        --choose=hash      # FID 12.63, on COCO
 
 The images: a folder whose metadata.jsonl has a "text" for each, or TFDS coco_captions (each time one of its five
 captions at random), in place of the last option:

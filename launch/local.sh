@@ -7,11 +7,14 @@ stopped=75 # the exit code of train.py for "stopped, start me again" (docs/train
 
 asked=
 child=
-# Ctrl-C and SIGTERM go to train.py, which saves; then this script ends, too.
-trap 'asked=1; if [[ -n $child ]]; then kill -TERM "$child" 2>/dev/null; fi' INT TERM
+# Ctrl-C, SIGTERM and SIGUSR1 go to train.py, which saves; then this script ends, too.
+trap 'asked=1; if [[ -n $child ]]; then kill -TERM "$child" 2>/dev/null; fi' INT TERM USR1
 while true; do
     "${PYTHON:-python}" train.py --require-accelerator "$@" &
     child=$!
+    if [[ -n $asked ]]; then # before it was there
+        kill -TERM "$child" 2>/dev/null
+    fi
     wait "$child"
     code=$?
     while kill -0 "$child" 2>/dev/null; do # a signal has ended the waiting, not the process

@@ -4,12 +4,12 @@ workdir/frozen/              arrays that training does not change: first stage a
 workdir/checkpoints/<step>/  the TrainState, written in the background
 
 Checkpoints and frozen/ have a manifest (manifest.py), which is compared whenever they are read, at the same time. Those
-of version 0.1.0 have none, and are read as they are.
+of version 0.1.0 have none, and are read as they are. What was written after the first manifest of the run has lost its
+own: it is damaged.
 """
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,7 +65,7 @@ def _problems(folder: Path, comparison: manifest.Comparison) -> list[str] | None
     """Waits for the comparison."""
     found = comparison.problems()
     if found is None:
-        return None
+        return [f"{manifest.NAME}: it is missing"] if _had_manifest(folder) else None
     try:
         json.loads((folder / FINISHED).read_text())
     except FileNotFoundError:
@@ -73,6 +73,16 @@ def _problems(folder: Path, comparison: manifest.Comparison) -> list[str] | None
     except (OSError, ValueError):
         found.append(f"{FINISHED}: it is damaged")
     return found
+
+
+def _had_manifest(folder: Path) -> bool:
+    """Whether a folder without a manifest was written with one: something that the run wrote before it has one, or what
+    came with manifests."""
+    if not folder.name.isdigit():
+        return (folder / MADE_FROM).exists()
+    before = (other for other in steps(folder.parents[1]) if other < int(folder.name))
+    older = [folder.parents[1] / "frozen", *(folder.parent / str(other) for other in before)]
+    return any((other / manifest.NAME).exists() for other in older)
 
 
 def _in_short(error: Exception) -> str:
@@ -261,7 +271,7 @@ class Checkpoints:
         kept = steps(self.path.parent)
         return SaveFailed(
             f"the checkpoint of step {step} could not be written into {self.path}: {_in_short(error)}. "
-            f"{_free(self.path)}What was written of it is removed. "
+            f"{files.free_space(self.path)}What was written of it is removed. "
             f"{f'The newest checkpoint is that of step {kept[-1]}' if kept else 'The run has no checkpoint yet'}. "
             f"{'Make room' if files.is_local(self.path) else 'Mend that'}, then the same command goes on from there"
         )
@@ -292,13 +302,6 @@ class Checkpoints:
             self.wait()
         finally:
             self.manager.close()
-
-
-def _free(folder: Path) -> str:
-    """A sentence on the free space of the folder's disk; "" for a bucket."""
-    if not files.is_local(folder):
-        return ""
-    return f"{shutil.disk_usage(folder).free / 2**30:.2f} GiB are free there. "
 
 
 def _temporaries(folder: Path, step: str) -> list[Path]:
@@ -406,7 +409,8 @@ def save_tree(path: str | Path, tree: Tree, made_from: dict | None = None) -> No
             for folder in path.parent.glob(f"{path.name}{_TEMPORARY}*"):
                 files.remove_folder(folder, missing_ok=True)
         raise SaveFailed(
-            f"{path} could not be written: {_in_short(error)}. {_free(path.parent)}What was written of it is removed. "
+            f"{path} could not be written: {_in_short(error)}. {files.free_space(path.parent)}"
+            "What was written of it is removed. "
             f"{'Make room' if files.is_local(path) else 'Mend that'}, then give the same command again"
         ) from error
 

@@ -13,13 +13,14 @@ from ldm_jax.files import at, mistaken
 
 
 def save(workdir: str | Path, config: dict) -> None:
-    """Writes config.json. If the run already had one, prints the options that changed."""
+    """Writes config.json. If the run already had one, prints the options that changed. WriteFailed if it cannot."""
     path = at(workdir) / "config.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = _signed(json.dumps({"version": VERSION, "checksum": _UNSIGNED, **config}, indent=2).encode() + b"\n")
     for name, (before, now) in changes(workdir, config).items():
         print(f"changed since this run began: {name} was {before!r}, is {now!r}")
-    files.write(path, text)
+    with files.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write(path, text)
 
 
 # config.json begins with its version and its checksum, the CRC-32 of its bytes with zeros in place of the checksum.
@@ -92,14 +93,48 @@ YOUNGER_DIFFUSION = {"kind": "diffusion", "zero_terminal_snr": False, "min_snr_g
                      "t_distribution": "uniform", "t_mean": 0.0, "t_std": 1.0}  # fmt: skip
 
 
+# Sections, where they are there.
+_SECTIONS = ("network", "unet", "dit", "classifier", "loss", "diffusion", "sample", "mesh", *YOUNGER)
+_TYPES = {dict: "a section", str: "a text", bool: "true or false", list: "a list", int: "an integer", float: "a number"}
+
+
+def _check(config: dict, path: Path) -> None:
+    """ConfigError that names an option of a wrong type, of those whose type is known here."""
+    for name, value, default in _known(config):
+        if type(value) is not type(default) and not (type(value) is int and type(default) is float):
+            raise ConfigError(f"{path}: {name} is {str(value)[:40]!r}, but it must be {_TYPES[type(default)]}")
+
+
+def _known(config: dict) -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, value, another value of the type that it must have). Who takes a wrong one takes no further one."""
+    top = YOUNGER_OF_RECIPES | YOUNGER_LATENTS | {"task": "", "latent_scale": 0.0} | {name: {} for name in _SECTIONS}
+    yield from ((name, config[name], default) for name, default in top.items() if name in config)
+    known = YOUNGER | {"metrics": YOUNGER_OF_RECIPES["metrics"], "diffusion": YOUNGER_DIFFUSION}
+    for section, options in known.items():
+        there = config.get(section, {})
+        yield from ((f"{section}.{name}", there[name], default) for name, default in options.items() if name in there)
+    yield from _known_parts("conditioner", config.get("conditioner", {}))
+
+
+def _known_parts(name: str, section: dict) -> Iterator[tuple[str, Any, Any]]:
+    """Of a hybrid condition."""
+    if "parts" in section:
+        yield f"{name}.parts", section["parts"], {}
+        for part, options in section["parts"].items():
+            yield f"{name}.parts.{part}", options, {}
+            yield from _known_parts(f"{name}.parts.{part}", options)
+
+
 def migrate(config: dict, path: Path) -> dict:
-    """The configuration in `path` as this version has it. ConfigError for a file of a newer version."""
+    """The configuration in `path` as this version has it. ConfigError for a file of a newer version, and for options of
+    a wrong type."""
     version = config.pop("version", 1)
     config.pop("checksum", None)
     if type(version) is not int:
         raise ConfigError(f"{path} has the version {str(version)[:40]!r}, but it must be an integer")
     if version > VERSION:
         raise ConfigError(f"{path} is of version {version}, newer than {VERSION}: install a newer ldm_jax")
+    _check(config, path)
     if version < 2:
         config = {"matmul_precision": "default"} | config
     config |= {name: options | config[name] for name, options in YOUNGER.items() if name in config}

@@ -30,3 +30,7 @@ class Damaged(UsageError):
 
 class SaveFailed(UsageError):
     """A checkpoint that could not be written."""
+
+
+class WriteFailed(UsageError):
+    """Another file of a run that could not be written."""

@@ -11,11 +11,13 @@ import mmap
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path, PurePath
 from urllib.parse import unquote, urlsplit
 
-from ldm_jax.errors import Missing, UsageError
+from ldm_jax.errors import Missing, UsageError, WriteFailed
 
 PIECE = 2**23  # bytes that `Window` reads at once, at most
 _LFS = b"version https://git-lfs.github.com/spec/"
@@ -81,6 +83,27 @@ def is_local(path: Path) -> bool:
 def absolute(path: str | Path) -> Path:
     path = at(path)
     return path.absolute() if is_local(path) else path
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """WriteFailed with the file, the reason and the remedy, where the block cannot write a file of a run."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteFailed(
+            f"{path} could not be written: {error.strerror or error}. {free_space(path.parent)}"
+            f"{'Make room' if is_local(path) else 'Mend that'}, then the same command goes on from the newest "
+            "checkpoint"
+        ) from error
+
+
+def free_space(folder: Path) -> str:
+    """A sentence on the free space of the folder's disk; "" for a bucket, and where it cannot be asked."""
+    try:
+        return f"{shutil.disk_usage(folder).free / 2**30:.2f} GiB are free there. " if is_local(folder) else ""
+    except OSError:
+        return ""
 
 
 def write(path: Path, data: str | bytes) -> None:

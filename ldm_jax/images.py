@@ -17,6 +17,7 @@ from ldm_jax.errors import RequestError
 from ldm_jax.files import at, local, mistaken, write
 
 PIXELS = 2**26  # of a picture that is read, at most
+STRIP = 2**20  # pixels that are converted at once, about
 # Pillow knows more, and runs another program for some of them.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -38,15 +39,25 @@ def to_channels(image: Image.Image, channels: int) -> np.ndarray:
     16-bit grey is divided by 257. ValueError for floating-point pixels, whose range is unknown."""
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range: convert the image to 8 or 16 bits")
+    mode = "L" if channels == 1 else "RGB"
+    if image.mode == mode and not image.has_transparency_data:
+        return np.asarray(image).reshape(image.height, image.width, channels)
+    out, rows = np.empty((image.height, image.width, channels), np.uint8), max(STRIP // max(image.width, 1), 1)
+    for top in range(0, image.height, rows):  # a conversion makes several copies
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        out[top : top + rows] = np.asarray(_in_mode(strip, mode)).reshape(-1, image.width, channels)
+    return out
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Any Pillow image but of floating-point pixels, as "L" or "RGB"."""
     if image.mode.startswith("I"):
         grey = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
         image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    mode = "L" if channels == 1 else "RGB"
-    image = image if image.mode == mode else image.convert(mode)
-    return np.asarray(image).reshape(image.height, image.width, channels)
+    return image if image.mode == mode else image.convert(mode)
 
 
 class Picture(NamedTuple):

@@ -22,7 +22,7 @@ from ldm_jax.errors import Damaged
 
 NAME = "manifest.json"
 BLOCK = 2**24  # bytes, a task of one thread
-# Bytes that are read at once. After each piece a thread waits for the interpreter's lock, 5 ms beside Python that works.
+# Bytes read at once. After each piece a thread waits for the interpreter's lock, 5 ms beside Python that works.
 _PIECE = 2**23
 _SECTOR = 512  # bytes
 _SMALL = 2**16  # bytes

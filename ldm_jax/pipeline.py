@@ -232,6 +232,10 @@ class Pipeline:
         said |= {} if len(timetable.t) == said["steps"] else {"steps_run": len(timetable.t)}
         return {name: value for name, value in said.items() if value is not None}
 
+    def helpers(self, wanted: SampleRequest) -> list[Tree]:
+        """The parameters of the other models that a request uses: of its classifier, and of its weaker model."""
+        return [found[1] for found in (self._classifier(wanted), self._weaker_model(wanted)) if found is not None]
+
     def _stream(self, wanted, asked, on_progress, on_preview, preview_every) -> Iterator[tuple[str, np.ndarray]]:
         programs, timetable = self.programs(self._patch(wanted)), self._timetable(wanted)
         asked = self._with_starts(wanted, programs, timetable, asked)

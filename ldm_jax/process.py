@@ -5,6 +5,8 @@ Nothing slow is imported at the top: scripts call `restart_with_hugepages` first
 
 import os
 import sys
+import threading
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +16,7 @@ from ldm_jax.errors import ConfigError, Missing
 if TYPE_CHECKING:
     import jax
 
+JOIN = 300.0  # seconds that hosts wait for each other
 CACHES = Path.home() / ".cache" / "ldm_jax"
 
 # Of this version XLA's default path for convolutions and products on CPUs (YNNPACK fusions) is slower than its older
@@ -98,6 +101,7 @@ def setup(require_accelerator: bool = False, matmul_precision: str = "default") 
 
     faster_cpu()
     faster_accelerators()
+    _whole_cache_entries()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(CACHES / "xla"))
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
@@ -110,10 +114,43 @@ def setup(require_accelerator: bool = False, matmul_precision: str = "default") 
                       "working?")  # fmt: skip
 
 
-def join_hosts(silent: float = 0.0) -> None:
+def _whole_cache_entries() -> None:
+    """From now on entries of the compilation cache appear when they are complete, and replace those that were there.
+
+    JAX writes an entry in place, and never again. One that a kill has cut cannot be read: without this, its program
+    would be compiled at each start.
+    """
+    from jax._src import lru_cache  # JAX has no public name for it
+
+    put = lru_cache.LRUCache.put
+
+    def put_whole(self, key: str, value: bytes) -> None:
+        if self.eviction_enabled or "://" in str(self.path):
+            put(self, key, value)
+            return
+        entry = Path(str(self.path)) / f"{key}{lru_cache._CACHE_SUFFIX}"
+        temporary = entry.with_name(f"{entry.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_bytes(value)
+            os.replace(temporary, entry)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    if put.__name__ != put_whole.__name__:
+        lru_cache.LRUCache.put = put_whole
+
+
+def _end(told: str) -> None:
+    print(told, file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def join_hosts(silent: float = 0.0, wait: float = JOIN, late: Callable[[str], object] = _end) -> None:
     """Makes this process one of several: afterwards `jax.devices()` are those of all. Before the first computation.
 
     silent: seconds after which the caller itself ends a host that has lost another one, which JAX does not do earlier.
+    wait: seconds for all to join; then `late` is called, from another thread, with what to say. It ends the process, as
+    JAX would do a little later, without a word on the hosts.
     TPU pods, Slurm and Open MPI are recognised; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
     JAX_PROCESS_ID say who takes part. Raises ConfigError when neither says who takes part.
     """
@@ -121,10 +158,19 @@ def join_hosts(silent: float = 0.0) -> None:
 
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from the process, and swallow it
     number, own = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    told = (
+        f"--distributed: not all hosts of this run{f' ({number})' if number else ''} have joined within {wait:g} s"
+        f"{f'; this is host {own}' if own else ''}. See which one has not started, or does not reach the first one"
+        f"{f' at {address}' if (address := os.environ.get('JAX_COORDINATOR_ADDRESS')) else ''}"
+    )
+    timer = threading.Timer(wait, late, [told])
+    timer.daemon = True
+    timer.start()
     try:
         jax.distributed.initialize(
             num_processes=int(number) if number else None,
             process_id=int(own) if own else None,
+            initialization_timeout=round(wait) + 30,
             heartbeat_timeout_seconds=max(100, round(2 * silent)),  # 100 is JAX's own
         )
     except (ValueError, TypeError) as error:
@@ -132,6 +178,8 @@ def join_hosts(silent: float = 0.0) -> None:
             f"--distributed: {error} Neither a TPU pod nor Slurm nor Open MPI was found; set "
             "JAX_COORDINATOR_ADDRESS=HOST:PORT (of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID (0, 1, ...)"
         ) from error
+    finally:
+        timer.cancel()
 
 
 def faster_cpu() -> None:

@@ -5,7 +5,9 @@
 Images: `@lobehub/fluent-emoji-3d` (RGBA webp 256x256), composited on white and written as png.
 Names and the nine categories: `emojibase-data` (en/data.json, en/messages.json). Both packages are MIT; what
 they say about their licence is kept in OUT/LICENSE.txt. `npm pack` fetches the tarballs unless given.
-The result is read by `FolderSource(OUT)`: images/*.png and metadata.jsonl with file_name, text, label.
+The result is read by `FolderSource(OUT)`: images/*.png and metadata.jsonl with file_name, text, label. Each picture has
+two texts, of which training draws one: its name ("cat face", "flag: Japan"), and how people ask for it ("a cat face",
+"the flag of Japan").
 """
 
 import io
@@ -65,6 +67,15 @@ def read_names(tarball: Path) -> tuple[dict[str, tuple[str, str]], str]:
     return names, licence
 
 
+def captions(name: str) -> list[str]:
+    """A name of emojibase, and how people ask for it."""
+    kind, _, rest = name.partition(": ")
+    if kind == "flag":
+        return [name, f"the flag of {rest}"]
+    article = "an" if re.match("(?!uni|one|euro)[aeiou]", kind.lower()) else "a"
+    return [name, f"{article} {kind}{f' with {rest}' if rest else ''}"]
+
+
 def on_white(data: bytes, size: int) -> Image.Image:
     """Decodes an RGBA image and composites it on white at size x size."""
     image = Image.open(io.BytesIO(data)).convert("RGBA")
@@ -90,7 +101,7 @@ def write_images(tarball: Path, names: dict[str, tuple[str, str]], out: Path, si
             file_name = f"images/{stem}.png"
             # Level 1: png compression is most of the run time.
             on_white(tar.extractfile(member).read(), size).save(out / file_name, compress_level=1)
-            records.append({"file_name": file_name, "text": text, "label": label})
+            records.append({"file_name": file_name, "text": captions(text), "label": label})
             if len(records) % 500 == 0:
                 print(f"  {len(records)} images", flush=True)
     return sorted(records, key=lambda record: record["file_name"]), nameless

@@ -154,9 +154,6 @@ def test_a_reader_refuses_a_damaged_checkpoint(tmp_path):
                 path.write_bytes(bad)
             if name == "commit_success.txt" or (name == "_CHECKPOINT_METADATA" and bad == bytes(flipped)):
                 continue  # dates: nothing of the model
-            if name == "manifest.json" and bad is None:
-                assert checkpoint.problems(tmp_path, 4) is None  # as of an older version
-                continue
             with pytest.raises(Damaged) as error:
                 checkpoint.restore_numpy(tmp_path, 4, shapes())
             text = str(error.value)
@@ -249,6 +246,30 @@ def test_training_does_not_begin_anew_when_all_are_damaged(tmp_path):
     with pytest.raises(Damaged, match="bad-2: set aside before"):
         checkpoint.Checkpoints(tmp_path).latest()
     assert checkpoint.Checkpoints(tmp_path / "new").latest() is None
+
+
+def test_a_manifest_that_is_lost_is_damage(tmp_path, capsys):
+    """Not so for checkpoints from before the run's first manifest: an older version made them."""
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    for step in (2, 4, 6):
+        checkpoints.save(step, {"a": jnp.arange(3.0)})
+    checkpoints.close()
+    for step in (2, 6):
+        (tmp_path / "checkpoints" / str(step) / "manifest.json").unlink()
+    assert checkpoint.problems(tmp_path, 2) is None
+    assert checkpoint.problems(tmp_path, 6) == ["manifest.json: it is missing"]
+    abstract = {"a": jax.ShapeDtypeStruct((3,), jnp.float32)}
+    with pytest.raises(Damaged, match=r"6 is damaged: manifest\.json: it is missing.*step 4 is whole"):
+        checkpoint.restore_numpy(tmp_path, 6, abstract)
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    assert checkpoints.latest() == 4
+    checkpoints.close()
+    assert (tmp_path / "checkpoints" / "bad-6").is_dir()
+    (tmp_path / "checkpoints" / "4" / "manifest.json").unlink()
+    checkpoint.save_tree(tmp_path / "frozen", {"a": np.arange(3.0)}, {"digests": {}})
+    assert checkpoint.problems(tmp_path, 2) == checkpoint.problems(tmp_path, 4) == ["manifest.json: it is missing"]
+    (tmp_path / "frozen" / "manifest.json").unlink()
+    assert checkpoint.folder_problems(tmp_path / "frozen") == ["manifest.json: it is missing"]
 
 
 def test_checkpoints_of_older_versions_are_read_unchecked(tmp_path, capsys):

@@ -1,5 +1,7 @@
 """What all commands share: how options are written, help, and errors."""
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +55,16 @@ def test_train_tells_what_the_user_can_mend(error, capsys, monkeypatch, tmp_path
         train.main(["--config=quickstart_ldm:tiny", f"--workdir={tmp_path}"])
     told = capsys.readouterr().err
     assert stopped.value.code == 2 and "quickstart_ldm:tiny cannot start" in told and str(error) in told
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_train_tells_of_a_full_disk_in_a_sentence(code, capsys, monkeypatch, tmp_path):
+    """Wherever it meets it, as here in the preparation."""
+    monkeypatch.setattr(process, "setup", raises(OSError(code, os.strerror(code), "tokenizer/vocab.txt")))
+    with pytest.raises(SystemExit) as stopped:
+        train.main(["--config=quickstart_ldm:tiny", f"--workdir={tmp_path}"])
+    told = capsys.readouterr().err
+    assert stopped.value.code == 2 and os.strerror(code) in told and "'tokenizer/vocab.txt': make room" in told
 
 
 @pytest.mark.parametrize("error", [ValueError("of ours"), FileNotFoundError("a file"), RuntimeError("of XLA")])

@@ -71,3 +71,21 @@ def test_configurations_that_cannot_be_read(tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ConfigError, match=message):
         config_file.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({"every": 3}, "every is '3', but it must be a section"),
+     ({"optim": {"decay_steps": "x"}}, "optim.decay_steps is 'x'.*an integer"),
+     ({"task": ["ldm"]}, "task is .* a text"),
+     ({"conditioner": {"kind": "hybrid", "parts": [1]}}, "conditioner.parts is"),
+     ({"conditioner": {"kind": "hybrid", "parts": {"a": 1}}}, "conditioner.parts.a is '1'.*a section"),
+     ({"diffusion": {"t_mean": True}}, "diffusion.t_mean is 'True'.*a number"), ({"unet": None}, "unet is 'None'"),
+     ({"every": {}, "metrics": {"raw": 1}}, "metrics.raw is '1'.*true or false"),
+     ({"latent_scale": "1"}, "latent_scale is '1'"),
+     ({"ema": {"sigma_rel": 0.1}}, "ema.sigma_rel is '0.1'.*a list")],
+)  # fmt: skip
+def test_options_of_a_wrong_type_are_named(options, told, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"task": "ldm"} | options))
+    with pytest.raises(ConfigError, match=rf"config.json: {told}"):
+        config_file.load(tmp_path)

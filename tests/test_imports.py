@@ -28,6 +28,7 @@ PLAN = [
     {"provenance"},
     {"pipeline"},
     {"report", "web"},
+    {"training_metrics"},
     {"cli"},
 ]
 ALLOWED = {name: set().union(*PLAN[:i]) for i, line in enumerate(PLAN) for name in line}

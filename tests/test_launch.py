@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ldm_jax.training import stopping
 from tests import fast
@@ -60,25 +61,67 @@ def test_a_machine_that_is_asked_to_stop_ends_after_the_save(tmp_path):
     assert calls(tmp_path) == ["began", "saved"]
 
 
+def test_a_signal_to_the_script_between_two_starts_is_not_lost(tmp_path):
+    """Here it comes with the words that are said before the second start: train.py, which has it, ends."""
+    script(tmp_path / "python", f"trap 'echo saved >> {tmp_path}/calls; exit 75' TERM; echo began >> {tmp_path}/calls\n"
+           f"[ $(wc -l < {tmp_path}/calls) -gt 1 ] || exit 75; while true; do sleep 0.05; done")  # fmt: skip
+    text = (LAUNCH / "local.sh").read_text().replace('echo "started again" >&2', "kill -USR1 $$")
+    assert "kill -USR1" in text
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "launch" / "local.sh").write_text(text)
+    env = os.environ | {"PYTHON": str(tmp_path / "python")}
+    ended = subprocess.run(["bash", tmp_path / "launch" / "local.sh"], env=env, timeout=30)
+    assert ended.returncode in (75, 143) and calls(tmp_path)[0] == "began"  # 143: before it listens to signals
+
+
+def test_a_signal_of_a_batch_system_ends_a_machine(tmp_path):
+    script(tmp_path / "python", f"trap 'echo saved >> {tmp_path}/calls; exit 75' TERM\n"
+           f"echo began >> {tmp_path}/calls; while true; do sleep 0.05; done")  # fmt: skip
+    env = os.environ | {"PYTHON": str(tmp_path / "python")}
+    with subprocess.Popen(["bash", LAUNCH / "local.sh"], env=env) as process:
+        while not calls(tmp_path):
+            pass
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(timeout=30) == 75
+    assert calls(tmp_path) == ["began", "saved"]
+
+
+def test_jobset_knows_the_codes():
+    jobs = yaml.safe_load((LAUNCH / "jobset.yaml").read_text())["spec"]
+    job = jobs["replicatedJobs"][0]["template"]["spec"]
+    rules = [(rule["action"], rule["onExitCodes"]["values"]) for rule in job["podFailurePolicy"]["rules"]]
+    assert rules == [("Ignore", [stopping.AGAIN]), ("FailJob", [stopping.UNUSABLE])]
+    (container,) = job["template"]["spec"]["containers"]
+    assert {rule["onExitCodes"]["containerName"] for rule in job["podFailurePolicy"]["rules"]} == {container["name"]}
+    assert jobs["failurePolicy"]["rules"] == [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}]
+    assert job["template"]["spec"]["restartPolicy"] == "Never"  # podFailurePolicy needs it
+
+
 REQUEUED = ["requeue 42"]
 
 
 @pytest.mark.parametrize(
-    ("code", "restarts", "again"),
+    ("code", "deaths", "again"),
     [
         (0, "0", []), (1, "0", []), (2, "0", []), (stopping.AGAIN, "0", REQUEUED), (stopping.AGAIN, "400", REQUEUED),
         # Killed, ended by JAX, a bad address; the last try; Ctrl-C and scancel.
-        (137, "0", REQUEUED), (134, "", REQUEUED), (139, "18", REQUEUED), (137, "19", []),
+        (137, "", REQUEUED), (134, "1", REQUEUED), (139, "18", REQUEUED), (137, "19", []),
         (130, "0", []), (143, "0", []),
     ],
 )  # fmt: skip
-def test_a_job_of_slurm_is_queued_again_after_a_stop_or_a_death(tmp_path, code, restarts, again):
+def test_a_job_of_slurm_is_queued_again_after_a_stop_or_a_death(tmp_path, code, deaths, again):
+    """deaths: those before; restarts after a stop do not count."""
+    if deaths:
+        (tmp_path / "slurm-42.deaths").write_text(deaths)
     script(tmp_path / "srun", f'echo "$*" >> {tmp_path}/calls; exit {code}')
     script(tmp_path / "scontrol", f'echo "$*" >> {tmp_path}/asked')
-    job = dict(SLURM_JOB_ID="42", SLURM_SUBMIT_DIR=str(tmp_path), SLURM_RESTART_COUNT=restarts)
+    job = dict(SLURM_JOB_ID="42", SLURM_SUBMIT_DIR=str(tmp_path), SLURM_RESTART_COUNT="400")
     result = run(tmp_path, "slurm.sbatch", "--config=x y", **job)
     assert result.returncode == code and calls(tmp_path, "asked") == again
-    assert ("a process died (code 137) in start 20 of this job" in result.stderr) == (restarts == "19")
+    assert ("a process died (code 137), number 20 in this job" in result.stderr) == (deaths == "19")
+    assert calls(tmp_path, "slurm-42.deaths") == (
+        [str(int(deaths or 0) + (code > 128))] if again and (deaths or code > 128) else []
+    )
     (line,) = calls(tmp_path)
     assert line.endswith("python train.py --distributed --require-accelerator --config=x y")
 

@@ -150,3 +150,22 @@ def test_no_flags_for_versions_that_were_not_seen_or_where_the_cpu_is_asked_for(
     monkeypatch.setattr(process, "GPU_FLAGS", {"0.0.1": "--unknown=1"})
     monkeypatch.setattr(metadata, "version", lambda name: "1.0")
     assert flags_set() == ("", "")
+
+
+def test_an_entry_of_the_compilation_cache_that_a_kill_has_cut_is_written_again(tmp_path):
+    code = (
+        "import jax, sys, pathlib, warnings; from ldm_jax import process; process.setup(); process.setup()\n"
+        "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
+        "jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)\n"
+        "def compile(): jax.jit(lambda x: x * 3 + 1).lower(1.0).compile()\n"
+        "compile(); (entry,) = pathlib.Path(sys.argv[1]).iterdir(); whole = entry.read_bytes()\n"
+        "entry.write_bytes(whole[:-40]); jax.clear_caches(); compile()\n"
+        "assert entry.stat().st_size > len(whole) - 40, entry.stat()\n"
+        "assert [path.name for path in entry.parent.iterdir()] == [entry.name]\n"
+        "warnings.simplefilter('error'); jax.clear_caches(); compile()"
+    )
+    env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, tmp_path], env=env, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -1,6 +1,8 @@
 """Models and pictures are judged, and the command writes what it found. The feature network is a tiny one."""
 
 import json
+from dataclasses import replace
+from shutil import rmtree
 from types import SimpleNamespace
 
 import jax
@@ -21,8 +23,9 @@ from tests.test_pipeline import classes, keep
 RANDOM = np.random.default_rng(0)
 
 
-@pytest.fixture(autouse=True)
-def tiny_network(monkeypatch):
+def use_tiny(monkeypatch):
+    """--features=tiny, without a file of weights."""
+
     def load(name, folder="", batch=64):
         if name != "tiny":
             return features_load(name, folder, batch=batch)
@@ -31,6 +34,11 @@ def tiny_network(monkeypatch):
     features_load = features.load
     monkeypatch.setattr(features, "load", load)
     monkeypatch.setitem(networks.NETWORKS, "tiny", NETWORK)
+
+
+@pytest.fixture(autouse=True)
+def tiny_network(monkeypatch):
+    use_tiny(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -86,55 +94,6 @@ def test_a_class_model_by_command(run, tmp_path, capsys, monkeypatch):
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["reports"][0]["metrics"] == ours["metrics"]
 
 
-def test_metrics_during_training_are_those_of_the_report(run, pipe, tmp_path):
-    """Also of the raw parameters; the best model is kept whole, and a worse one does not replace it."""
-    config = pipe.config.copy_and_resolve_references().unlock()
-    sections = recipes.load("quickstart_ldm:tiny")
-    config.update(every=sections.every, metrics=sections.metrics)
-    config.metrics.update(networks="tiny", samples=6, steps=2, reference=12, batch=6, raw=True, best="FD-tiny")
-    said = []
-    measure = report.TrainingMetrics(config, tmp_path, say=said.append)
-    other = jax.tree.map(lambda x: x + 0.05, pipe.params)
-    first, shown = measure(10, {"averaged": (pipe.params, pipe.frozen), "raw": (other, pipe.frozen)})
-    judge = report.Judge(["tiny"], report.data_of(config, run, count=12), cache=tmp_path / "cache", batch=6, say=len)
-    expected = judge.report(report.Samples(pipe, 6, steps=2, batch=6))
-    assert {name: value for name, value in first.items() if not name.startswith("raw_")} == expected.metrics
-    assert first["raw_FD-tiny"] != first["FD-tiny"] and {"random", "nearest"} <= set(shown)
-    assert json.loads((tmp_path / "best" / "best.json").read_text())["step"] == 10 and "best so far" in said[-1]
-    programs = measure._pipe.compiled
-    second, _ = measure(20, {"raw": (other, pipe.frozen)})
-    assert second["FD-tiny"] == first["raw_FD-tiny"] and measure._pipe.compiled == programs
-    kept = ldm_jax.load(tmp_path / "best")
-    better = pipe.params if first["FD-tiny"] <= second["FD-tiny"] else other
-    assert all(np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (kept.params, better))))
-    config.metrics.best = "KD-tiny"  # another metric: what is there does not count
-    report.TrainingMetrics(config, tmp_path, say=len)(30, {"raw": (other, pipe.frozen)})
-    assert json.loads((tmp_path / "best" / "best.json").read_text())["step"] == 30
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("best", "FID", r"config\.metrics\.best='FID' is not one of the metrics: FD-tiny"),
-        ("steps", 1001, r"config\.metrics\.steps=1001"),
-        ("samples", 1, r"config\.metrics\.samples=1 "),
-    ],
-)
-def test_mistakes_of_metrics_show_at_the_start(pipe, tmp_path, name, value, message):
-    config = pipe.config.copy_and_resolve_references().unlock()
-    config.metrics.update({"networks": "tiny", "reference": 12, name: value})
-    with pytest.raises(UsageError, match=message):
-        report.TrainingMetrics(config, tmp_path)
-
-
-def test_metrics_of_a_first_stage_during_training(first_stage, tmp_path):
-    pipe = ldm_jax.load(first_stage)
-    config = pipe.config.copy_and_resolve_references().unlock()
-    config.metrics.update(networks="tiny", samples=5, batch=5, weights=str(tmp_path))
-    found, _ = report.TrainingMetrics(config, tmp_path)(1, {"raw": ({}, pipe.frozen)})
-    assert {"rFD-tiny", "PSNR", "SSIM"} <= set(found) and not (tmp_path / "best").exists()
-
-
 def test_first_stages_side_by_side(first_stage, tmp_path, capsys):
     evaluate.main([str(first_stage), str(first_stage), "--num=5", "--features=tiny", f"--out={tmp_path / 'out'}",
                    f"--cache={tmp_path / 'cache'}", f"--weights={tmp_path}"])  # fmt: skip
@@ -151,11 +110,16 @@ def test_first_stages_side_by_side(first_stage, tmp_path, capsys):
     assert "rFD-tiny" in capsys.readouterr().out
 
 
-def test_inpainting_keeps_what_is_known(tmp_path):
+def inpainting():
     config = classes()
     config.data.image_size = 32
     config.conditioner = recipes.load("quickstart_inpaint:tiny").conditioner
     config.data.masks = recipes.load("quickstart_inpaint:tiny").data.masks
+    return config
+
+
+def test_inpainting_keeps_what_is_known(tmp_path):
+    config = inpainting()
     run = keep(tmp_path / "inpaint", config)
     pipe = ldm_jax.load(run)
     data = report.data_of(pipe.config, run, train=False, count=3, examples=True)
@@ -172,15 +136,134 @@ def test_inpainting_keeps_what_is_known(tmp_path):
                    f"--cache={tmp_path / 'cache'}", f"--weights={tmp_path}"])  # fmt: skip
     (found,) = json.loads((tmp_path / "out" / "evaluation.json").read_text())["reports"]
     assert found["reference"] == found["pictures"]["conditions"]  # the pictures whose holes were filled
-    few = len(report.data_of(config, run, train=False))
-    config.metrics.update(networks="tiny", samples=few + 5, steps=1, batch=few, reference=4, weights=str(tmp_path))
-    measured, _ = report.TrainingMetrics(config, run, say=len)(1, {"raw": (pipe.params, pipe.frozen)})
-    assert sum(number for name, number in measured.items() if name.startswith("pictures, ")) == few
     bins = {f"hole {10 * int(10 * share)}-{10 * int(10 * share) + 10} %" for share in shares}
     assert {name for name in found["metrics"] if name.startswith("pictures, ")} == {f"pictures, {b}" for b in bins}
     assert sum(found["metrics"][f"pictures, {name}"] for name in bins) == 3
     means = [found["metrics"][f"PSNR, {b}"] * found["metrics"][f"pictures, {b}"] for b in bins]
     assert sum(means) / 3 == pytest.approx(found["metrics"]["PSNR"]) and found["metrics"]["PSNR_std"] >= 0
+
+
+def folder_of_data(folder, pictures=6):
+    """train/ and validation/ with so many pictures of 32 px each."""
+    for split in ("train", "validation"):
+        (folder / split).mkdir(parents=True)
+        for i in range(pictures):
+            Image.fromarray(RANDOM.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / split / f"{i}.png")
+    return folder
+
+
+def evaluated(tmp_path, *words):
+    """The reports of a command; its files are in tmp_path."""
+    return evaluate.run(evaluate.parse(
+        [*map(str, words), "--features=tiny", "--steps=2", f"--out={tmp_path / 'out'}", f"--cache={tmp_path / 'cache'}",
+         f"--weights={tmp_path}"]
+    ))  # fmt: skip
+
+
+def test_each_run_is_compared_with_its_own_pictures(run, first_stage, tmp_path, capsys):
+    config = recipes.load("quickstart_first_stage:tiny").unlock()
+    config.data.update(source="folder", path=str(folder_of_data(tmp_path / "data")))
+    other = keep(tmp_path / "other", config)
+    alone = [evaluated(tmp_path, what, "--num=5")[0] for what in (first_stage, other)]
+    capsys.readouterr()
+    assert [r.metrics for r in evaluated(tmp_path, first_stage, other, "--num=5")] == [r.metrics for r in alone]
+    lines = capsys.readouterr().out.splitlines()
+    for what in (first_stage, other):
+        (line,) = (line for line in lines if line.startswith(str(what)) and "compared with" in line)
+        assert line.endswith(f"compared with validation pictures of {what} (5 pictures)")
+    class_model, stage = evaluated(tmp_path, run, first_stage, "--num=5", "--reference-num=9")
+    assert class_model.reference == f"training pictures of {run} (9 pictures)"
+    assert stage.metrics == alone[0].metrics
+    record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert [row["compared_with"] for row in record["reports"]] == [class_model.reference, stage.reference]
+
+
+def test_one_reference_of_several_is_read_once(tmp_path, monkeypatch):
+    read, pictures_of = [], report.pictures_of
+    monkeypatch.setattr(report, "pictures_of", lambda path, *some: read.append(str(path)) or pictures_of(path, *some))
+    data = folder_of_data(tmp_path / "data")
+    what = [str(data / name) for name in ("train", "validation")]
+    reports = evaluated(tmp_path, *what, f"--reference={data}")
+    assert read == [str(data), *what] and {r.reference for r in reports} == {f"{data} (12 pictures)"}
+
+
+def test_the_reference_is_chosen_as_the_conditions(run, tmp_path):
+    common = (run, "--num=5", f"--reference={run}", "--reference-num=7")
+    for split in ("train", "validation"):
+        even, by_hash = (evaluated(tmp_path, *common, f"--reference-split={split}", f"--choose={choose}")[0]
+                         for choose in ("even", "hash"))  # fmt: skip
+        assert by_hash.settings["reference"]["chosen"] == "hash" and even.metrics != by_hash.metrics
+
+
+def test_the_floor_is_not_pictures_against_themselves(run, first_stage, tmp_path, capsys):
+    floor = evaluated(tmp_path, first_stage, "--num=5", "--floor")[1]
+    assert floor.metrics["FD-tiny"] > 1e-3
+    assert floor.name == f"validation pictures of {first_stage}, against training pictures of {first_stage}"
+    assert floor.reference == f"training pictures of {first_stage} (5 pictures)"
+    split = ("--reference-split=validation", "--reference-num=9")
+    floor = evaluated(tmp_path, run, "--num=5", "--floor", *split)[1]
+    assert floor.reference == f"training pictures of {run} (9 pictures)"
+    assert "fewer than" not in capsys.readouterr().out
+    evaluated(tmp_path, run, "--num=7", "--floor", "--config.data.scenes=6")[1]
+    assert "there are 6 validation pictures" in capsys.readouterr().out
+
+
+def test_kept_samples_of_several_runs_and_of_fewer(run, tmp_path):
+    common = (run, "--reference-num=8")
+    evaluated(tmp_path, run, *common, "--num=3", "--keep")
+    for folder in ("0_samples", "1_samples"):
+        assert len(list((tmp_path / "out" / folder).glob("*.png"))) == 3
+    assert not (tmp_path / "out" / "samples").exists()
+    evaluated(tmp_path, *common, "--num=4", "--keep")
+    mine = tmp_path / "out" / "samples" / "mine.png"
+    mine.write_bytes(b"")
+    evaluated(tmp_path, "--keep", *common, "--num=3")
+    assert [path.name for path in sorted(mine.parent.iterdir())] == [
+        "000000.png",
+        "000001.png",
+        "000002.png",
+        "mine.png",
+    ]
+    evaluated(tmp_path, *common, "--num=3", "--keep=npz")
+    with np.load(tmp_path / "out" / "samples.npz") as file:
+        assert list(file) == ["arr_0"] and file["arr_0"].dtype == np.uint8
+        for i, image in enumerate(file["arr_0"]):
+            np.testing.assert_array_equal(image, np.asarray(Image.open(mine.parent / f"{i:06d}.png")))
+
+
+def test_samples_are_made_again_for_other_conditions(tmp_path):
+    config = inpainting()
+    config.data.update(source="folder", path=str(folder_of_data(tmp_path / "data")))
+    run = keep(tmp_path / "inpaint", config)
+    pipe = ldm_jax.load(run)
+
+    def identity():
+        return report.Samples(pipe, 3, report.data_of(config, run, False, 3, examples=True), steps=2).identity
+
+    before = identity()
+    assert identity() == before
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "data" / "validation" / "2.png")
+    assert identity() != before
+
+
+def test_samples_are_made_again_for_another_weaker_model(run, tmp_path):
+    """Also where the folder is the same."""
+    found, weak = [], ldm_jax.load(run)
+    for _ in range(2):
+        weak.save(tmp_path / "weak")
+        found.append(report.Samples(ldm_jax.load(run), 3, steps=2, autoguide=tmp_path / "weak"))
+        weak.params = jax.tree.map(lambda x: x + 0.1, weak.params)
+        rmtree(tmp_path / "weak")
+    assert found[0].settings == found[1].settings and found[0].identity != found[1].identity
+
+
+def test_a_damaged_file_of_the_data_ends_the_command(first_stage, tmp_path, capsys):
+    data = folder_of_data(tmp_path / "data")
+    (data / "validation" / "1.png").write_bytes(b"nothing")
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main([str(first_stage), "--config.data.source=folder", f"--config.data.path={data}", "--num=6",
+                       "--features=tiny", f"--out={tmp_path / 'out'}", f"--cache={tmp_path / 'cache'}"])  # fmt: skip
+    assert stopped.value.code == 2 and "validation/1.png of the validation pictures" in capsys.readouterr().err
 
 
 def test_against_both_splits_and_other_data(run, tmp_path, capsys):
@@ -220,6 +303,55 @@ def test_a_file_of_statistics_and_pictures(pipe, tmp_path):
     assert shipped.metrics["precision-tiny"] == recomputed.metrics["precision-tiny"] > 0
 
 
+def test_statistics_of_another_network_are_refused_before_the_work(pipe, tmp_path, monkeypatch):
+    """But a file that also has pictures compares by them."""
+    monkeypatch.setitem(networks.NETWORKS, "wide", replace(NETWORK, name="wide", taps={"mean": (7,)}))
+    monkeypatch.setattr(features, "load", lambda *_, **__: pytest.fail("it loads weights first"))
+    np.savez(tmp_path / "moments.npz", mu=np.zeros(5), sigma=np.eye(5))
+    with pytest.raises(UsageError, match=r"moments\.npz have 5 numbers, wide gives 7: .*Leave wide out"):
+        report.Judge(["tiny", "wide"], None, tmp_path / "moments.npz")
+
+
+def test_statistics_of_another_network_with_pictures(tmp_path):
+    images = RANDOM.integers(0, 256, (9, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "both.npz", arr_0=images, mu=np.zeros(6), sigma=np.eye(6))
+    np.savez(tmp_path / "some.npz", arr_0=images[:7])
+    where = (tmp_path / "some.npz", f"--reference={tmp_path / 'both.npz'}")
+    (found,), (expected,) = evaluated(tmp_path, *where), evaluated(tmp_path, *where, "--recompute")
+    assert found.metrics == expected.metrics and found.settings["statistics_of"] == []
+    assert found.reference == f"{tmp_path / 'both.npz'} (9 pictures)"
+
+
+def test_the_record_says_what_numbers_depend_on(run, tmp_path, capsys):
+    other = folder_of_data(tmp_path / "data") / "train"
+    Image.fromarray(np.zeros((9, 8, 3), np.uint8)).save(other / "small.png")
+    (found,) = evaluated(tmp_path, run, "--num=5", f"--reference={other}")
+    settings = found.settings
+    assert settings["pictures"]["size"] == "32x32" and settings["reference"]["size"] == "2 sizes, 9x8 to 32x32"
+    assert len(settings["reference"]["fingerprint"]) == 16 and len(settings["weights"]["tiny"]) > 10
+    assert settings["rules"]["neighbours"] == 3 and settings["rules"]["kernel_subset_at_most"] == 1000
+    printed = capsys.readouterr().out
+    assert f"note: {run} has pictures of 32x32, {other} of 2 sizes, 9x8 to 32x32" in printed
+    evaluated(tmp_path, run, "--num=5", "--reference-num=9")
+    assert "note:" not in capsys.readouterr().out
+
+
+def test_lpips_of_all_networks_whose_weights_are_there(tmp_path):
+    for net in ("alex", "squeeze"):
+        (tmp_path / f"lpips_{net}.safetensors").touch()
+    assert report.lpips_nets(tmp_path, 64) == ["alex", "squeeze"]
+    assert report.lpips_nets(tmp_path, 20) == ["squeeze"] and report.lpips_nets(tmp_path, 16) == []
+
+
+def test_more_samples_than_pictures_begin_again(tmp_path):
+    run = keep(tmp_path / "inpaint", inpainting())
+    pipe = ldm_jax.load(run)
+    data = report.data_of(pipe.config, run, False, 4, examples=True)
+    judge = report.Judge(["tiny"], data, weights_folder=tmp_path, cache=tmp_path, say=len)
+    found = judge.report(report.Samples(pipe, 9, data, steps=1, batch=9)).metrics
+    assert sum(number for name, number in found.items() if name.startswith("pictures, ")) == 9
+
+
 def test_the_use_of_a_codebook(tmp_path):
     config = recipes.load("first_stage_vq_f4:tiny").unlock()
     config.data.update(source="shapes", scenes=32, simple_scenes=False)
@@ -237,11 +369,12 @@ def test_folders(tmp_path, capsys):
         (tmp_path / name).mkdir()
         for i in range(6):
             Image.fromarray(RANDOM.integers(0, 256, (20 + i, 18, 3), np.uint8)).save(tmp_path / name / f"{i}.png")
+    (tmp_path / "b" / "notes.txt").write_text("")
     common = ["--features=tiny", f"--cache={tmp_path / 'cache'}", f"--out={tmp_path / 'out'}"]
     evaluate.main([str(tmp_path / "a"), str(tmp_path / "b"), f"--reference={tmp_path / 'a'}", *common])
     same, other = json.loads((tmp_path / "out" / "evaluation.json").read_text())["reports"]
     assert abs(same["metrics"]["FD-tiny"]) < 1e-6 < other["metrics"]["FD-tiny"]
-    assert same["pictures"]["files"] == "png"
+    assert same["pictures"]["files"] == "png" and "1 file is no picture" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -421,12 +421,15 @@ def _write_tokenizer(run: Path, folder: Path, final: Path, name: str) -> None:
 
 def check(run: str) -> bool:
     """Prints a line for each part of the run directory; whether all of them are good."""
+    from itertools import chain
+
     from ldm_jax import rundir
+    from ldm_jax.training import snapshots
 
     if not shipped.find(run).is_dir():
         raise UsageError(f"--check={run} is not a folder.{shipped.hint(run)}")
     good = True
-    for name, found, bad in rundir.audit(run):
+    for name, found, bad in chain(rundir.audit(run), snapshots.audit(shipped.find(run))):
         print(f"{'BAD ' if bad else ''}{name}: {found}", flush=True)
         good &= not bad
     return good

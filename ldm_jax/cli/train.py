@@ -10,15 +10,17 @@ directory: config.json, metrics.jsonl, tensorboard/, pictures/, checkpoints/. In
 SIGTERM, SIGUSR1, Ctrl-C and --max-minutes save what is new and end the run, whatever it does. Exit codes:
     0    the run is complete
     75   it was stopped before: start the same command again
-    2    a mistake in the options, the data or the folder
+    2    a mistake in the options, the data or the folder; a disk without room
     130  a second Ctrl-C: nothing was saved; other codes are errors
 """
 
 import argparse
 import contextlib
+import errno
 import sys
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
 HOST_TIMEOUT = 40.0  # seconds
 # Options of a run; --compile-only runs none.
 OF_A_RUN = (
-    "workdir", "distributed", "host_timeout", "max_minutes", "require_accelerator", "accept_changes", "profile",
+    "workdir", "distributed", "host_timeout", "join_timeout", "max_minutes", "require_accelerator", "accept_changes",
+    "profile",
 )  # fmt: skip
 
 
@@ -41,7 +44,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, "Confi
     """(arguments, the configuration). Exits with 2 if either is wrong."""
     from ldm_jax import recipes
 
-    names = textwrap.fill(f"recipes: {', '.join(recipes.names())}", 100)
+    names = textwrap.fill(f"recipes: {', '.join(recipes.names())}", 110)
     parser = options.Parser(__doc__, epilog=names)
     add = parser.add_argument
     add("--config", required=True, metavar="RECIPE", help="its name, or its file; RECIPE:tiny shrinks it")
@@ -58,6 +61,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, "Confi
         metavar="S",
         help="of several hosts: name one that is silent for so long, and end with 75 (default 40; 0 = off)",
     )
+    add("--join-timeout", type=float, metavar="S", help="the same until all have joined (default 300)")
     add("--max-minutes", type=float, metavar="M", help="stop like a signal does after so long")
     add("--require-accelerator", action="store_true", help="stop when JAX finds only the CPU")
     add(
@@ -83,6 +87,10 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, "Confi
         args.host_timeout = HOST_TIMEOUT
     if args.host_timeout < 0 or 0 < args.host_timeout < heartbeat.LEAST:
         parser.error(f"--host-timeout={args.host_timeout:g} must be at least {heartbeat.LEAST:g} seconds, or 0 (off)")
+    if args.join_timeout is None:
+        args.join_timeout = process.JOIN
+    if not args.join_timeout > 0:
+        parser.error(f"--join-timeout={args.join_timeout:g} must be more than 0 seconds")
     return args, parser.recipe(args.config, overrides)
 
 
@@ -107,7 +115,12 @@ def _train(argv: Sequence[str] | None, stop: stopping.Stop) -> None:
     if args.max_minutes is not None:
         stop.after(args.max_minutes)
     with contextlib.ExitStack() as held:
-        run(args, config, stop, held)
+        try:
+            run(args, config, stop, held)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            options.stop(f"{error}: make room, then the same command goes on")
 
 
 def compile_only(args: argparse.Namespace, config: "ConfigDict") -> None:
@@ -133,21 +146,21 @@ def run(args: argparse.Namespace, config: "ConfigDict", stop: stopping.Stop, hel
     try:
         wanted = profile.steps(args.profile) if args.profile else None
         if args.distributed:
-            process.join_hosts(args.host_timeout)
+            process.join_hosts(args.host_timeout, args.join_timeout, partial(stop.leave, code=stopping.AGAIN))
             joined = stopping.Hosts.joined()
             stop.share(joined)
             held.enter_context(heartbeat.between(joined, args.host_timeout, stop.leave))
         process.setup(args.require_accelerator, config.matmul_precision)
         mesh = setup.mesh(config)
-        held.enter_context(lock.held(workdir))
+        held.enter_context(lock.held(workdir, partial(stop.leave, code=stopping.UNUSABLE)))
         stop.at_exit(held.close)
         checkpoint.compare_ahead(workdir)
         task, loaders, frozen = setup.training_run(config, workdir, args.accept_changes)
         begin, measure = finetune.beginning(config, workdir), None
         if config.every.metrics:
-            from ldm_jax import report
+            from ldm_jax.training_metrics import TrainingMetrics
 
-            measure = report.TrainingMetrics(config, workdir, mesh, _say_on_first_host)
+            measure = TrainingMetrics(config, workdir, mesh, _say_on_first_host)
     except Missing as error:
         options.stop(f"{args.config} cannot start. What is missing:\n\n{error}")
     except UsageError as error:

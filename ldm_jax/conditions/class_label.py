@@ -10,7 +10,7 @@ import numpy as np
 
 from ldm_jax.conditions.base import Asked, Batch, Cond, Condition, ConditionNetwork, Encode, Option
 from ldm_jax.data.fields import Field, Placed
-from ldm_jax.errors import ConfigError, RequestError
+from ldm_jax.errors import ConfigError, DataError, RequestError
 
 
 def section(n_classes: int, dim: int, drop_prob: float = 0.0, embedding_std: float = 1.0) -> dict:
@@ -51,7 +51,7 @@ class ClassEmbedder(ConditionNetwork):
 
 @dataclass(frozen=True)
 class Label(Field):
-    """ "label" int32, the class. ValueError for a class that the model does not have."""
+    """ "label" int32, the class. DataError for a class that the model does not have."""
 
     n_classes: int | None = None
     reads_image = False
@@ -59,9 +59,10 @@ class Label(Field):
     def __call__(self, placed: Placed, rng: np.random.Generator) -> dict[str, np.ndarray]:
         label = placed.get("label")
         if self.n_classes is not None and not 0 <= label < self.n_classes:
-            raise ValueError(
+            raise DataError(
                 f"example {placed.example.get('name', '')} has class {label}; the model has the classes "
-                f"0..{self.n_classes - 1} (n_classes={self.n_classes})"
+                f"0..{self.n_classes - 1} (n_classes={self.n_classes}). Mend the label, or train a new model with "
+                "more classes"
             )
         return {"label": np.int32(label)}
 

@@ -15,7 +15,8 @@ import numpy as np
 from ldm_jax.errors import UsageError
 from ldm_jax.files import mapped, unreadable
 
-HEADER = 2**23  # bytes of a header, at most: of 80,000 tensors
+# Bytes of a header, at most: of 80,000 tensors. The reference library reads 100 MB; Python may need gigabytes for that.
+HEADER = 2**23
 TYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -25,6 +26,9 @@ TYPES = {
     "I32": np.int32,
     "I16": np.int16,
     "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
     "U8": np.uint8,
     "BOOL": np.bool_,
 }

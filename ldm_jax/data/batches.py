@@ -86,8 +86,9 @@ class _Rows:
             if weight is not None:
                 example["weight"] = np.float32(weight)
             return example, skipped
-        raise RuntimeError(
-            f"{len(skipped)} examples in a row could not be read; the last: {skipped[-1][0]}: {skipped[-1][1]}"
+        raise DataError(
+            f"{len(skipped)} examples in a row could not be read; the last: {skipped[-1][0]}: {skipped[-1][1]}. Repair "
+            "or remove them, then the same command goes on"
         )
 
 
@@ -97,7 +98,10 @@ def _stack(rows) -> tuple[dict[str, np.ndarray], list[tuple[str, str]]]:
         for key in examples[0].keys() | example.keys():
             shapes = [np.shape(e[key]) if key in e else "missing" for e in (examples[0], example)]
             if shapes[0] != shapes[1]:
-                raise ValueError(f"examples of one batch differ in {key!r}: {shapes[0]} and {shapes[1]}")
+                raise DataError(
+                    f"examples of one batch differ in {key!r}: {shapes[0]} and {shapes[1]}. All examples of a data set "
+                    f"must have it in the same shape: mend the metadata"
+                )
     batch = {key: np.stack([example[key] for example in examples]) for key in examples[0]}
     return batch, [pair for _, skipped in rows for pair in skipped]
 
@@ -105,7 +109,7 @@ def _stack(rows) -> tuple[dict[str, np.ndarray], list[tuple[str, str]]]:
 class Batches:
     """Iterator of batches: dicts of arrays with this host's rows. It logs corrupt examples, and it has close().
 
-    Raises RuntimeError when at least 20 examples, and more than 5 % of those read, were corrupt.
+    Raises DataError when at least 20 examples, and more than 5 % of those read, were corrupt.
     """
 
     def __init__(self, iterator: Iterator):
@@ -126,7 +130,7 @@ class Batches:
                 self._named.add(name)
                 logging.warning("corrupt example %s, the next one takes its place: %s", name, reason)
         if self.corrupt >= 20 and self.corrupt > 0.05 * self.seen:
-            raise RuntimeError(
+            raise DataError(
                 f"{self.corrupt} of {self.seen} examples seen were corrupt, more than 5 %: "
                 f"repair or remove them; among them {', '.join(sorted(self._named)[:5])}"
             )

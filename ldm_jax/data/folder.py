@@ -33,7 +33,7 @@ class Listing:
     class_names: tuple[str, ...]
 
 
-def _files(path: Path) -> list[str]:
+def files_in(path: Path) -> list[str]:
     """The sorted relative names of all files in the folder and its subfolders, except hidden ones.
 
     Links to folders are followed after all other folders, and no folder is read twice. So each file is listed once, and
@@ -88,7 +88,7 @@ def scan(path: Path) -> Listing:
     if not path.is_dir():
         raise FileNotFoundError(f"no folder {path.absolute()}" + (": it is a file" if path.exists() else ""))
     try:
-        files = _files(path)
+        files = files_in(path)
     except RecursionError:
         raise DataError(f"{path.absolute()} has folders in folders, too deep to be read") from None
     images = [name for name in files if name.lower().endswith(EXTENSIONS)]

@@ -96,7 +96,7 @@ class Store:
         try:
             os.replace(temporary, path)
         except FileNotFoundError:
-            raise RuntimeError(f"another run is writing {self.folder}: start this one again when it is done") from None
+            raise DataError(f"another run is writing {self.folder}: start this one again when it is done") from None
 
     def _record(self, example: np.ndarray | CorruptExample) -> bytes:
         if isinstance(example, CorruptExample):
@@ -141,10 +141,15 @@ def open_store(
         per_shard = min(max(shard_bytes // size, 1), SHARD_EXAMPLES)
         temporary.write_text(json.dumps(facts | {"per_shard": per_shard}, indent=2) + "\n")
         os.replace(temporary, path)
-    before = json.loads(path.read_text())
-    per_shard = before.pop("per_shard")
     other = "Give another folder with --config.data.cache_latents=DIR, or delete this one to have it made again."
-    if before["version"] < VERSION:
+    try:
+        before = json.loads(path.read_bytes())
+        per_shard, version = before.pop("per_shard"), before["version"]
+        if type(per_shard) is not int or type(version) is not int or per_shard < 1:
+            raise ValueError(f"per_shard is {per_shard!r}, version is {version!r}")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path} is damaged ({type(error).__name__}: {str(error)[:100]}). {other}") from None
+    if version < VERSION:
         raise DataError(
             f"the cached latents in {folder} were made by an older version, which did not record the contents of the "
             f"images. So it cannot be checked that they belong to these images. {other}"

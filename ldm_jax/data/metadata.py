@@ -50,19 +50,19 @@ def read(path: Path, name: str, files: set[str]) -> list[dict]:
     """
     if not (path / name).is_file() or mistaken(path / name):
         raise DataError(f"{path / name} cannot be read: {mistaken(path / name) or 'it is not a file'}")
+    reader, entries = _Reader(path, name.removesuffix(NAME), files), []
     try:
-        text = (path / name).read_text(encoding="utf-8-sig")
+        with (path / name).open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(iter(lambda: file.readline(LINE + 2), ""), 1):
+                if line.strip():
+                    try:
+                        entries.append(reader.entry(line.removesuffix("\n")))
+                    except DataError as error:
+                        raise DataError(f"{path / name}, line {number}: {error}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path / name} is not UTF-8: {error}") from None
     except OSError as error:
         raise DataError(f"{path / name} cannot be read: {error}") from None
-    reader, entries = _Reader(path, name.removesuffix(NAME), files), []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                entries.append(reader.entry(line))
-            except DataError as error:
-                raise DataError(f"{path / name}, line {number}: {error}") from None
     return entries
 
 
@@ -77,7 +77,7 @@ class _Reader:
 
     def entry(self, line: str) -> dict:
         if len(line) > LINE:
-            raise DataError(f"{len(line)} letters; at most {LINE} are read. Put large vectors into .npy files")
+            raise DataError(f"more than {LINE} letters. Put large vectors into .npy files")
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:

@@ -67,7 +67,11 @@ def kept_classes(path: str | Path, names: tuple[str, ...]) -> dict[int, int]:
             f"{path} does not exist: the names of the classes to keep, one a line. The most frequent ones:\n"
             f"  python scripts/count_classes.py --name=NAME --data_dir=DIR --most=352 --out={path}"
         )
-    wanted = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not a text in UTF-8 ({error}): save it as one, with a class name a line") from None
+    wanted = [line.strip() for line in text.splitlines() if line.strip()]
     unknown = [name for name in wanted if name not in names]
     if unknown or len(set(wanted)) != len(wanted) or not wanted:
         wrong = f"the unknown class {unknown[0]!r}" if unknown else "a class twice" if wanted else "no class"

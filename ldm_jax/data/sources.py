@@ -11,6 +11,7 @@ Sources do not resize images and do not make batches. They can be pickled, for w
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -63,9 +64,17 @@ class Source:
         """One line for the user: number of examples, classes, sizes."""
         raise NotImplementedError
 
+    def alike(self) -> str:
+        """`describe` without what may differ between the hosts of a run, which is the folder."""
+        return self.describe()
+
     def identity(self) -> str:
         """A string that is equal for sources with the same images in the same order, whatever folder they are in."""
         return self.describe()
+
+    def conditions_identity(self, numbers: Sequence[int]) -> str:
+        """What `identity` does not say of these examples: their labels, texts, objects, vectors and maps."""
+        return ""
 
 
 def fingerprint(folder: Path, names: Sequence[str]) -> str:
@@ -133,10 +142,18 @@ class FilteredSource(Source):
         """The source's line, and how many examples are kept."""
         return f"{self.source.describe()}; {len(self)} kept by their objects"
 
+    def alike(self) -> str:
+        """The same without the folder."""
+        return f"{self.source.alike()}; {len(self)} kept by their objects"
+
     def identity(self) -> str:
         """The source's identity, and which examples are kept."""
         kept = hashlib.sha256(np.asarray(self.kept, np.int64)).hexdigest()[:16]
         return f"{self.source.identity()}, of these {len(self)}: {kept}"
+
+    def conditions_identity(self, numbers: Sequence[int]) -> str:
+        """That of the source, and the rules."""
+        return f"{self.source.conditions_identity([self.kept[i] for i in numbers])} {self.rules}"
 
 
 class FolderSource(Source):
@@ -200,7 +217,14 @@ class FolderSource(Source):
         return values.astype(np.uint8)
 
     def describe(self) -> str:
-        """One line: number of images, classes, texts, and the size of the first image."""
+        """One line: number of images, folder, classes, texts, and the size of the first image."""
+        return self._described(f"{self.split} split of {self.path}")
+
+    def alike(self) -> str:
+        """The same without the folder."""
+        return self._described(f"{self.split} split")
+
+    def _described(self, what: str) -> str:
         try:
             with open_image(self.path / self._entries[0]["name"]) as image:
                 size = f"{image.width}x{image.height}"
@@ -208,7 +232,7 @@ class FolderSource(Source):
             size = "unreadable"
         classes = f"{len(self.class_names)} classes" if self.class_names else "no classes"
         return (
-            f"{len(self)} images ({self.split} split of {self.path}), {classes}, {self._texts} with "
+            f"{len(self)} images ({what}), {classes}, {self._texts} with "
             f"text, the first {size}, read with {self.channels} channels"
         )
 
@@ -216,6 +240,14 @@ class FolderSource(Source):
         """Names and contents of the images (`fingerprint`). Reading a million files takes some minutes."""
         names = [entry["name"] for entry in self._entries]
         return f"{len(self)} images with the fingerprint {fingerprint(self.path, names)}"
+
+    def conditions_identity(self, numbers: Sequence[int]) -> str:
+        """A hash of the metadata of these examples, and one of the contents of their maps and files of vectors."""
+        entries = [self._entries[i] for i in numbers]
+        said = json.dumps(entries, default=lambda array: array.tolist())
+        files = [entry[key] for entry in entries for key in ("segmentation", "mask", "vectors") if key in entry]
+        contents = fingerprint(self.path, [file for file in files if isinstance(file, str)])
+        return f"{hashlib.sha256(said.encode()).hexdigest()[:16]} {contents}"
 
 
 class TfdsSource(Source):
@@ -309,6 +341,10 @@ class TfdsSource(Source):
         """The description, and the contents of the files of the set (`fingerprint`)."""
         names = sorted(path.name for path in self._folder.glob("*.array_record*"))
         return f"{self.describe()}, files with the fingerprint {fingerprint(self._folder, names)}"
+
+    def conditions_identity(self, numbers: Sequence[int]) -> str:
+        """The kept classes of objects; `identity` says the rest."""
+        return str(self._classes)
 
 
 class ShapesSource(Source):

@@ -22,7 +22,8 @@ _CONFIG = "tokenizer_config.json"
 
 
 def _load(name: str):
-    """A tokenizer of `transformers`. FileNotFoundError if it cannot be loaded; it says what to do."""
+    """A tokenizer of `transformers`. FileNotFoundError if there is none, DataError if the files of a folder are
+    damaged; both say what to do."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # its tokenizers do without PyTorch
     from transformers import AutoTokenizer, BertTokenizerFast
 
@@ -31,7 +32,12 @@ def _load(name: str):
         if (Path(name) / _VOCABULARY).is_file() and not (Path(name) / _CONFIG).is_file():
             return BertTokenizerFast.from_pretrained(name)
         return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # `tokenizers` raises plain ones
+        if any((Path(name) / file).is_file() for file in (_VOCABULARY, "tokenizer.json")):
+            raise DataError(
+                f"the tokenizer in {name} cannot be read ({type(error).__name__}: {str(error)[:200]}): its files are "
+                "damaged. Bring the folder back from a copy, or give another one"
+            ) from error
         raise FileNotFoundError(
             f"no tokenizer {name!r}: it is neither a folder with tokenizer files nor could it be fetched from the "
             f"Hugging Face Hub ({str(error).splitlines()[0] if str(error) else type(error).__name__}).\n"
@@ -46,7 +52,8 @@ class TextTokenizer:
     """Callable: text -> (ids int32 [L], mask int32 [L]), L = max_length. The mask is 1 for tokens, 0 for padding.
 
     name: a local folder, or a name on the Hugging Face Hub. Long texts are cut; their last token is still [SEP].
-    FileNotFoundError if the name cannot be loaded, ConfigError if the tokenizer has no padding token.
+    FileNotFoundError if the name cannot be loaded, DataError if its files are damaged, ConfigError if the tokenizer has
+    no padding token.
     """
 
     def __init__(self, name: str | Path = "bert-base-uncased", max_length: int = 77):

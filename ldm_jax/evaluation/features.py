@@ -119,7 +119,8 @@ def load(
     batch: int = 64,
     devices: Sequence[jax.Device] | None = None,
 ) -> Extractor:
-    """The network `name` with its weights from the folder. Raises Missing, with how to get them, where none are."""
+    """The network `name` (of another layer: "inception:768") with its weights from the folder. Raises Missing, with how
+    to get them, where none are."""
     network = networks.find(name)
-    params = network.params(weights.read(name, folder))
+    params = network.params(weights.read(name.partition(":")[0], folder))
     return Extractor(network, jax.tree.map(jnp.asarray, params), resize, batch, devices)

@@ -92,6 +92,26 @@ class KeptPictures:
         return self._last[1]
 
 
+class InMemory:
+    """A set of pictures that is made at once and held in memory: `images`. Otherwise it is the set itself."""
+
+    def __init__(self, pictures: PictureSet, check: Callable[[], None] = lambda: None):
+        """check: called before each part is made; what it raises stops the work."""
+        self._pictures, self.images = pictures, []
+        for first in range(0, len(pictures), PART):
+            check()
+            self.images += pictures.part(first, min(first + PART, len(pictures)))
+
+    def __getattr__(self, name: str):
+        return getattr(self._pictures, name)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def part(self, first: int, last: int) -> list[np.ndarray]:
+        return self.images[first:last]
+
+
 def _key(pictures: PictureSet, extractor: Extractor, taps: tuple[str, ...]) -> str:
     said = [pictures.identity, extractor.network.name, extractor.resize.name, list(taps), extractor.digest, PART]
     return digest(json.dumps(said).encode())

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import flax.linen as nn
@@ -91,10 +91,18 @@ NETWORKS = {network.name: network for network in _ALL}
 
 
 def find(name: str) -> FeatureNetwork:
-    """Raises UsageError for an unknown name."""
-    if name not in NETWORKS:
-        raise UsageError(f"there is no feature network {name!r}; there are {', '.join(NETWORKS)}")
-    return NETWORKS[name]
+    """The network of that name. "inception:768" is Inception whose 768 numbers of an earlier layer are compared; it is
+    then called "inception-768". Raises UsageError for an unknown name or layer."""
+    base, _, tap = name.partition(":")
+    if base not in NETWORKS:
+        raise UsageError(f"there is no feature network {base!r}; there are {', '.join(NETWORKS)}")
+    network = NETWORKS[base]
+    if tap in ("", network.tap):
+        return network
+    layers = [layer for layer, shape in network.taps.items() if len(shape) == 1]
+    if tap not in layers:
+        raise UsageError(f"{base} has no layer {tap!r} to compare; there are {', '.join(layers)}")
+    return replace(network, name=f"{base}-{tap}", tap=tap)
 
 
 def check_resize(name: str) -> None:

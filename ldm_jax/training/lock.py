@@ -12,10 +12,9 @@ start looks again after `SETTLE` seconds: the one that has written last has the 
 import json
 import os
 import socket
-import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,14 +30,17 @@ UNKNOWN = "?"  # when a process began that is there, but cannot be looked at
 
 
 @contextmanager
-def held(workdir: str | Path) -> Iterator[None]:
+def held(workdir: str | Path, lost: Callable[[str], object] = print) -> Iterator[None]:
     """The run directory belongs to this process, or to its hosts together, until the end of the block.
 
-    It is made if it does not exist. ConfigError where another run has it (the message says who and since when), or
-    where nothing can be written; on all hosts.
+    lost: called, from another thread, with what to say when another run has taken the directory over, which it does
+    when this one was silent for too long. It should end the process. The directory is made if it does not exist.
+    ConfigError where another run has it (the message says who and since when), or where nothing can be written; on all
+    hosts.
     """
     workdir = files.at(workdir)
     lock = (_Lock if files.is_local(workdir) else _BucketLock)(workdir)
+    lock.lost = lost
     hosts.decided(lock.take)
     try:
         yield
@@ -51,6 +53,7 @@ class _Lock:
     def __init__(self, workdir: Path):
         self.workdir, self.path = workdir, workdir / NAME
         self.text = json.dumps(_this_process(), indent=1) + "\n"
+        self.lost: Callable[[str], object] = print
         self.made: list[Path] = []  # folders that did not exist before
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._beat, name="train.lock", daemon=True)
@@ -71,11 +74,16 @@ class _Lock:
 
     def release(self) -> None:
         """Removes the lock, and the run directory if nothing was written into it."""
-        self.ended.set()
-        self.thread.join(BEAT)
+        self._end()
         if _read(self.path) == self.text:
             self.path.unlink(missing_ok=True)
         self._remove_folders()
+
+    def _end(self) -> None:
+        """Ends the signs of life."""
+        self.ended.set()
+        if threading.current_thread() is not self.thread:
+            self.thread.join(BEAT)
 
     def _make_folder(self) -> None:
         missing = [folder for folder in (self.workdir, *self.workdir.parents) if not folder.exists()]
@@ -172,24 +180,31 @@ class _Lock:
         )
 
     def _beat(self) -> None:
-        """Renews the date of the lock. Says it once if another run has the directory now."""
-        while not self.ended.wait(BEAT):
+        """Renews the date of the lock, and at once after a time in which this process, or the machine, stood still.
+        Calls `lost` and ends if another run has the directory now."""
+        renewed = time.time()
+        while not self.ended.wait(min(BEAT, 1.0)):
+            if abs(time.time() - renewed) < BEAT:
+                continue
+            renewed = time.time()
             try:
                 own = self._renew()
                 text = None if own else _read(self.path)
             except Exception:  # the disk, or the bucket, is away for a while
                 continue
-            if not own:
-                whose = "was removed" if text is None else f"belongs to {_name(text)} now"
-                print(f"{self.path} {whose}: two runs in one directory spoil it; stop one of them", file=sys.stderr)
+            if text is not None:
+                self.lost(
+                    f"{self.path} belongs to {_name(text)} now, which has taken the directory over while this run gave "
+                    "no sign of life: this run ends and saves nothing more there"
+                )
                 return
 
     def _renew(self) -> bool:
-        """Whether it is this process's."""
-        own = _read(self.path) == self.text
-        if own:
+        """Whether it is this process's. One that was removed is written again."""
+        text = _read(self.path)
+        if text == self.text:
             os.utime(self.path)
-        return own
+        return text == self.text or (text is None and self._create(self.path))
 
 
 class _BucketLock(_Lock):
@@ -217,8 +232,7 @@ class _BucketLock(_Lock):
         self.thread.start()
 
     def release(self) -> None:
-        self.ended.set()
-        self.thread.join(BEAT)
+        self._end()
         if self._is_own(_read(self.path)):
             self.path.unlink(missing_ok=True)
 
@@ -250,7 +264,7 @@ class _BucketLock(_Lock):
 
     def _renew(self) -> bool:
         text = _read(self.path)
-        if own := self._is_own(text):
+        if own := text is None or self._is_own(text):
             self._write()
         return own
 

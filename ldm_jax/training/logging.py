@@ -16,54 +16,106 @@ EVERY = 10.0  # seconds
 
 
 class Writer:
-    """Metrics of one run. Lines of steps after `resume_step` are dropped: those steps are done again."""
+    """Metrics of one run. Lines of steps after `resume_step` are dropped: those steps are done again.
+
+    All methods raise WriteFailed where something cannot be written."""
 
     def __init__(self, workdir: str | Path, resume_step: int = 0, active: bool = True):
         self.workdir, self.active, self.events = files.at(workdir), active, None
         if not active:
             return
+        self.path = self.workdir / "metrics.jsonl"
+        with files.writing(self.path):
+            self._open(self.path, resume_step)
+
+    def _open(self, path: Path, resume_step: int) -> None:
         self.workdir.mkdir(parents=True, exist_ok=True)
-        path = self.workdir / "metrics.jsonl"
-        before = path.read_text().splitlines() if path.exists() else []
-        kept = "".join(line + "\n" for line in before if _step_of(line) <= resume_step)
+        before = _lines(path)
+        damaged = [i for i, line in enumerate(before[:-1], 1) if _step_of(line) is None]  # the last: cut by a kill
+        if damaged:
+            print(f"{path}: damaged lines are left out: {len(damaged)}, the first is line {damaged[0]}", flush=True)
+        steps = (_step_of(line) for line in before)
+        kept = "".join(line + "\n" for line, step in zip(before, steps) if step is not None and step <= resume_step)
         if before:
             files.write(path, kept)
         if not files.is_local(path):
             self.file = _Rewritten(path, kept)
-            print(f"TensorBoard files are off, because {workdir} is in a bucket; metrics.jsonl is written.")
+            print(f"TensorBoard files are off, because {self.workdir} is in a bucket; metrics.jsonl is written.")
             return
         self.file = path.open("a")
         try:
-            from tensorboardX import SummaryWriter
+            self.events = _Events(self.workdir / "tensorboard", resume_step + 1)
         except ImportError:
             print("TensorBoard files are off (pip install 'ldm_jax[logging]'); metrics.jsonl is written.")
-        else:
-            self.events = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=resume_step + 1)
 
     def scalars(self, step: int, values: dict[str, float], prefix: str = "") -> None:
         if not self.active:
             return
         values = {prefix + k: float(v) for k, v in values.items()}
-        self.file.write(json.dumps({"step": step, "time": round(time.time(), 1), **values}) + "\n")
-        self.file.flush()
+        with files.writing(self.path):
+            self.file.write(json.dumps({"step": step, "time": round(time.time(), 1), **values}) + "\n")
+            self.file.flush()
         if self.events:
-            for name, value in values.items():
-                self.events.add_scalar(name, value, step)
+            self.events.scalars(step, values)
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """uint8 [H,W,C] -> pictures/<name>_<step>.png and TensorBoard."""
         if not self.active:
             return
-        save_png(_picture(self.workdir, name, step), image)
+        path = _picture(self.workdir, name, step)
+        with files.writing(path):
+            save_png(path, image)
         if self.events:
-            self.events.add_image(name, image, step, dataformats="HWC")
+            self.events.picture(step, name, image)
 
     def close(self) -> None:
         """May be called more than once."""
-        if self.active:
+        if not self.active:
+            return
+        with files.writing(self.path):
             self.file.close()
-            if self.events:
-                self.events.close()
+        if self.events:
+            self.events.close()
+
+
+class _Events:
+    """TensorBoard's file. tensorboardX's SummaryWriter has a thread that ends on a full disk, and then waits for it for
+    ever; so it is written here."""
+
+    def __init__(self, folder: Path, first_step: int):
+        """first_step: what an earlier start has written of it and of later steps is not shown. ImportError without
+        tensorboardX."""
+        from tensorboardX import event_file_writer, summary
+        from tensorboardX.proto import event_pb2
+
+        self.folder, self.summary, self.event, self.flushed = folder, summary, event_pb2.Event, -math.inf
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        with files.writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self.file = event_file_writer.EventsWriter(str(folder / "events"))
+        self._write(self.event(step=first_step, wall_time=time.time(), session_log=start))
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        found = (self.summary.scalar(name, value) for name, value in values.items())
+        self._write(*(self.event(step=step, wall_time=time.time(), summary=one) for one in found))
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        found = self.summary.image(name, image, dataformats="HWC")
+        self._write(self.event(step=step, wall_time=time.time(), summary=found))
+
+    def _write(self, *events) -> None:
+        with files.writing(self.folder):
+            for event in events:
+                self.file.write_event(event)
+            if time.monotonic() - self.flushed > EVERY:
+                self.file.flush()
+                self.flushed = time.monotonic()
+
+    def close(self) -> None:
+        with files.writing(self.folder):
+            if self.file:
+                file, self.file = self.file, None
+                file.close()
 
 
 class _Rewritten:
@@ -98,16 +150,23 @@ def has_pictures(workdir: str | Path, step: int) -> bool:
 
 def has_numbers(workdir: str | Path, step: int, prefix: str) -> bool:
     """Whether metrics.jsonl has numbers of that step whose names begin so."""
-    path = files.at(workdir) / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = _lines(files.at(workdir) / "metrics.jsonl")
     return any(_step_of(line) == step and f'"{prefix}' in line for line in lines)
 
 
-def _step_of(line: str) -> float:
+def _lines(path: Path) -> list[str]:
+    """[] without the file. Bytes that are no text are replaced."""
+    return path.read_bytes().decode(errors="replace").removesuffix("\n").split("\n") if path.exists() else []
+
+
+def _step_of(line: str) -> int | None:
+    """None for a line that is cut short or damaged."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):  # a line cut short by a kill
-        return math.inf
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = record.get("step") if isinstance(record, dict) else None
+    return step if type(step) is int and "\ufffd" not in line else None
 
 
 def headline(values: dict[str, float], order: tuple[str, ...]) -> str:

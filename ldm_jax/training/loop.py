@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from ldm_jax import checkpoint, config_file, files, process, progress, rundir
-from ldm_jax.errors import SaveFailed
+from ldm_jax.errors import SaveFailed, WriteFailed
 from ldm_jax.images import grid
 from ldm_jax.training import logging, nonfinite, sharding, snapshots
 from ldm_jax.training.nonfinite import NonFinite
@@ -69,8 +69,8 @@ def run(
     and `config.keep` and `config.keep_every` which checkpoints stay. The final state is always saved. `measure` is
     needed for config.every.metrics; `begin` changes the initialised state of a new run. `profile`: the first and
     the last step of a profiler's trace. Raises Stopped when `stop` was
-    asked for and all is saved, NonFinite with the step (older checkpoints stay as they are), and SaveFailed at the
-    first log after a save that failed.
+    asked for and all is saved, NonFinite with the step (older checkpoints stay as they are), SaveFailed at the first
+    log after a save that failed, and WriteFailed for another file, when the state is saved.
     """
     workdir, stop = files.at(workdir), stop or Stop()
     step_function = nonfinite.step_of(task.step, config.on_nonfinite, config.noise_seed)
@@ -119,9 +119,10 @@ def run(
 
     def end(step: int, state: Tree) -> str:
         """All that a stop after `step` leaves to do; the last words."""
-        report.write(step)
+        report.sum_up()
         saves.save(step, state)
         checkpoints.wait()
+        report.write(step)
         writer.close()
         line.close()
         return f"asked to stop: step {step} is saved; the same command goes on from there"
@@ -144,7 +145,9 @@ def run(
                 with guard(), clock.waiting(metrics):
                     batch = sharding.put(next(batches), mesh)
             if any(due.values()) or stopping or last or report.is_long:
-                report.write(step)
+                report.sum_up()
+                if not stopping:  # then it is written after the save
+                    report.write(step)
                 checkpoints.check()
                 watchdog.renew()
                 due["checkpoint"] |= last or saves.is_old()
@@ -162,6 +165,11 @@ def run(
                 say(end(step, state), flush=True)
                 raise Stopped
             clock.resume()
+    except WriteFailed:
+        if jax.process_count() == 1:  # others would have to save with it
+            saves.save(step, state)
+            checkpoints.wait()
+        raise
     except NonFinite as error:
         state = guard = None  # makes room for another state
         watchdog.close()
@@ -286,7 +294,8 @@ def _overview(params: Tree, workdir: Path, say) -> None:
         say(f"  {name}: {parameter_overview.count_parameters(part):,} parameters")
     if jax.process_index() == 0:
         table = parameter_overview.get_parameter_overview(params, include_stats=False)
-        (workdir / "parameters.txt").write_text(table + "\n")
+        with files.writing(workdir / "parameters.txt"):
+            (workdir / "parameters.txt").write_text(table + "\n")
 
 
 def _averages(values: dict[str, jax.Array], mask: jax.Array) -> dict[str, Average]:
@@ -419,6 +428,7 @@ class _Report:
         self.task, self.config, self.collector = task, config, collector
         self.clock, self.writer, self.say, self.line = clock, writer, say, line
         self.pending: list[tuple[int, dict[str, jax.Array]]] = []
+        self.values: dict[str, float] = {}  # what is summed up, and not written yet
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Returns when the device is at most MOST_AHEAD steps behind."""
@@ -431,14 +441,20 @@ class _Report:
     def is_long(self) -> bool:
         return len(self.pending) >= MOST_PENDING
 
-    def write(self, step: int) -> None:
-        """Raises NonFinite. Does nothing if it was called after this step already."""
+    def sum_up(self) -> None:
+        """Takes the numbers of the pending steps. Raises NonFinite: what they have made is not to be saved."""
         if not self.pending:
             return
         values = self.collector.means(self.pending)
         self.clock.stop(len(self.pending))
         self.pending.clear()
-        values |= self.clock.shares() | {"images_per_second": self.clock.rate * self.config.batch_size}
+        self.values = values | self.clock.shares() | {"images_per_second": self.clock.rate * self.config.batch_size}
+
+    def write(self, step: int) -> None:
+        """Writes and shows what was summed up after this step, once."""
+        values, self.values = self.values, {}
+        if not values:
+            return
         self.writer.scalars(step, values)
         told = logging.headline(values, self.task.headline)
         if values["data_wait"] > TELL_WAITING:

@@ -10,7 +10,6 @@ weights differ least from the wanted ones in the sense of least squares:
 Not in the paper: the coefficients sum to 1, so that with few snapshots, too, parameters keep their size.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ import numpy as np
 from jaxtyping import Float
 
 from ldm_jax import rundir, tree
-from ldm_jax.convert.safetensors_file import read_safetensors
 from ldm_jax.errors import ConfigError, Missing
 from ldm_jax.files import at
 from ldm_jax.training import snapshots
@@ -57,7 +55,7 @@ def reconstruct(run: str | Path, sigma_rel: float, step: int | None = None) -> t
     """(the parameters' average of the relative width sigma_rel at `step`, that step), NumPy float32.
 
     step: one of which there is a snapshot, default the last; later ones are not used. Missing if there is none;
-    ConfigError for a width that no average has, and for files of another model.
+    ConfigError for a width that no average has, and for files of another model; Damaged for a damaged one.
     """
     gamma, there = power_of(sigma_rel), snapshots.steps(run)
     used = [s for s in there if step is None or s <= step]
@@ -69,8 +67,8 @@ def reconstruct(run: str | Path, sigma_rel: float, step: int | None = None) -> t
         )
     files, times, powers = [], [], []
     for s in used:
-        arrays, metadata = read_safetensors(snapshots.path_of(run, s))
-        for i, kept in enumerate(json.loads(metadata["sigma_rel"])):
+        arrays, widths = snapshots.read(run, s)
+        for i, kept in enumerate(widths):
             files.append((str(i), arrays))
             times.append(s)
             powers.append(power_of(kept))

@@ -42,6 +42,8 @@ def check_same_run(config: ConfigDict, workdir: str | Path, accept_changes: bool
     changed = config_file.changes(workdir, config.to_dict())
     if config.get("ema", {}).get("kind") != "power":  # nothing reads the widths
         changed.pop("ema.sigma_rel", None)
+    if jax.process_index():  # each host has its own; that of the first one is in config.json
+        changed.pop("data.path", None)
     wrong = _lines(
         (name, before, now)
         for name, (before, now) in changed.items()

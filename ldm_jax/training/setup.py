@@ -147,7 +147,7 @@ def loaders(config: ConfigDict, workdir: str | Path, frozen: Tree | None = None)
     if d.validation_images < 1:
         raise ConfigError(f"config.data.validation_images={d.validation_images} must be at least 1")
     images, validation = source(config, train=True), source(config, train=False)
-    hosts.check_equal({"training images": images.describe(), "validation images": validation.describe()})
+    hosts.check_equal({"training images": images.alike(), "validation images": validation.alike()})
     cores = workers.cores(hosts.on_this_machine())  # here, because all hosts must come to it
     print(f"training images: {images.describe()}")
     print(f"validation images: {validation.describe()}")

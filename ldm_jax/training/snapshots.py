@@ -1,18 +1,21 @@
 """Averaged parameters that are kept during training, WORKDIR/ema/STEP.safetensors: posthoc.py makes post-hoc EMAs of
 them.
 
-A file holds every track of the power-function EMA (tasks.Averaging), named "0/unet/...", "1/unet/...".
+A file holds every track of the power-function EMA (tasks.Averaging), named "0/unet/...", "1/unet/...", and a checksum.
 """
 
 import json
 import os
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
 from ldm_jax import files, hosts, tree
-from ldm_jax.errors import ConfigError, SaveFailed
+from ldm_jax.convert.safetensors_file import read_safetensors
+from ldm_jax.errors import ConfigError, Damaged, SaveFailed, UsageError
 from ldm_jax.programs import on_host
 from ldm_jax.training.state import TrainState
 
@@ -28,6 +31,41 @@ def steps(workdir: str | Path) -> list[int]:
 
 def path_of(workdir: str | Path, step: int) -> Path:
     return files.at(workdir) / FOLDER / f"{step}.safetensors"
+
+
+def _checksum(arrays: dict[str, np.ndarray], sigma_rel: str) -> str:
+    found = zlib.crc32(sigma_rel.encode())
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name], order="C")
+        found = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), found)
+        found = zlib.crc32(array.reshape(-1).view(np.uint8), found)
+    return f"crc32:{found:08x}"
+
+
+def read(workdir: str | Path, step: int) -> tuple[dict[str, np.ndarray], list[float]]:
+    """(the arrays of a file, the relative widths of its tracks). Damaged if they are not those that were written; files
+    of older versions have no checksum, and are read as they are. UsageError for what is no such file."""
+    path = path_of(workdir, step)
+    arrays, metadata = read_safetensors(path)
+    sigma_rel = metadata.get("sigma_rel", "")
+    if metadata.get("checksum", "") not in ("", _checksum(arrays, sigma_rel)) or not sigma_rel:
+        raise Damaged(
+            f"{path} is damaged: it is not what was written (another CRC-32). Bring it back from a copy, or remove it: "
+            "then the average is made of the others"
+        )
+    return arrays, json.loads(sigma_rel)
+
+
+def audit(workdir: str | Path) -> Iterator[tuple[str, str, bool]]:
+    """(name, what was found, whether it is bad) of each file."""
+    for step in steps(workdir):
+        try:
+            read(workdir, step)
+        except UsageError as error:
+            found = str(error)
+        else:
+            found = ""
+        yield f"{FOLDER}/{step}", found or "ok", bool(found)
 
 
 class Snapshots:
@@ -76,7 +114,8 @@ class Snapshots:
     def _write(self, path: Path, arrays: dict[str, np.ndarray]) -> None:
         from safetensors.numpy import save
 
-        temporary, metadata = path.with_suffix(".tmp"), {"sigma_rel": json.dumps(self.sigma_rel)}
+        temporary, sigma_rel = path.with_suffix(".tmp"), json.dumps(self.sigma_rel)
+        metadata = {"sigma_rel": sigma_rel, "checksum": _checksum(arrays, sigma_rel)}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if files.is_local(path):

@@ -34,7 +34,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from ldm_jax.errors import UsageError
+
 AGAIN = 75  # EX_TEMPFAIL of sysexits.h: stopped before the end, start the same command again
+UNUSABLE = 2  # what the user has to mend first
 INTERRUPTED = 130  # as shells have it: ended by the second Ctrl-C
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 POLL = 1.0  # seconds between a host's looks for a stop that another host was asked for
@@ -204,6 +207,8 @@ class Stop:
     def _save_and_leave(self) -> NoReturn:
         try:
             told = self._save()
+        except UsageError as error:
+            self._leave(f"asked to stop ({self.why}): {error}", UNUSABLE)
         except BaseException:
             traceback.print_exc()
             self._leave(f"asked to stop ({self.why}), but the state could not be saved", 1)

@@ -12,7 +12,7 @@ from ldm_jax import build, conditions, recipes, request
 from ldm_jax.cli import sample
 from ldm_jax.conditions import class_label, hybrid, layout, semantic, text
 from ldm_jax.data.fields import Placed
-from ldm_jax.errors import ConfigError, Damaged
+from ldm_jax.errors import ConfigError, Damaged, DataError
 from ldm_jax.training import setup
 from tests.data_tools import words
 
@@ -79,7 +79,7 @@ def test_more_classes_than_the_model_has_are_refused():
         setup.source(config, train=True)
     label = class_label.Label(10)
     assert label(Placed({"label": 9}, None, None), None)["label"] == 9
-    with pytest.raises(ValueError, match=r"class 10; the model has the classes 0\.\.9"):
+    with pytest.raises(DataError, match=r"class 10; the model has the classes 0\.\.9"):
         label(Placed({"label": 10}, None, None), None)
 
 

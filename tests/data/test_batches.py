@@ -8,6 +8,7 @@ from PIL import Image
 from ldm_jax.data import batches
 from ldm_jax.data.sources import CorruptExample, FolderSource, ShapesSource, Source
 from ldm_jax.data.transforms import ImageTransform
+from ldm_jax.errors import DataError
 from tests.data_tools import batch_at, take
 
 PLAIN = ImageTransform(4, resize="none")
@@ -134,15 +135,22 @@ def test_a_corrupt_file_is_replaced_by_the_next(tmp_path, monkeypatch):
 
 def test_many_corrupt_files_are_an_error():
     iterator = batches.batches(Numbered(100, corrupt=range(0, 100, 10)), PLAIN, 10, seed=0)
-    with pytest.raises(RuntimeError, match=r"corrupt, more than 5 %.*file"):
+    with pytest.raises(DataError, match=r"corrupt, more than 5 %.*file"):
         take(iterator, 100)
     # 4 % may be corrupt for ever.
     take(batches.batches(Numbered(100, corrupt=[1, 30, 60, 90]), PLAIN, 10, seed=0), 100)
 
 
 def test_nothing_but_corrupt_files_is_an_error():
-    with pytest.raises(RuntimeError, match="7 examples in a row"):
+    with pytest.raises(DataError, match=r"7 examples in a row.*file.*Repair"):
         batch_at(Numbered(7, corrupt=range(7)), PLAIN, 2, 0, seed=0)
+
+
+def test_errors_of_worker_processes_are_the_users_too():
+    iterator = batches.batches(Numbered(7, corrupt=range(7)), PLAIN, 2, seed=0, workers=1)
+    with pytest.raises(DataError, match="7 examples in a row"):
+        next(iterator)
+    iterator.close()
 
 
 def test_errors_of_the_transform_surface():
@@ -153,7 +161,7 @@ def test_errors_of_the_transform_surface():
 
 
 def test_examples_that_differ_are_named():
-    with pytest.raises(ValueError, match="differ in 'label'"):
+    with pytest.raises(DataError, match="differ in 'label'"):
         batches._stack([({"image": np.zeros(3), "label": 1}, []), ({"image": np.zeros(3)}, [])])
 
 

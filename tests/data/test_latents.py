@@ -132,3 +132,13 @@ def test_random_crops_are_refused():
     for options in (dict(crop="random"), dict(resize="square")):
         with pytest.raises(ValueError, match="cannot be cached with random crops"):
             latents.LatentTransform(ImageTransform(8, **options))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"{", b"[]", b"{}", b"\xff", b'{"version": "1", "per_shard": 2}', b'{"version": 2, "per_shard": 0}'],
+)
+def test_a_damaged_description_is_named(tmp_path, text):
+    (tmp_path / "latents.json").write_bytes(text)
+    with pytest.raises(DataError, match=r"latents\.json is damaged .*delete this one"):
+        store_in(tmp_path)

@@ -6,9 +6,11 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from ldm_jax.data.sources import FolderSource
+from scripts import prepare_emoji
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_emoji.py"
 
@@ -74,10 +76,20 @@ def test_tarballs_become_a_captioned_folder(tmp_path):
     assert "3 images" in done.stdout and "no name known: 1 (ffff)" in done.stdout
     source = FolderSource(tmp_path / "out", "all")
     assert source.class_names == ("digits", "people")
-    assert [(e["text"], e["label"]) for e in source] == [("one", 0), ("wave: light", 1), ("grin", 1)]
+    waves = ("wave: light", "a wave with light")
+    assert [(e["text"], e["label"]) for e in source] == [(("one", "a one"), 0), (waves, 1), (("grin", "a grin"), 1)]
     assert source[0]["image"].shape == (4, 4, 3) and (source[0]["image"][-1] == 255).all()
     licence = (tmp_path / "out" / "LICENSE.txt").read_text(encoding="utf-8")
     assert "Copyright © A." in licence and "MIT too" in licence
+
+
+@pytest.mark.parametrize("name, asked", [
+    ("cat face", "a cat face"), ("airplane", "an airplane"), ("unicorn", "a unicorn"),
+    ("flag: Japan", "the flag of Japan"),
+    ("OK hand: dark skin tone", "an OK hand with dark skin tone"),
+])  # fmt: skip
+def test_names_as_people_ask_for_them(name, asked):
+    assert prepare_emoji.captions(name) == [name, asked]
 
 
 def test_missing_npm_is_said(tmp_path):

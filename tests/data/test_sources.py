@@ -8,6 +8,7 @@ from PIL import Image
 
 from ldm_jax import recipes
 from ldm_jax.conditions.text import Tokens
+from ldm_jax.data import prepared
 from ldm_jax.data.fields import Placed
 from ldm_jax.data.layout import LayoutRules
 from ldm_jax.data.sources import CorruptExample, FilteredSource, FolderSource, ShapesSource, TfdsSource
@@ -45,6 +46,17 @@ def test_classes_are_the_sorted_subfolders(tmp_path):
     ]
     assert "5 images" in source.describe() and "3 classes" in source.describe() and "6x4" in source.describe()
     assert pickle.loads(pickle.dumps(source))[3]["label"] == 2
+
+
+def test_folders_of_two_hosts_are_alike(tmp_path):
+    """What is compared between hosts does not name the folder."""
+    for name in ("one", "two"):
+        save(tmp_path / name / "a.png")
+    one, two = (FolderSource(tmp_path / name, "all") for name in ("one", "two"))
+    assert one.alike() == two.alike() and "1 images (all split), no classes" in one.alike()
+    assert str(tmp_path / "one") in one.describe()
+    rules = LayoutRules(min_objects=0)
+    assert FilteredSource(one, rules).alike() == FilteredSource(two, rules).alike()
 
 
 def test_no_labels_where_there_is_one_folder(tmp_path):
@@ -411,6 +423,33 @@ def test_what_tells_sources_apart(tmp_path):
     assert train.identity() != before
 
 
+def test_what_tells_conditions_apart(tmp_path):
+    """The metadata of the examples that are asked for, and the contents of their maps and vectors."""
+    for k in range(3):
+        save(tmp_path / f"{k}.png")
+        save(tmp_path / f"map{k}.png", "L")
+        np.save(tmp_path / f"{k}.npy", np.full(2, k, np.float32))
+
+    def source(**changes):
+        records = [{"file_name": f"{k}.png", "segmentation": f"map{k}.png", "vectors": f"{k}.npy", "text": f"text {k}",
+                    "objects": {"bbox": [[0, 0, 3, 4]], "categories": [1]}} for k in range(3)]  # fmt: skip
+        records[1] |= changes
+        write_metadata(tmp_path, *records)
+        return FolderSource(tmp_path, "all")
+
+    before = source().conditions_identity([0, 1])
+    assert source().conditions_identity([0, 1]) == before != source().conditions_identity([0, 2])
+    for changes in (dict(text="b"), dict(objects={"bbox": [[0, 0, 2, 4]], "categories": [1]}), dict(vectors=[1, 2])):
+        assert source(**changes).conditions_identity([0, 1]) != before, changes
+        assert source(**changes).identity() == source().identity()
+    layouts = [FilteredSource(source(), LayoutRules(min_objects=least)).conditions_identity([1]) for least in (0, 1)]
+    assert layouts[0] != layouts[1]
+    save(tmp_path / "map1.png", "L", value=1)
+    changed = source().conditions_identity([0, 1])
+    np.save(tmp_path / "1.npy", np.full(2, 9, np.float32))
+    assert len({before, changed, source().conditions_identity([0, 1])}) == 3
+
+
 def test_shapes_source():
     source = ShapesSource(32, count=3)
     assert len(list(source)) == len(source) == 3 and len(source.class_names) == 64
@@ -530,3 +569,9 @@ def test_tfds_that_is_not_prepared(colours):
         TfdsSource("celeb_a_hq/256", "train", colours)
     with pytest.raises(FileNotFoundError, match=r"9\.9\.9"):
         TfdsSource("colours:9.9.9", "train", colours)
+
+
+def test_a_list_of_classes_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "classes.txt").write_bytes("größe\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"classes\.txt is not a text in UTF-8 .*save it"):
+        prepared.kept_classes(tmp_path / "classes.txt", ("größe",))

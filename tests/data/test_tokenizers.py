@@ -9,6 +9,7 @@ import pytest
 from ldm_jax.data import shapes, tokenizers
 from ldm_jax.data.sources import ShapesSource
 from ldm_jax.data.tokenizers import TextTokenizer
+from ldm_jax.errors import DataError
 from tests.data_tools import words
 
 
@@ -39,6 +40,14 @@ def test_nobody_is_advised_to_install_pytorch(folder):
     command, root = [sys.executable, "-c", code, str(folder)], Path(__file__).resolve().parents[2]
     result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     assert result.stdout == result.stderr == ""
+
+
+@pytest.mark.parametrize("text", ['{"version": "1.0", "model": {"type": "?"}}', "{", '{"version": 7}'])
+def test_damaged_files_are_named(folder, tmp_path, text):
+    TextTokenizer(folder).save(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(DataError, match=rf"{tmp_path} cannot be read.*damaged"):
+        TextTokenizer(tmp_path)
 
 
 def test_long_texts_end_with_sep(folder):

@@ -96,6 +96,8 @@ def test_weights_are_those_of_the_file(tmp_path, monkeypatch):
     (tmp_path / "inception.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     found = features.load("inception", tmp_path, batch=4)(IMAGES)["mean"]
     np.testing.assert_allclose(found, extractor()(IMAGES)["mean"], atol=1e-6)
+    monkeypatch.setitem(features.networks.NETWORKS["inception"].taps, "other", (4,))
+    assert features.load("inception:other", tmp_path).network.name == "inception-other"
 
 
 DEVICES = """

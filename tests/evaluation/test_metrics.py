@@ -50,6 +50,29 @@ def test_names_are_inceptions_for_inception_alone():
     assert not any("FID" in name for name in metrics.of_sets(NETWORK, normal(20), normal(20)))
 
 
+def inception_features(n):
+    return {"2048": RANDOM.standard_normal((n, 2048)), "spatial": RANDOM.standard_normal((n, 2, 2, 7)),
+            "logits_unbiased": RANDOM.standard_normal((n, 6))}  # fmt: skip
+
+
+@pytest.mark.parametrize("sizes", [(3, 3), (3, 9), (9, 40), (40, 9), (10, 10)])
+def test_the_names_are_those_that_are_measured(sizes):
+    measured = metrics.of_sets(NETWORK, *map(normal, sizes))
+    assert set(metrics.names(NETWORK, *sizes)) == set(measured)
+    small = replace(networks.find("inception"), taps={"2048": (8,)})
+    features = [found | {"2048": found["2048"][:, :8]} for found in map(inception_features, sizes)]
+    assert set(metrics.names(small, *sizes)) == set(metrics.of_sets(small, *features))
+
+
+def test_the_inception_score_needs_no_reference():
+    inception, ours = replace(networks.find("inception"), taps={"2048": (8,)}), inception_features(20)
+    ours["2048"] = ours["2048"][:, :8]
+    found = metrics.of_statistics(inception, ours, StatisticsFile(Path("some.npz"), np.zeros(8), np.eye(8)))
+    assert set(found) == {"FID", "IS", "IS_std"}
+    expected = metrics.of_sets(inception, ours, ours)
+    assert (found["IS"], found["IS_std"]) == (expected["IS"], expected["IS_std"])
+
+
 def test_published_statistics():
     ours, theirs = normal(100), normal(100)
     expected = metrics.of_sets(NETWORK, ours, theirs)["FD-tiny"]
@@ -77,6 +100,13 @@ def test_nearest_neighbours():
     gaps = np.linalg.norm(ours[:, None].astype(float) - theirs, axis=-1)
     np.testing.assert_array_equal(numbers, np.argsort(gaps, 1)[:, :3])
     np.testing.assert_allclose(distances, np.sort(gaps, 1)[:, :3], atol=1e-6)
+    for piece in (1, 2, 7, 29):
+        in_pieces = metrics.nearest(ours, theirs, 3, block=7, piece=piece)
+        np.testing.assert_array_equal(in_pieces[0], numbers)
+        np.testing.assert_allclose(in_pieces[1], distances, rtol=1e-12)
+    assert metrics.nearest(ours, theirs[:2], 3)[0].shape == (20, 2)
+    twice = np.concatenate([theirs, theirs])  # of equal ones the first comes first
+    assert (metrics.nearest(ours, twice, 2, piece=13)[0] == numbers[:, :1] + [0, 30]).all()
 
 
 def test_precision_of_some_is_that_of_sets_spread_evenly():

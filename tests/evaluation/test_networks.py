@@ -17,6 +17,16 @@ def test_fid_is_inceptions_2048_alone():
     assert networks.find("dinov2_vitl14").distance_name() == "FD-dinov2_vitl14"
 
 
+def test_another_layer():
+    found = networks.find("inception:768")
+    assert (found.name, found.tap, found.width) == ("inception-768", "768", 768)
+    assert found.distance_name() == networks.find("inception").distance_name("768") == "FD-inception-768"
+    assert networks.find("inception:2048") is networks.find("inception")
+    for tap in ("spatial", "2049"):
+        with pytest.raises(UsageError, match=f"inception has no layer '{tap}' to compare; there are 64, 192, 768, "):
+            networks.find(f"inception:{tap}")
+
+
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_every_network_gives_what_it_says(name):
     network = networks.find(name)

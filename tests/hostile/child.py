@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from ldm_jax import images
+from ldm_jax import images, rundir
 from ldm_jax.convert.safetensors_file import read_safetensors
 from ldm_jax.convert.torch_reader import read_torch, read_torch_object
 from ldm_jax.data.sources import CorruptExample, FolderSource
@@ -38,12 +38,12 @@ def folder(path: Path) -> None:
             _ = source[i]
 
 
-READERS = {".ckpt": torch_file, ".safetensors": read_safetensors, ".png": picture, "": folder}
+READERS = {".run": rundir.config_of, ".ckpt": torch_file, ".safetensors": read_safetensors, ".png": picture, "": folder}
 
 
 def ending(path: Path) -> str:
     try:
-        READERS["" if path.is_dir() else path.suffix](path)
+        READERS["" if path.is_dir() and path.suffix != ".run" else path.suffix](path)
         return "read"
     except UsageError as error:
         return f"{type(error).__name__}: {error}"

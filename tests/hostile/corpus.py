@@ -175,6 +175,9 @@ def safetensors_files() -> dict[str, bytes]:
         "minus 0": make(b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[-0,8]}}', 8),
         "truth value": make({"a": entry(0, 4, [True])}, 4),
         "huge shape": make({"a": entry(0, 0, [2**63, 2, 0])}, 0),
+        "unsigned": make(
+            {"a": entry(0, 8, [1], "U64"), "b": entry(8, 16, [2], "U32"), "c": entry(16, 20, [2], "U16")}, 20
+        ),
         "unknown type": make({"a": entry(0, 8, [2], "Q32")}, 8),
         "type that is no text": make({"a": entry(0, 8, [2], [])}, 8),
         "list": make(b"[]", 0),

@@ -5,6 +5,7 @@ import inspect
 import io
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -174,6 +175,27 @@ def test_deep_and_palette_pictures(tmp_path):
     assert given.pixels("image", 3)[0].tolist() == [[255, 0, 0], [255, 255, 255]]
 
 
+@pytest.mark.parametrize("mode, how", [("P", {"transparency": 1}), ("L", {})])
+def test_large_pictures_need_little_memory(tmp_path, mode, how):
+    """The largest that are read, in files of some kilobytes; their conversion has no copy of the whole."""
+    Image.new(mode, (8192, 8192)).save(tmp_path / "a.png", **how)
+    assert endings(tmp_path) == {"a.png": "read"}
+
+
+@pytest.mark.parametrize("mode", ["P", "LA", "RGBA", "I;16", "1", "RGB"])
+def test_strips_make_the_same_picture(mode, monkeypatch):
+    rng = np.random.default_rng(0)
+    bands = {"LA": 2, "RGBA": 4, "RGB": 3}.get(mode)
+    array = rng.integers(0, 255, (37, 11, bands) if bands else (37, 11), np.uint8)
+    image = Image.fromarray(array.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(array).convert(mode)
+    if mode == "P":
+        image.info["transparency"] = 7
+    whole = [images.to_channels(image, channels) for channels in (1, 3)]
+    monkeypatch.setattr(images, "STRIP", 44)
+    for one, channels in zip(whole, (1, 3)):
+        np.testing.assert_array_equal(images.to_channels(image, channels), one)
+
+
 def test_the_command_says_it_in_a_paragraph(tmp_path, capsys):
     """sample.py --image with a file that is none."""
     from ldm_jax import config_file, recipes
@@ -212,6 +234,13 @@ def test_metadata(tmp_path):
     for name, ending in found.items():
         assert ending.startswith("DataError") and "metadata.jsonl" in ending and len(ending) < 1000, (name, ending)
         assert "line 1: " in ending or name in ("git-LFS pointer", "HTML page")
+
+
+def test_a_long_line_of_metadata_is_not_read(tmp_path):
+    corpus.folder(tmp_path / "set", "")
+    with (tmp_path / "set/metadata.jsonl").open("wb") as file:
+        file.truncate(2**30)
+    assert re.match(r"DataError: .*metadata\.jsonl, line 1: more than 8388608 letters", endings(tmp_path)["set"])
 
 
 def test_metadata_behind_a_link(tmp_path):

@@ -17,6 +17,11 @@ METADATA = (
     b'{"file_name": "a.png", "label": 0, "objects": [{"box": [0, 0.25, 1, 1], "class": 1, "group": true}]}\n'
     b'{"file_name": "a.png", "label": 0, "objects": {"bbox": [[1, 2, 3, 4]], "categories": [2]}, "mask": "a.png"}\n'
 )
+CONFIG = (
+    b'{"version": 2, "task": "ldm", "every": {"log": 5}, "keep": 3, "latent_scale": 1.0, "optim": {"b1": 0.9}, '
+    b'"unet": {"ch": 4}, "diffusion": {"kind": "flow", "t_std": 1.0}, "conditioner": {"kind": "hybrid", "parts": '
+    b'{"class": {"kind": "class", "dim": 4}}}, "ema": {"decay": 0.5, "sigma_rel": [0.1]}}'
+)
 
 
 def damaged(data: bytes, rng: np.random.Generator) -> bytes:
@@ -52,6 +57,7 @@ SEEDS = {
     "deep.png": corpus.png("I;16"),
     "palette.png": corpus.png("P"),
     "metadata": METADATA,
+    "config.run": CONFIG,
 }
 
 
@@ -61,6 +67,9 @@ def test_random_damage(tmp_path: Path, kind):
     for i, data in enumerate([seed, *(damaged(seed, rng) for _ in range(TRIES))]):
         if kind == "metadata":
             corpus.folder(tmp_path / f"{i}", data)
+        elif kind == "config.run":
+            (tmp_path / f"{i} {kind}").mkdir()
+            (tmp_path / f"{i} {kind}/config.json").write_bytes(data)
         else:
             # Around the pickle the checksum is right.
             (tmp_path / f"{i} {kind}").write_bytes(corpus.zipped(data) if kind == "pickle.ckpt" else data)

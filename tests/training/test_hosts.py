@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.fast import flags
 from tests.training.test_loop import ROOT, metrics, parameters, train
@@ -87,6 +88,43 @@ def test_who_takes_part_must_be_told(tmp_path):
     )  # fmt: skip
     assert result.returncode == 2 and "JAX_COORDINATOR_ADDRESS=HOST:PORT" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("own", ["0", "1"])
+def test_hosts_that_do_not_come_are_told_of(tmp_path, own):
+    """JAX would end the process with the code 134 and name nobody."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{s.getsockname()[1]}"
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    result = subprocess.run(
+        [sys.executable, *RUN, f"--workdir={tmp_path}", "--distributed", "--join-timeout=2"], cwd=ROOT, text=True,
+        env=env | {"JAX_PROCESS_ID": own}, capture_output=True, timeout=60,
+    )  # fmt: skip
+    assert result.returncode == 75, result.stderr
+    told = f"not all hosts of this run (2) have joined within 2 s; this is host {own}. See which one has not started"
+    assert (
+        told in result.stdout
+        and f"the first one at {address}" in result.stdout
+        and "Check failure" not in result.stderr
+    )
+
+
+@pytest.mark.slow
+def test_hosts_have_their_images_where_they_like(tmp_path):
+    """Also when the run goes on."""
+    for host in range(2):
+        (tmp_path / f"{host}").mkdir()
+        for i in range(8):
+            Image.new("RGB", (32, 32), (i, i, i)).save(tmp_path / f"{host}" / f"{i}.png")
+    run = ["train.py", "--config=quickstart_first_stage:tiny", "--config.data.source=folder"]
+    options = ["--config.data.validation_fraction=0.3", f"--config.data.path={tmp_path / '0'}"]
+    for steps in (2, 3):
+        more = [*options, f"--config.steps={steps}"]
+        second = [f"--config.data.path={tmp_path / '1'}"]
+        texts = finish(*start(tmp_path / "run", *more, run=run, second=second))
+        assert f"split of {tmp_path / '1'}" in texts[1] and "Traceback" not in texts[0]
+    assert metrics(tmp_path / "run").keys() >= {3}
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -149,9 +150,42 @@ def test_the_date_is_renewed_and_a_loss_is_said(tmp_path, capsys, monkeypatch):
         as_if(tmp_path, pid=7, host="far")
         said = ""
         while "belongs to process 7 on far now" not in said:
-            said += capsys.readouterr().err
+            said += capsys.readouterr().out
             time.sleep(0.01)
     assert json.loads((tmp_path / "train.lock").read_text())["pid"] == 7  # not ours to remove
+
+
+def test_a_lock_that_was_removed_is_written_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 0.02)
+    with lock.held(tmp_path):
+        (tmp_path / "train.lock").unlink()
+        until = time.monotonic() + 5
+        while not (tmp_path / "train.lock").exists() and time.monotonic() < until:
+            time.sleep(0.01)
+        with pytest.raises(ConfigError, match="belongs to another run"), lock.held(tmp_path):
+            pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_suspended_run_that_has_lost_its_directory_ends(tmp_path):
+    """As soon as it goes on, though it gives a sign of life every 10 s alone; it does not touch the other's lock."""
+    code = (
+        "import sys, time; from functools import partial; from ldm_jax.training import lock, stopping\n"
+        "lock.BEAT = 3.0\n"
+        "with stopping.Stop() as stop:\n"
+        "    held = lock.held(sys.argv[1], partial(stop.leave, code=stopping.UNUSABLE))\n"
+        "    held.__enter__(); stop.at_exit(lambda: held.__exit__(None, None, None))\n"
+        "    print('on', flush=True); time.sleep(60)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "on\n"
+    child.send_signal(signal.SIGSTOP)
+    as_if(tmp_path, pid=7, host="far")
+    time.sleep(3.0)
+    child.send_signal(signal.SIGCONT)
+    out, _ = child.communicate(timeout=3.0)
+    assert child.returncode == 2 and "belongs to process 7 on far now" in out and "this run ends" in out, out
+    assert json.loads((tmp_path / "train.lock").read_text())["pid"] == 7
 
 
 def test_any_error_of_a_sign_of_life_is_of_one_beat_alone(tmp_path, monkeypatch):

@@ -67,8 +67,8 @@ def test_a_plan_of_the_devices_that_are_here(monkeypatch):
         *(
             (["--compile-only", option], f"{option} is for a run, and --compile-only begins none: leave one of the two")
             for option in (
-                "--workdir=x", "--distributed", "--host-timeout=40.0", "--max-minutes=2.0", "--require-accelerator",
-                "--accept-changes", "--profile=2:4",
+                "--workdir=x", "--distributed", "--host-timeout=40.0", "--join-timeout=9.0", "--max-minutes=2.0",
+                "--require-accelerator", "--accept-changes", "--profile=2:4",
             )
         ),
     ],

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from safetensors import SafetensorError
 
-from ldm_jax import checkpoint, config_file, recipes, rundir
+from ldm_jax import checkpoint, config_file, files, recipes, rundir
 from ldm_jax.cli import convert
 from ldm_jax.convert.safetensors_file import read_safetensors
-from ldm_jax.errors import ConfigError, Missing, SaveFailed
+from ldm_jax.errors import ConfigError, Damaged, Missing, SaveFailed
 from ldm_jax.training import posthoc, resume, setup, snapshots
 from ldm_jax.training.optim import power_of, power_update
 from ldm_jax.training.state import TrainState
@@ -150,9 +150,31 @@ def test_snapshots_of_a_run_that_goes_on(tmp_path):
     sums = np.cumsum(np.arange(1, 16))
     for step in (4, 12, 15):
         arrays, metadata = read_safetensors(snapshots.path_of(tmp_path, step))
-        assert metadata == {"sigma_rel": "[0.05, 0.1]"}
+        assert metadata["sigma_rel"] == "[0.05, 0.1]"
         for i, width in enumerate(KEPT):
             assert float(arrays[f"{i}/counted/sum"]) == pytest.approx(direct(sums, step, width), rel=1e-5)
+
+
+def test_a_flipped_bit_is_not_averaged(tmp_path, capsys):
+    """`convert.py --check` finds it, too. Files of older versions have no checksum."""
+    ema = dict(kind="power", snapshot_every=4, snapshot_dtype="float32")
+    train(tmp_path, Averaged(), steps=8, ema=ema)
+    path = snapshots.path_of(tmp_path, 4)
+    arrays, metadata = read_safetensors(path)
+    assert snapshots.read(tmp_path, 4)[1] == [0.05, 0.1]
+    convert.check(tmp_path)
+    assert "\nema/4: ok\nema/8: ok\n" in capsys.readouterr().out
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(Damaged, match=r"ema/4\.safetensors is damaged: .*remove it"):
+        posthoc.reconstruct(tmp_path, 0.08)
+    assert not convert.check(tmp_path)
+    said = capsys.readouterr().out
+    assert "BAD ema/4: " in said and "\nema/8: ok" in said
+    data[-1] ^= 1
+    files.save_arrays(path, {n: a.copy() for n, a in arrays.items()}, {"sigma_rel": metadata["sigma_rel"]})
+    assert snapshots.read(tmp_path, 4)[1] == [0.05, 0.1]
 
 
 def test_a_full_disk_costs_no_checkpoint(tmp_path, monkeypatch):

@@ -37,6 +37,11 @@ def test_what_does_not_change_the_model_may_change(run, changes):
     resume.check_same_run(recipe(**changes), run)
 
 
+def test_each_host_has_its_own_path_of_the_images(run, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    resume.check_same_run(recipe(**{"data.path": "elsewhere"}), run)
+
+
 def test_recomputing_activations_leaves_the_parameters_alone():
     small = {"unet.channel_mult": (1,), "unet.attention_downsamples": (), "first_stage.kind": "identity"}
     one, other = (rundir.params_shapes(recipe(**small, **{"unet.remat": remat})) for remat in (False, True))

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax import checkpoint, recipes, tree
-from ldm_jax.errors import Damaged, SaveFailed
+from ldm_jax import checkpoint, files, recipes, tree
+from ldm_jax.errors import Damaged, SaveFailed, WriteFailed
 from ldm_jax.training import logging, loop, sharding
 from ldm_jax.training.nonfinite import NonFinite
 from ldm_jax.training.state import TrainState
@@ -113,6 +113,28 @@ def failing(step, monkeypatch):
         sign(folder, saved)
 
     monkeypatch.setattr(checkpoint, "_sign", no_space)
+
+
+@pytest.mark.parametrize("first", [4, 5])
+def test_what_is_learnt_is_saved_where_metrics_cannot_be_written(first, tmp_path, monkeypatch):
+    """Also where no checkpoint was due, as at step 4."""
+
+    def full(self, step, values, prefix=""):
+        if step >= first:
+            with files.writing(self.path):
+                raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(logging.Writer, "scalars", full)
+    with pytest.raises(WriteFailed, match=r"metrics\.jsonl could not be written: No space left on.*Make room"):
+        train(tmp_path, steps=10)
+    assert checkpoint.steps(tmp_path)[-1] == first and result(tmp_path, first) == sum(range(first + 1))
+
+
+@pytest.mark.parametrize("name, written", [("parameters.txt", "parameters.txt"), ("config.json", "config.json.tmp")])
+def test_files_at_the_start_that_cannot_be_written_are_told(name, written, tmp_path):
+    (tmp_path / written).mkdir()
+    with pytest.raises(WriteFailed, match=rf"{name}.* could not be written: Is a directory\. .*Make room"):
+        train(tmp_path, steps=2)
 
 
 def test_all_is_closed_when_the_last_save_fails(tmp_path, monkeypatch):

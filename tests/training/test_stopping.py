@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
@@ -91,6 +92,20 @@ def test_whatever_the_run_waits_for_its_state_is_saved(phase, number, step, tmp_
     assert [line["step"] for line in lines(tmp_path) if "loss" in line] == [1, 2, 3, 4, 5, 6]
     assert [line["step"] for line in lines(tmp_path) if "val_loss" in line] == [3, 6]
     assert len(list((tmp_path / "pictures").iterdir())) == 2
+
+
+def test_a_stop_saves_the_state_where_metrics_cannot_be_written(tmp_path):
+    """As on a full disk: metrics.jsonl cannot become larger, the checkpoint's files can be written."""
+    long = json.dumps({"step": 0, "text": "a" * 2**20}) + "\n"
+    (tmp_path / "metrics.jsonl").write_text(long)
+    process = start(tmp_path, "data@5", "log=100")
+    wait_for(process, "at data")
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (len(long), len(long)))
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 2 and "Traceback" not in err, out + err
+    assert "asked to stop (SIGTERM): " in out and "metrics.jsonl could not be written: File too large" in out, out
+    assert checkpoint.steps(tmp_path) == [4]
 
 
 def test_between_steps_the_run_ends_after_one(tmp_path):
