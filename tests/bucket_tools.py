@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import fsspec
 from etils.epath import backend
+from fsspec.registry import _registry
 from fsspec.spec import AbstractFileSystem
 from orbax.checkpoint._src.path import gcs_utils
 
@@ -187,6 +188,7 @@ def bucket():
         yield "gs://bucket"
     finally:
         gcs_utils.is_hierarchical_namespace_enabled = hierarchical
+        _registry.pop("gcs", None)  # else it would stay there for the tests after it
         fsspec.register_implementation("gcs", "gcsfs.GCSFileSystem", clobber=True)
         files._reads_buckets.cache_clear()
         for name, value in before.items():

@@ -296,6 +296,7 @@ def trained(steps, clock, skipped=0):
             clock.now += 0.5
             report.add(step, {})
             if step % 10 == 0:
+                report.sum_up()
                 report.write(step)
 
 
