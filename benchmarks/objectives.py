@@ -20,8 +20,6 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 if __name__ == "__main__":  # the root, instead of this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -94,24 +92,20 @@ def train(recipe: str, workdir: Path, *options: str) -> float:
 
 def measured(workdir: Path, args) -> common.Row:
     """Parameters and shares of a model. The choice of guidance and eta is made with seed 1, the share is of seed 0."""
-    import jax
-
     import ldm_jax
+    from ldm_jax import tree
 
     pipe = ldm_jax.load(workdir)
-    kinds, colours = list(shapes.KINDS), list(shapes.COLOURS)
-    classes = [kinds.index(kind) * len(colours) + c for kind in shapes.SIMPLE_KINDS for c in range(len(colours))]
-    labels = [classes[i % len(classes)] for i in range(args.num)]
+    labels = [shapes.SIMPLE_CLASSES[i % len(shapes.SIMPLE_CLASSES)] for i in range(args.num)]
 
     def share(guidance: float, eta: float, seed: int) -> float:
         images = pipe.sample(label=labels, steps=args.steps, eta=eta, guidance=guidance, seed=seed, batch=64)
-        return float(np.mean([scenes.main_is(image, shapes.CLASS_NAMES[n]) for image, n in zip(images, labels)]))
+        return scenes.share_of_classes(images, labels)
 
     chosen = {pair: share(*pair, seed=1) for pair in itertools.product(GUIDANCE, ETA)}
     guidance, eta = best = max(chosen, key=chosen.__getitem__)
-    numbers = sum(leaf.size for leaf in jax.tree.leaves(pipe.params))
     return {
-        "parameters": numbers, "guidance": guidance, "eta": eta, "chosen_share": chosen[best],
+        "parameters": tree.count(pipe.params), "guidance": guidance, "eta": eta, "chosen_share": chosen[best],
         "share": share(guidance, eta, seed=0),
     }  # fmt: skip
 

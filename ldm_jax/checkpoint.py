@@ -273,7 +273,7 @@ class Checkpoints:
             f"the checkpoint of step {step} could not be written into {self.path}: {_in_short(error)}. "
             f"{files.free_space(self.path)}What was written of it is removed. "
             f"{f'The newest checkpoint is that of step {kept[-1]}' if kept else 'The run has no checkpoint yet'}. "
-            f"{'Make room' if files.is_local(self.path) else 'Mend that'}, then the same command goes on from there"
+            f"{files.remedy(self.path)}, then the same command goes on from there"
         )
 
     def restore(self, abstract: Tree, step: int) -> Tree:
@@ -411,7 +411,7 @@ def save_tree(path: str | Path, tree: Tree, made_from: dict | None = None) -> No
         raise SaveFailed(
             f"{path} could not be written: {_in_short(error)}. {files.free_space(path.parent)}"
             "What was written of it is removed. "
-            f"{'Make room' if files.is_local(path) else 'Mend that'}, then give the same command again"
+            f"{files.remedy(path)}, then give the same command again"
         ) from error
 
 

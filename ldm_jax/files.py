@@ -93,9 +93,13 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise WriteFailed(
             f"{path} could not be written: {error.strerror or error}. {free_space(path.parent)}"
-            f"{'Make room' if is_local(path) else 'Mend that'}, then the same command goes on from the newest "
-            "checkpoint"
+            f"{remedy(path)}, then the same command goes on from the newest checkpoint"
         ) from error
+
+
+def remedy(path: Path) -> str:
+    """What is to be done where a file cannot be written."""
+    return "Make room" if is_local(path) else "Mend that"
 
 
 def free_space(folder: Path) -> str:

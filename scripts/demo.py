@@ -60,13 +60,13 @@ def sample(run_directory: Path, out: Path, seed: int) -> float:
 
     process.setup()
     pipe = ldm_jax.load(run_directory)
-    kinds, colours = list(shapes.KINDS), list(shapes.COLOURS)
-    rows = [kinds.index(kind) * len(colours) for kind in shapes.SIMPLE_KINDS for _ in range(PER_CLASS)]
-    labels = [row + column for row in rows for column in range(len(colours))]
+    colours = len(shapes.COLOURS)
+    starts = [i for i in range(0, len(shapes.SIMPLE_CLASSES), colours) for _ in range(PER_CLASS)]
+    labels = [label for i in starts for label in shapes.SIMPLE_CLASSES[i : i + colours]]
     images = pipe.sample(label=labels, steps=50, eta=1, guidance=4, seed=seed, batch=64)
-    picture = images.grid(columns=len(colours))
+    picture = images.grid(columns=colours)
     picture.resize((2 * picture.width, 2 * picture.height), 0).save(out)
-    return float(np.mean([scenes.main_is(image, shapes.CLASS_NAMES[label]) for image, label in zip(images, labels)]))
+    return scenes.share_of_classes(images, labels)
 
 
 def main() -> None:

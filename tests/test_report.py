@@ -41,11 +41,16 @@ def tiny_network(monkeypatch):
     use_tiny(monkeypatch)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def class_run(folder):
+    """A run of a tiny class model on pictures of 32 px."""
     config = classes()
     config.data.image_size = 32
-    return keep(tmp_path_factory.mktemp("class"), config)
+    return keep(folder, config)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return class_run(tmp_path_factory.mktemp("class"))
 
 
 @pytest.fixture(scope="module")

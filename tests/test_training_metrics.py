@@ -11,8 +11,8 @@ import ldm_jax
 from ldm_jax import recipes, report, training_metrics
 from ldm_jax.errors import UsageError
 from ldm_jax.training_metrics import TrainingMetrics
-from tests.test_pipeline import classes, keep
-from tests.test_report import folder_of_data, inpainting, use_tiny
+from tests.test_pipeline import keep
+from tests.test_report import class_run, folder_of_data, inpainting, use_tiny
 
 
 @pytest.fixture(autouse=True)
@@ -22,9 +22,7 @@ def tiny_network(monkeypatch):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    config = classes()
-    config.data.image_size = 32
-    return keep(tmp_path_factory.mktemp("class"), config)
+    return class_run(tmp_path_factory.mktemp("class"))
 
 
 @pytest.fixture(scope="module")

@@ -114,6 +114,8 @@ RULES = Rules((0.25, 0.3, 0.25, 0.2), (0.2, 0.35), (0.08, 0.15), tuple(KINDS), 0
 SIMPLE_RULES = Rules((0.75, 0.25), (0.28, 0.4), (0.15, 0.2), SIMPLE_KINDS, 0.0, PATTERNS[:2])
 # A class is a kind and a colour. Segmentation maps have only kinds: 0 = background, else 1 + kind.
 CLASS_NAMES = tuple(f"{colour} {kind}" for kind in KINDS for colour in COLOURS)
+# The classes of simple scenes, a row of all colours for each kind.
+SIMPLE_CLASSES = tuple(CLASS_NAMES.index(f"{colour} {kind}") for kind in SIMPLE_KINDS for colour in COLOURS)
 SEGMENTATION_NAMES = ("background", *KINDS)
 
 

@@ -29,13 +29,13 @@ from ldm_jax.diffusion.timetable import Timetable
 Known = Callable[[jax.Array, Step], jax.Array]
 
 
-def _moving_steps(timetable: Timetable) -> Step:
-    """`steps_of`, without the steps that end where they begin: these change nothing, and h = 0 cannot be divided by.
-    They become padding, which comes last; the others keep their k."""
+def _moving_steps(timetable: Timetable) -> tuple[Step, jax.Array]:
+    """(`steps_of`, their places 0, 1, ...). The steps that end where they begin are left out: these change nothing, and
+    h = 0 cannot be divided by. They become padding, which comes last; the others keep their k."""
     steps = steps_of(timetable)
     steps = steps._replace(t=jnp.where(steps.a == steps.a_prev, -1, steps.t))
     order = jnp.argsort(steps.t < 0, stable=True)
-    return jax.tree.map(lambda x: x[order], steps)
+    return jax.tree.map(lambda x: x[order], steps), jnp.arange(len(order))
 
 
 def _extrapolated(
@@ -78,8 +78,7 @@ def dpm_solver_pp_2m(
         scale = jnp.sqrt((1 - s.a_prev) / (1 - s.a))
         return (scale * z + jnp.sqrt(s.a_prev) * (1 - ratio) * x0_ahead, x0, h), x0
 
-    steps = _moving_steps(timetable)
-    return Loop((z_T, jnp.zeros_like(z_T), jnp.ones((), float)), step, (steps, jnp.arange(len(steps.k))))
+    return Loop((z_T, jnp.zeros_like(z_T), jnp.ones((), float)), step, _moving_steps(timetable))
 
 
 @sampler(draws_noise=True, spacing="log_snr")
@@ -119,8 +118,7 @@ def dpm_solver_pp_2m_sde(
             z = z + jnp.sqrt((1 - s.a_prev) * -jnp.expm1(-2 * eta * h)) * temperature * noise(s.k)
         return (z, x0, h), x0
 
-    steps = _moving_steps(timetable)
-    return Loop((z_T, jnp.zeros_like(z_T), jnp.ones((), float)), step, (steps, jnp.arange(len(steps.k))))
+    return Loop((z_T, jnp.zeros_like(z_T), jnp.ones((), float)), step, _moving_steps(timetable))
 
 
 @sampler(spacing="log_snr")
@@ -162,7 +160,7 @@ def _unipc(order: int, denoise: Denoise, z_T: jax.Array, timetable: Timetable, k
     stands in for its integral. The first steps have as many values as there are. A last step that ends at alpha_bar 1
     is of first order.
     """
-    steps = _moving_steps(timetable)
+    steps, places = _moving_steps(timetable)
 
     def step(carry, x):
         (z, base, x0s, levels), (s, k) = carry, x  # x0s [p,B,...] and alpha_bar [p] of the last steps, newest first
@@ -184,7 +182,7 @@ def _unipc(order: int, denoise: Denoise, z_T: jax.Array, timetable: Timetable, k
         return (predicted, z, x0s, levels), x0
 
     before = steps.a[0] / 2 ** jnp.arange(1, order + 1, dtype=float)  # any different levels
-    return Loop((z_T, z_T, jnp.zeros((order, *z_T.shape), z_T.dtype), before), step, (steps, jnp.arange(len(steps.k))))
+    return Loop((z_T, z_T, jnp.zeros((order, *z_T.shape), z_T.dtype), before), step, (steps, places))
 
 
 def _integrated(z, a, a_next, ratio, x0, weights, others):

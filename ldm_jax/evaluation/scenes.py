@@ -6,13 +6,14 @@ it overlaps best, at the centre and radius that the region's own centroid and ar
 """
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from scipy import ndimage
 
-from ldm_jax.data.shapes import COLOURS, KINDS, RULES, SIMPLE_KINDS
+from ldm_jax.data.shapes import CLASS_NAMES, COLOURS, KINDS, RULES, SIMPLE_KINDS
 
 # Colourfulness (largest minus smallest channel): backgrounds reach 75 at most, shapes have 90 to 260.
 _SATURATED = 75
@@ -125,6 +126,11 @@ def main_is(image: np.ndarray, name: str) -> bool:
     """Is the largest shape this class ("red circle")?"""
     found = read(image)
     return bool(found) and found[0].name == name
+
+
+def share_of_classes(images: Iterable[np.ndarray], labels: Sequence[int]) -> float:
+    """Of the images the share whose largest shape is the class of their label."""
+    return float(np.mean([main_is(image, CLASS_NAMES[label]) for image, label in zip(images, labels)]))
 
 
 def all_there(image: np.ndarray, names: list[str]) -> bool:

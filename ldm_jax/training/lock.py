@@ -39,8 +39,7 @@ def held(workdir: str | Path, lost: Callable[[str], object] = print) -> Iterator
     hosts.
     """
     workdir = files.at(workdir)
-    lock = (_Lock if files.is_local(workdir) else _BucketLock)(workdir)
-    lock.lost = lost
+    lock = (_Lock if files.is_local(workdir) else _BucketLock)(workdir, lost)
     hosts.decided(lock.take)
     try:
         yield
@@ -50,10 +49,9 @@ def held(workdir: str | Path, lost: Callable[[str], object] = print) -> Iterator
 
 
 class _Lock:
-    def __init__(self, workdir: Path):
-        self.workdir, self.path = workdir, workdir / NAME
+    def __init__(self, workdir: Path, lost: Callable[[str], object] = print):
+        self.workdir, self.path, self.lost = workdir, workdir / NAME, lost
         self.text = json.dumps(_this_process(), indent=1) + "\n"
-        self.lost: Callable[[str], object] = print
         self.made: list[Path] = []  # folders that did not exist before
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._beat, name="train.lock", daemon=True)
@@ -208,9 +206,7 @@ class _Lock:
 
 
 class _BucketLock(_Lock):
-    def __init__(self, workdir: Path):
-        super().__init__(workdir)
-        self.beats = 0
+    beats = 0
 
     def take(self) -> None:
         try:
