@@ -34,3 +34,7 @@ class SaveFailed(UsageError):
 
 class WriteFailed(UsageError):
     """Another file of a run that could not be written."""
+
+
+class ReadFailed(UsageError):
+    """A file in a bucket that did not come; it may be sound."""

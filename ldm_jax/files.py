@@ -1,12 +1,14 @@
 """Where files are, and how they are written. Files from elsewhere: mapped, read in bounded pieces, and called by their
 name when they are something else.
 
-A run directory may lie in a bucket of Google Cloud Storage, gs://BUCKET/FOLDER. All that is written and read there goes
-through the functions of this module and the methods of etils' epath.Path. A bucket has no folders that could be renamed
-and no files that grow: what is written there appears whole, when it is complete. Everything else is on this machine.
+A run directory, a data set, cached latents and a tokenizer may lie in a bucket of Google Cloud Storage,
+gs://BUCKET/FOLDER. All that is written and read there goes through the functions of this module and the methods of
+etils' epath.Path. A bucket has no folders that could be renamed and no files that grow: what is written there appears
+whole, when it is complete. Everything else is on this machine.
 """
 
 import importlib.util
+import io
 import mmap
 import os
 import shutil
@@ -14,10 +16,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
+from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
-from ldm_jax.errors import Missing, UsageError, WriteFailed
+from ldm_jax.errors import Missing, ReadFailed, UsageError, WriteFailed
 
 PIECE = 2**23  # bytes that `Window` reads at once, at most
 _LFS = b"version https://git-lfs.github.com/spec/"
@@ -25,7 +28,7 @@ _HTML = (b"<!doctype html", b"<html", b"<head")
 
 
 def at(path: str | Path, what: str = "the run directory") -> Path:
-    """The path of a run directory, or of a file in it: a Path of this machine, or etils' epath.Path for gs://.
+    """The path of what may be in a bucket: a Path of this machine, or etils' epath.Path for gs://.
 
     file:///folder is /folder. UsageError for other addresses, and for gs:// without a package that reads it. what: the
     option, for the message.
@@ -39,10 +42,10 @@ def at(path: str | Path, what: str = "the run directory") -> Path:
         return Path(unquote(urlsplit(path).path))
     if scheme != "gs":
         raise UsageError(
-            f"{what}: {path} is an address, and run directories are folders of this machine or gs://BUCKET/FOLDER. "
+            f"{what}: {path} is an address, and the only ones that are read here are those of gs://BUCKET/FOLDER. "
             "Mount other buckets, for example with `mount-s3 BUCKET FOLDER`, and give FOLDER/..."
         )
-    if not _reads_buckets():
+    if not (_has_client() or importlib.util.find_spec("tensorflow")):
         raise UsageError(f"{what}: {path} is an address, and nothing here reads gs://: pip install gcsfs, or mount the "
                          "bucket with `gcsfuse BUCKET FOLDER` and give FOLDER/...")  # fmt: skip
     from etils import epath
@@ -51,16 +54,16 @@ def at(path: str | Path, what: str = "the run directory") -> Path:
 
 
 @cache
-def _reads_buckets() -> bool:
-    """Whether epath has a client for gs://."""
-    if importlib.util.find_spec("tensorflow"):
-        return True
+def _has_client() -> bool:
+    """Whether fsspec has a client for gs://. It keeps no listings: other hosts write there, too, and each file that is
+    opened would be looked for in them."""
     import fsspec
 
     try:
         fsspec.get_filesystem_class("gcs")
     except ImportError:
         return False
+    fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
     return True
 
 
@@ -150,10 +153,16 @@ def names(folder: Path) -> list[str]:
     """The relative names of all files in a folder and its subfolders."""
     if is_local(folder):
         return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    found = []
-    for path in folder.iterdir():
-        found += [f"{path.name}/{name}" for name in names(path)] if path.is_dir() else [path.name]
+    top, found = PurePosixPath(_in_bucket(folder)), []
+    for place, _, below in folder.walk():  # a listing for each folder, no request for a file
+        inside = PurePosixPath(_in_bucket(place)).relative_to(top)
+        found += [(inside / name).as_posix() for name in below if name]  # "": an object of the folder's own name
     return found
+
+
+def _in_bucket(path: Path) -> str:
+    """BUCKET/FOLDER: some clients give addresses back without gs://."""
+    return str(path).removeprefix("gs://")
 
 
 def copy_folder(folder: Path, target: Path) -> None:
@@ -174,9 +183,40 @@ def fetched(path: Path) -> Path:
     if path.is_dir():
         copy_folder(path, copy)
     else:
-        with path.open("rb") as there, copy.open("wb") as here:
-            shutil.copyfileobj(there, here, PIECE)
+        copy_file(path, copy)
     return copy
+
+
+def copy_file(path: Path, target: Path) -> None:
+    """Copies a file from a bucket to this machine, in pieces."""
+    with path.open("rb") as there, target.open("wb") as here:
+        shutil.copyfileobj(there, here, PIECE)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file. In a bucket a folder counts as well: to tell them apart takes further requests."""
+    return path.is_file() if is_local(path) else path.exists()
+
+
+def opened(path: Path) -> BinaryIO:
+    """The file, open for reading; of a bucket its bytes, in memory.
+
+    FileNotFoundError if there is none. ReadFailed where the bucket does not give it, which says nothing about the file.
+    """
+    if is_local(path):
+        return path.open("rb")
+    import fsspec
+
+    try:
+        # One request. To open a file takes further ones, which ask whether it is there and what else is.
+        return io.BytesIO(fsspec.filesystem("gcs").cat_file(str(path)) if _has_client() else path.read_bytes())
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # clients raise many kinds
+        raise ReadFailed(
+            f"{path} could not be read: {type(error).__name__}: {str(error)[:300]}. See that this machine reaches the "
+            "bucket and may read it; then the same command goes on from the newest checkpoint"
+        ) from error
 
 
 _FETCHED: list[tempfile.TemporaryDirectory] = []
@@ -188,7 +228,7 @@ def mapped(path: str | Path) -> memoryview:
     Missing if there is no such file. OSError or ValueError if it cannot be mapped; an empty file cannot.
     """
     path = at(path)
-    if not (path.is_file() if is_local(path) else path.exists()):
+    if not is_file(path):
         raise Missing(f"{path} does not exist, or is not a file")
     path = fetched(path)
     with open(path, "rb") as file:
@@ -198,7 +238,7 @@ def mapped(path: str | Path) -> memoryview:
 def mistaken(path: str | Path) -> str:
     """What the file is in place of the one that was wanted, and the remedy; "" if it is not a known mistake."""
     try:
-        with open(path, "rb") as file:
+        with at(path).open("rb") as file:
             head = file.read(512)
     except OSError:
         return ""

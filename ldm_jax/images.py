@@ -14,7 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ldm_jax.errors import RequestError
-from ldm_jax.files import at, local, mistaken, write
+from ldm_jax.files import at, is_local, local, mistaken, opened, write
 
 PIXELS = 2**26  # of a picture that is read, at most
 STRIP = 2**20  # pixels that are converted at once, about
@@ -133,10 +133,11 @@ def _open(option: str, path: Path) -> Image.Image:
 
 def open_image(path: str | Path) -> Image.Image:
     """A picture whose pixels are not decoded yet. ValueError for more than `PIXELS` of them, and for what is no file;
-    nearly any exception for a damaged one."""
-    if not Path(path).is_file():
+    nearly any exception for a damaged one. ReadFailed where a bucket does not give it."""
+    path = at(path)
+    if is_local(path) and not path.is_file():
         raise ValueError("it is not a file")
-    image = Image.open(path, formats=FORMATS)
+    image = Image.open(path if is_local(path) else opened(path), formats=FORMATS)
     if image.width * image.height > PIXELS:
         image.close()
         raise ValueError(f"it has {image.width}x{image.height} pixels, but at most {PIXELS} are read: make it smaller")

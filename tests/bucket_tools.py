@@ -8,8 +8,11 @@ import contextlib
 import io
 import json
 import os
+import sys
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import fsspec
@@ -20,6 +23,7 @@ from orbax.checkpoint._src.path import gcs_utils
 
 from ldm_jax import files
 
+FAKE = Path(__file__).with_name("fake_gcs")  # has a client for gs:// of the name gcsfs
 OBJECTS: dict[str, tuple[bytes, int]] = {}  # "bucket/name" -> (contents, generation)
 LOCK = threading.Lock()
 
@@ -29,6 +33,13 @@ def put(name: str, data: bytes) -> int:
         generation = OBJECTS.get(name, (b"", 0))[1] + 1
         OBJECTS[name] = data, generation
     return generation
+
+
+def put_folder(name: str, folder: Path) -> None:
+    """Puts the files of a folder into the bucket."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            put(f"{name}/{path.relative_to(folder).as_posix()}", path.read_bytes())
 
 
 class _Written(io.BytesIO):
@@ -174,8 +185,7 @@ def bucket():
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     fsspec.register_implementation("gcs", FileSystem, clobber=True)
-    backend.fsspec_backend._get_filesystem.cache_clear()
-    files._reads_buckets.cache_clear()
+    _forget()
     variables = {
         "TENSORSTORE_GCS_HTTP_URL": f"http://127.0.0.1:{server.server_port}", "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
         "EPATH_USE_TF": "no",
@@ -190,8 +200,34 @@ def bucket():
         gcs_utils.is_hierarchical_namespace_enabled = hierarchical
         _registry.pop("gcs", None)  # else it would stay there for the tests after it
         fsspec.register_implementation("gcs", "gcsfs.GCSFileSystem", clobber=True)
-        files._reads_buckets.cache_clear()
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
-        backend.fsspec_backend._get_filesystem.cache_clear()
+        _forget()
         server.shutdown()
+
+
+def _forget() -> None:
+    """What is remembered of clients."""
+    backend.fsspec_backend._get_filesystem.cache_clear()
+    files._has_client.cache_clear()
+
+
+@contextlib.contextmanager
+def bucket_on_disk(folder: Path) -> Iterator[dict[str, str]]:
+    """While the block runs, gs://NAME is the folder of that name in `folder`, for this process and for those that it
+    starts; for others with these variables, too. TensorStore, and so Orbax, does not know of it."""
+    variables = {"FAKE_GCS": str(folder), "EPATH_USE_TF": "no"}
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    sys.modules.pop("gcsfs", None)
+    sys.path.insert(0, str(FAKE))
+    _forget()
+    try:
+        yield variables | {"PYTHONPATH": str(FAKE)}
+    finally:
+        sys.path.remove(str(FAKE))
+        sys.modules.pop("gcsfs", None)
+        _registry.pop("gcs", None)
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        _forget()

@@ -15,8 +15,11 @@ from pathlib import Path
 
 from ldm_jax.data import metadata
 from ldm_jax.errors import DataError
+from ldm_jax.files import absolute, is_local
+from ldm_jax.files import names as every_name
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+_HIDDEN_FOLDERS = (".", "__MACOSX")
 _VALIDATION_FOLDERS = ("validation", "val", "valid", "test")
 
 
@@ -39,6 +42,8 @@ def files_in(path: Path) -> list[str]:
     Links to folders are followed after all other folders, and no folder is read twice. So each file is listed once, and
     a link to a parent folder does not lead to an endless loop.
     """
+    if not is_local(path):
+        return sorted(name for name in every_name(path) if not _is_hidden(name))
     names, walked, starts = [], set(), [path]
     for start in starts:  # links to folders are appended below
         for where, folders, files in os.walk(start):
@@ -47,12 +52,17 @@ def files_in(path: Path) -> list[str]:
                 folders.clear()
                 continue
             walked.add((status.st_dev, status.st_ino))
-            folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+            folders[:] = sorted(name for name in folders if not name.startswith(_HIDDEN_FOLDERS))
             starts += [Path(where, name) for name in folders if os.path.islink(os.path.join(where, name))]
             below = os.path.relpath(where, path).replace(os.sep, "/")
             prefix = "" if below == "." else f"{below}/"
             names += [prefix + name for name in files if not name.startswith(".")]
     return sorted(names)
+
+
+def _is_hidden(name: str) -> bool:
+    *folders, file = name.split("/")
+    return file.startswith(".") or any(folder.startswith(_HIDDEN_FOLDERS) for folder in folders)
 
 
 def _number_labels(path: Path, entries: list[dict]) -> tuple[str, ...]:
@@ -86,16 +96,16 @@ def _validation_folder(files: list[str]) -> str | None:
 def scan(path: Path) -> Listing:
     """Lists the folder. FileNotFoundError if it does not exist, DataError if it has no images."""
     if not path.is_dir():
-        raise FileNotFoundError(f"no folder {path.absolute()}" + (": it is a file" if path.exists() else ""))
+        raise FileNotFoundError(f"no folder {absolute(path)}" + (": it is a file" if path.exists() else ""))
     try:
         files = files_in(path)
     except RecursionError:
-        raise DataError(f"{path.absolute()} has folders in folders, too deep to be read") from None
+        raise DataError(f"{absolute(path)} has folders in folders, too deep to be read") from None
     images = [name for name in files if name.lower().endswith(EXTENSIONS)]
     if not images:
         kinds = Counter(os.path.splitext(name)[1] or "extensionless" for name in files)
         others = ", ".join(f"{count} {kind} files" for kind, count in kinds.most_common(5)) or "nothing"
-        raise DataError(f"no images ({', '.join(EXTENSIONS)}) in {path.absolute()}, only: {others}")
+        raise DataError(f"no images ({', '.join(EXTENSIONS)}) in {absolute(path)}, only: {others}")
     described = [name for name in files if name.rsplit("/", 1)[-1] == metadata.NAME]
     if described:
         known = set(files)

@@ -7,6 +7,9 @@ An entry of an ArrayRecord file is one example. It is a byte 0 and the example's
 the mirrored image is cached as well, else 1. Or, for an example that could not be read, it is a byte 1, the name and
 the reason; training skips such an example, as it does without a cache. The first stage defines what the moments mean.
 
+DIR may be in a bucket. Then a host writes its files on its own disk and puts them into DIR, and each machine reads from
+a copy of DIR (copies.py).
+
 Why float32: float16 changes the latents of the KL first stage of configs/emoji_first_stage.py by 0.02 % of their
 standard deviation (root mean square; at most 0.07 %), a quarter of the posterior's noise, and decoded images by at most
 0.33 of 255 grey levels. That is harmless there. But training with a cache should equal training without it, up to
@@ -16,17 +19,19 @@ float32 rounding, for every first stage. This is worth twice the disk space.
 import json
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from ldm_jax.data import copies
 from ldm_jax.data.fields import Field, Placed
 from ldm_jax.data.sources import CorruptExample, Source
 from ldm_jax.data.transforms import ImageTransform
 from ldm_jax.errors import ConfigError, DataError
-from ldm_jax.files import local
+from ldm_jax.files import at, is_local, write
 
 VERSION = 2  # version 1 compared only the names of images, not their contents
 SHARD_BYTES, SHARD_EXAMPLES = 2**28, 4096  # the most that a file holds, and that a killed run has to make again
@@ -35,12 +40,16 @@ _MOMENTS, _CORRUPT = b"\0", b"\1"
 
 @dataclass(frozen=True)
 class Store:
-    """The files of a cache of `count` examples with moments of `shape` [F,h,w,m]. Can be pickled."""
+    """The files of a cache of `count` examples with moments of `shape` [F,h,w,m]. Can be pickled.
+
+    bucket: the cache's folder where that is in a bucket; then `folder` is this machine's copy of it.
+    """
 
     folder: Path
     count: int
     shape: tuple[int, int, int, int]
     per_shard: int
+    bucket: Path | None = None
 
     def __len__(self) -> int:
         return self.count
@@ -53,11 +62,23 @@ class Store:
         """The indices of the examples in a shard."""
         return range(shard * self.per_shard, min((shard + 1) * self.per_shard, self.count))
 
+    @property
+    def where(self) -> Path:
+        """The folder that all hosts share."""
+        return self.bucket or self.folder
+
+    def name(self, shard: int) -> str:
+        return f"latents-{shard:05d}-of-{self.shards:05d}.array_record"
+
     def path(self, shard: int) -> Path:
-        return self.folder / f"latents-{shard:05d}-of-{self.shards:05d}.array_record"
+        return self.folder / self.name(shard)
 
     def finished(self, shard: int) -> bool:
-        """Whether the shard's file exists and is complete."""
+        """Whether the shard's file exists and is complete. In a bucket what exists is complete."""
+        return self._is_whole(shard) if self.bucket is None else (self.bucket / self.name(shard)).exists()
+
+    def _is_whole(self, shard: int) -> bool:
+        """Whether the file on this machine is."""
         from array_record.python.array_record_module import ArrayRecordReader
 
         if not self.path(shard).exists():
@@ -71,7 +92,30 @@ class Store:
 
     def missing(self) -> list[int]:
         """Shards that are not finished."""
-        return [shard for shard in range(self.shards) if not self.finished(shard)]
+        if self.bucket is None:
+            return [shard for shard in range(self.shards) if not self.finished(shard)]
+        with ThreadPoolExecutor(32) as pool:
+            finished = list(pool.map(self.finished, range(self.shards)))
+        return [shard for shard, there in enumerate(finished) if not there]
+
+    def lacking(self) -> str:
+        """What to say where this machine has no room for its copy of a bucket; "" else."""
+        if self.bucket is None:
+            return ""
+        examples = sum(len(self.indices(shard)) for shard in range(self.shards) if not self._is_whole(shard))
+        return copies.lacking(self.bucket, self.folder, examples * 4 * int(np.prod(self.shape)))
+
+    def bring(self) -> None:
+        """Copies from the bucket what this machine lacks; all shards are finished. DataError for a damaged one."""
+        if self.bucket is None:
+            return
+        copies.bring(self.bucket, self.folder, copies.sizes_of(self.bucket, [*map(self.name, range(self.shards))]))
+        damaged = [shard for shard in range(self.shards) if not self._is_whole(shard)]
+        if damaged:
+            raise DataError(
+                f"{self.bucket / self.name(damaged[0])} is damaged, and {len(damaged) - 1} more: remove them, and the "
+                "next start makes them anew"
+            )
 
     def write(self, shard: int, examples: Iterable[np.ndarray | CorruptExample]) -> None:
         """Writes one shard. The file gets its name when it is complete.
@@ -97,6 +141,8 @@ class Store:
             os.replace(temporary, path)
         except FileNotFoundError:
             raise DataError(f"another run is writing {self.folder}: start this one again when it is done") from None
+        if self.bucket is not None:
+            write(self.bucket / path.name, path.read_bytes())
 
     def _record(self, example: np.ndarray | CorruptExample) -> bytes:
         if isinstance(example, CorruptExample):
@@ -126,24 +172,27 @@ class Store:
 def open_store(
     folder: str | Path, made_from: dict, count: int, shape: tuple[int, ...], shard_bytes: int = SHARD_BYTES
 ) -> Store:
-    """Opens the cache in `folder`, or creates an empty one. `Store.missing` lists the shards that are not written yet.
+    """Opens the cache in `folder`, which may be in a bucket, or creates an empty one.
 
+    `Store.missing` lists the shards that are not written yet.
     made_from: {name: str, number or bool}, everything that the moments depend on. DataError if the cache in the folder
     was made from something else; it lists the differences.
     """
-    folder = local(folder, "folder")
+    folder = at(folder, "folder")
     path, size = folder / "latents.json", 4 * int(np.prod(shape))
     facts = {"version": VERSION, **made_from, "examples": count, "shape": list(shape)}
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        # Several hosts may write the file at the same time, with the same text.
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         per_shard = min(max(shard_bytes // size, 1), SHARD_EXAMPLES)
-        temporary.write_text(json.dumps(facts | {"per_shard": per_shard}, indent=2) + "\n")
-        os.replace(temporary, path)
+        # Several hosts may write the file at the same time, with the same text.
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp") if is_local(path) else path
+        write(temporary, json.dumps(facts | {"per_shard": per_shard}, indent=2) + "\n")
+        if temporary != path:
+            os.replace(temporary, path)
     other = "Give another folder with --config.data.cache_latents=DIR, or delete this one to have it made again."
     try:
-        before = json.loads(path.read_bytes())
+        text = path.read_bytes()
+        before = json.loads(text)
         per_shard, version = before.pop("per_shard"), before["version"]
         if type(per_shard) is not int or type(version) is not int or per_shard < 1:
             raise ValueError(f"per_shard is {per_shard!r}, version is {version!r}")
@@ -163,7 +212,11 @@ def open_store(
         raise DataError(
             f"the cached latents in {folder} were made from something else:\n" + "\n".join(wrong) + f"\n{other}"
         )
-    return Store(folder, count, tuple(shape), per_shard)
+    if is_local(folder):
+        return Store(folder, count, tuple(shape), per_shard)
+    here = copies.place_of(folder, text)
+    here.mkdir(parents=True, exist_ok=True)
+    return Store(here, count, tuple(shape), per_shard, folder)
 
 
 class LatentSource(Source):
@@ -192,7 +245,7 @@ class LatentSource(Source):
 
     def describe(self) -> str:
         """The line of the images, and the folder of the latents."""
-        return f"{self.images.describe()}; latents of shape {self.store.shape} in {self.store.folder}"
+        return f"{self.images.describe()}; latents of shape {self.store.shape} in {self.store.where}"
 
 
 def needs_pictures(made: tuple[Field, ...]) -> bool:

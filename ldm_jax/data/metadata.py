@@ -23,15 +23,19 @@ import json
 import math
 import os
 import posixpath
-from functools import lru_cache
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags
 
 from ldm_jax.data.layout import clip_box
-from ldm_jax.errors import DataError
-from ldm_jax.files import mistaken
+from ldm_jax.errors import DataError, ReadFailed
+from ldm_jax.files import fetched, is_file, is_local, mistaken, opened
 from ldm_jax.images import open_image
 
 NAME = "metadata.jsonl"
@@ -39,6 +43,7 @@ CLASSES = 2**20  # classes are numbered below this
 PATH = 4096  # letters of the name of a file, at most
 LINE = 2**23  # letters of a line, at most
 NUMBERS = 2**24  # in a .npy file, at most
+_THREADS, _TOGETHER = 32, 64  # that wait for a bucket; lines that one of them reads
 _BOX = '{"box": [x0, y0, x1, y1] in 0..1, "class": int}'
 _PIXEL_BOXES = '{"bbox": [[x, y, width, height], ...], "categories": [int, ...]}'
 
@@ -48,32 +53,50 @@ def read(path: Path, name: str, files: set[str]) -> list[dict]:
 
     files: names of files that are known to be in `path`. DataError for a wrong line; it names the file and the line.
     """
-    if not (path / name).is_file() or mistaken(path / name):
-        raise DataError(f"{path / name} cannot be read: {mistaken(path / name) or 'it is not a file'}")
-    reader, entries = _Reader(path, name.removesuffix(NAME), files), []
+    where = path / name
+    if not is_file(where) or mistaken(where):
+        raise DataError(f"{where} cannot be read: {mistaken(where) or 'it is not a file'}")
+    reader = _Reader(path, name.removesuffix(NAME), files)
     try:
-        with (path / name).open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(iter(lambda: file.readline(LINE + 2), ""), 1):
-                if line.strip():
-                    try:
-                        entries.append(reader.entry(line.removesuffix("\n")))
-                    except DataError as error:
-                        raise DataError(f"{path / name}, line {number}: {error}") from None
+        with fetched(where).open(encoding="utf-8-sig") as file:
+            lines = enumerate(iter(lambda: file.readline(LINE + 2), ""), 1)
+            if is_local(path):
+                return _entries(reader, where, lines)
+            with ThreadPoolExecutor(_THREADS) as pool:  # boxes in pixels and vectors need a request each
+                return [entry for some in pool.map(partial(_entries, reader, where), _parts(lines)) for entry in some]
     except UnicodeDecodeError as error:
-        raise DataError(f"{path / name} is not UTF-8: {error}") from None
+        raise DataError(f"{where} is not UTF-8: {error}") from None
     except OSError as error:
-        raise DataError(f"{path / name} cannot be read: {error}") from None
+        raise DataError(f"{where} cannot be read: {error}") from None
+
+
+def _parts(lines: Iterable) -> Iterator[list]:
+    lines = iter(lines)
+    while some := list(islice(lines, _TOGETHER)):
+        yield some
+
+
+def _entries(reader: "_Reader", where: Path, lines: Iterable[tuple[int, str]]) -> list[dict]:
+    """The entries of numbered lines."""
+    entries = []
+    for number, line in lines:
+        if line.strip():
+            try:
+                entries.append(reader.entry(line.removesuffix("\n")))
+            except DataError as error:
+                raise DataError(f"{where}, line {number}: {error}") from None
     return entries
 
 
 class _Reader:
-    """Turns the lines of one metadata file into entries. `prefix` is its folder: "" or "some/folder/"."""
+    """Turns the lines of one metadata file into entries. `prefix` is its folder: "" or "some/folder/". Threads may
+    share it."""
 
     def __init__(self, path: Path, prefix: str, files: set[str]):
         self.path, self.prefix, self.files = path, prefix, files
         self.real_path = lru_cache(maxsize=1024)(os.path.realpath)  # one look-up for all files of a folder
         self.root = os.path.join(self.real_path(path), "")
-        self.width = None  # of the first vector that was read
+        self.width, self.lock = None, threading.Lock()  # of the first vector that was read
 
     def entry(self, line: str) -> dict:
         if len(line) > LINE:
@@ -104,7 +127,7 @@ class _Reader:
         inside = not os.path.isabs(given) and ".." not in given.split("/")
         # The split is a hash of the name, so an image must have one name only.
         name = posixpath.normpath(self.prefix + given) if inside else self.prefix + given
-        if inside and name not in self.files and not os.path.isfile(self.path / name):
+        if inside and name not in self.files and not is_file(self.path / name):
             raise DataError(f'"{key}" names {given}, but {self.path / name} does not exist')
         if not inside or not self._is_inside(os.path.join(self.path, name)):
             raise DataError(
@@ -114,7 +137,9 @@ class _Reader:
         return name
 
     def _is_inside(self, file: str) -> bool:
-        """Whether the file is in the folder after links are followed."""
+        """Whether the file is in the folder after links are followed, which a bucket does not have."""
+        if not is_local(self.path):
+            return True
         where = file if os.path.islink(file) else os.path.dirname(file)
         return os.path.join(self.real_path(where), "").startswith(self.root)
 
@@ -124,12 +149,15 @@ class _Reader:
             given = self._file("vectors", given)
         try:
             vectors = read_vectors(self.path / given) if isinstance(given, str) else to_vectors(_array(given))
+        except ReadFailed:
+            raise
         except ValueError as error:
             raise DataError(
                 '"vectors" must be a list of numbers, a list of lists of equal length, or the name of a '
                 f".npy file with an array [dim] or [n,dim], not {_short(given)} ({error})"
             ) from None
-        self.width = self.width or vectors.shape[1]
+        with self.lock:
+            self.width = self.width or vectors.shape[1]
         if vectors.shape[1] != self.width:
             raise DataError(f"vectors of {vectors.shape[1]} numbers, but those before have {self.width}")
         return given if isinstance(given, str) else vectors
@@ -186,6 +214,8 @@ def _objects(given, image: Path) -> list[dict]:
         raise DataError(f'"objects" must be [{_BOX}, ...] or {_PIXEL_BOXES} of equal length, not {_short(given)}')
     try:
         width, height = _upright_size(image)
+    except ReadFailed:
+        raise
     # Decoders raise nearly any exception for a broken file. Training skips such a file, so it needs no objects.
     except Exception:
         return []
@@ -241,14 +271,20 @@ def read_vectors(path: Path) -> np.ndarray:
 
 
 def read_npy(path: Path) -> np.ndarray:
-    """The array of numbers in a .npy file, mapped. ValueError for any other file, whatever is wrong with it."""
+    """The array of numbers in a .npy file, mapped. ValueError for any other file, whatever is wrong with it. ReadFailed
+    where a bucket does not give it."""
     try:
-        if not path.is_file():
+        if is_local(path) and not path.is_file():
             raise ValueError("not a file")
-        array = np.lib.format.open_memmap(path, mode="r")
+        if is_local(path):
+            array = np.lib.format.open_memmap(path, mode="r")
+        else:
+            array = np.lib.format.read_array(opened(path), allow_pickle=False)
         if array.size > NUMBERS:
             raise ValueError(f"{array.size} numbers; at most {NUMBERS} are read")
         return array
+    except ReadFailed:
+        raise
     except Exception as error:  # the header is parsed as Python, which raises many kinds
         raise ValueError(mistaken(path) or f"not a .npy file: {str(error)[:200]}") from None
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ldm_jax.errors import DataError
+from ldm_jax.files import at, is_file, opened
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,15 @@ def kept_classes(path: str | Path, names: tuple[str, ...]) -> dict[int, int]:
     names: the classes of the set. DataError for an unknown or repeated name. FileNotFoundError if there is no file; it
     says how to make one.
     """
-    if not Path(path).is_file():
+    path = at(path, "classes")
+    if not is_file(path):
         raise FileNotFoundError(
             f"{path} does not exist: the names of the classes to keep, one a line. The most frequent ones:\n"
             f"  python scripts/count_classes.py --name=NAME --data_dir=DIR --most=352 --out={path}"
         )
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with opened(path) as file:
+            text = file.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not a text in UTF-8 ({error}): save it as one, with a class name a line") from None
     wanted = [line.strip() for line in text.splitlines() if line.strip()]

@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from ldm_jax.data import folder, prepared, shapes
+from ldm_jax.data import copies, folder, prepared, shapes
 from ldm_jax.data.layout import LayoutRules
 from ldm_jax.data.metadata import read_vectors
-from ldm_jax.errors import ConfigError, DataError, Missing
-from ldm_jax.files import local
+from ldm_jax.errors import ConfigError, DataError, Missing, ReadFailed
+from ldm_jax.files import at, is_file, is_local
 from ldm_jax.images import open_image, to_channels
 
 SPLITS = ("train", "validation", "all")
@@ -86,7 +86,7 @@ def fingerprint(folder: Path, names: Sequence[str]) -> str:
     if len(names) > 100_000:
         print(f"comparing the contents of {len(names)} files: some minutes for every million", flush=True)
     digest = hashlib.sha256()
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(8 if is_local(folder) else 64) as pool:
         for start in range(0, len(names), 4096):
             some = names[start : start + 4096]
             for name, seen in zip(some, pool.map(_ends, (folder / name for name in some))):
@@ -96,11 +96,11 @@ def fingerprint(folder: Path, names: Sequence[str]) -> str:
 
 def _ends(path: Path) -> bytes:
     """A hash of the size, the beginning and the end; b"" if the file cannot be read."""
-    if not path.is_file():
+    if not is_file(path):
         return b""
     try:
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+            size = os.fstat(file.fileno()).st_size if is_local(path) else path.stat().length
             digest = hashlib.sha256(f"{size}\n".encode() + file.read(ENDS))
             file.seek(max(size - ENDS, min(size, ENDS)))
             digest.update(file.read(ENDS))
@@ -159,7 +159,8 @@ class FilteredSource(Source):
 class FolderSource(Source):
     """Images in a folder and its subfolders, in the conventions of Hugging Face's imagefolder (folder.py).
 
-    path: the folder. Files with the extensions png, jpg, jpeg, webp, bmp, tif and tiff are images.
+    path: the folder, which may be in a bucket. Files with the extensions png, jpg, jpeg, webp, bmp, tif and tiff are
+        images.
     split: "train" | "validation" | "all". If there are subfolders train/ and validation/ (or val/, valid/, test/), they
         are the splits. Otherwise a hash of the relative file name puts about `validation_fraction` of the images into
         validation: the same images on every machine, also when more images are added.
@@ -171,7 +172,7 @@ class FolderSource(Source):
             raise ValueError(f"split is {split!r}, but must be one of {', '.join(SPLITS)}")
         if channels not in (1, 3):
             raise ConfigError(f"channels is {channels}, but images are read with 1 or 3")
-        self.path, self.split, self.channels = local(path, "path"), split, channels
+        self.path, self.split, self.channels = at(path, "path"), split, channels
         listing = folder.scan(self.path)
         chosen = folder.choose_split(listing, split, validation_fraction)
         self.class_names = listing.class_names
@@ -192,6 +193,8 @@ class FolderSource(Source):
             vectors = entry.get("vectors")
             if vectors is not None:
                 example["vectors"] = read_vectors(self.path / vectors) if isinstance(vectors, str) else vectors
+        except ReadFailed:
+            raise
         # Decoders raise nearly any exception for a broken file.
         except Exception as error:
             raise CorruptExample(entry["name"], f"{type(error).__name__}: {error}") from error
@@ -255,7 +258,8 @@ class TfdsSource(Source):
 
     name: for example "mnist", "coco/2017", or with a version "mnist:3.0.1" (default: the newest version on disk).
     split: in the notation of TFDS, for example "train", "train[:90%]", "train+restval".
-    data_dir: None means $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    data_dir: None means $TFDS_DATA_DIR or ~/tensorflow_datasets. Of a set in a bucket this machine keeps a copy
+        (copies.py); Missing where it has no room for it.
     classes: None, or a file with the names of the classes of objects to keep, one a line. The number of a class is then
         the number of its line.
     object_names: names of the classes of objects, by number; () if the set has no objects.
@@ -277,18 +281,19 @@ class TfdsSource(Source):
             raise Missing(f"{name} is read by tensorflow_datasets ({error}): pip install 'ldm_jax[data]'") from error
 
         default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-        at = prepared.folder_of(name, Path(data_dir or default).expanduser())
-        builder = tfds.builder_from_directory(at)
+        place = prepared.folder_of(name, at(data_dir or default, "data_dir").expanduser())
+        place = copies.of_folder(place, "dataset_info.json")
+        builder = tfds.builder_from_directory(place)
         if builder.info.file_format.value != "array_record":
             raise DataError(
-                f"{at} is prepared as {builder.info.file_format.value}, which has no random "
+                f"{place} is prepared as {builder.info.file_format.value}, which has no random "
                 "access; prepare it again with --file_format=array_record"
             )
         features = dict(builder.info.features.items())
         if "image" not in features:
             raise DataError(f"{name} has no feature 'image', only {', '.join(features)}")
         self.name, self.split, self.channels, self._names = name, split, channels, prepared.names_of(name)
-        self._folder = Path(at)
+        self._folder = place
         self._data = builder.as_data_source(split)
         pictures = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
         self._without_pixels = builder.as_data_source(

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.files import at, fetched, is_local, write
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _VOCABULARY = "vocab.txt"
@@ -27,13 +28,14 @@ def _load(name: str):
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # its tokenizers do without PyTorch
     from transformers import AutoTokenizer, BertTokenizerFast
 
+    place = _on_this_machine(name)
     try:
         # A folder that has only vocab.txt is enough. A folder that exists is not searched for on the Hub.
-        if (Path(name) / _VOCABULARY).is_file() and not (Path(name) / _CONFIG).is_file():
-            return BertTokenizerFast.from_pretrained(name)
-        return AutoTokenizer.from_pretrained(name)
+        if (Path(place) / _VOCABULARY).is_file() and not (Path(place) / _CONFIG).is_file():
+            return BertTokenizerFast.from_pretrained(place)
+        return AutoTokenizer.from_pretrained(place)
     except Exception as error:  # `tokenizers` raises plain ones
-        if any((Path(name) / file).is_file() for file in (_VOCABULARY, "tokenizer.json")):
+        if any((Path(place) / file).is_file() for file in (_VOCABULARY, "tokenizer.json")):
             raise DataError(
                 f"the tokenizer in {name} cannot be read ({type(error).__name__}: {str(error)[:200]}): its files are "
                 "damaged. Bring the folder back from a copy, or give another one"
@@ -48,12 +50,22 @@ def _load(name: str):
         ) from error
 
 
+def _on_this_machine(name: str) -> str:
+    """The name, or a copy of the folder in a bucket that it is. FileNotFoundError where there is none."""
+    if "://" not in name:
+        return name
+    folder = at(name, "tokenizer")
+    if not (is_local(folder) or folder.is_dir()):
+        raise FileNotFoundError(f"no tokenizer {name!r}: there is no such folder in the bucket")
+    return str(fetched(folder))
+
+
 class TextTokenizer:
     """Callable: text -> (ids int32 [L], mask int32 [L]), L = max_length. The mask is 1 for tokens, 0 for padding.
 
-    name: a local folder, or a name on the Hugging Face Hub. Long texts are cut; their last token is still [SEP].
-    FileNotFoundError if the name cannot be loaded, DataError if its files are damaged, ConfigError if the tokenizer has
-    no padding token.
+    name: a folder, which may be in a bucket, or a name on the Hugging Face Hub. Long texts are cut; their last token is
+    still [SEP]. FileNotFoundError if the name cannot be loaded, DataError if its files are damaged, ConfigError if the
+    tokenizer has no padding token.
     """
 
     def __init__(self, name: str | Path = "bert-base-uncased", max_length: int = 77):
@@ -161,9 +173,9 @@ def train_wordpiece(captions: Iterable[str], size: int, folder: str | Path) -> P
             f"size is {size}, but {len(SPECIAL)} special tokens and the {len(pieces)} letters of these "
             f"captions, first and following ones apart, need {len(SPECIAL) + len(pieces)}"
         )
-    folder = Path(folder)
+    folder = at(folder, "folder")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _VOCABULARY).write_text("\n".join((*SPECIAL, *pieces)) + "\n", encoding="utf-8")
+    write(folder / _VOCABULARY, "\n".join((*SPECIAL, *pieces)) + "\n")
     config = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
-    (folder / _CONFIG).write_text(json.dumps(config) + "\n", encoding="utf-8")
+    write(folder / _CONFIG, json.dumps(config) + "\n")
     return folder

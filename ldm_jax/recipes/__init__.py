@@ -16,8 +16,9 @@ from ml_collections import ConfigDict, config_flags
 from ldm_jax.errors import ConfigError
 from ldm_jax.files import at, local
 
-# Options that are run directories, which may lie in a bucket.
-RUNS = ("config.first_stage.checkpoint", "config.conditioner.checkpoint", "config.guides", "config.init_from")
+# Ends of options that may lie in a bucket: run directories, data and tokenizers.
+IN_BUCKETS = (".checkpoint", "config.guides", "config.init_from", "data.path", "data.classes", "data.cache_latents",
+              ".tokenizer")  # fmt: skip
 _PACKAGE = Path(__file__).resolve().parents[1]
 # An installed package has configs/ inside, a checkout beside the package.
 FOLDER = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
@@ -87,10 +88,9 @@ def _check_paths(section: ConfigDict, name: str) -> None:
     for option, value in section.items():
         if isinstance(value, ConfigDict):
             _check_paths(value, f"{name}.{option}")
-        elif isinstance(value, str) and f"{name}.{option}" in RUNS:
-            at(value, f"--{name}.{option}")
         elif isinstance(value, str) and "://" in value:
-            section[option] = str(local(value, f"--{name}.{option}"))
+            place = at if f"{name}.{option}".endswith(IN_BUCKETS) else local
+            section[option] = str(place(value, f"--{name}.{option}"))
 
 
 def _check_options(config: ConfigDict, overrides: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """Writes the cached latents that data/latents.py reads: the first stage's moments of each training image.
 
 Each host encodes some of the shards, on its own devices. Shards that are complete are kept. All hosts must share the
-folder.
+folder, which may be in a bucket.
 """
 
 import hashlib
@@ -19,13 +19,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ldm_jax import progress, tree
+from ldm_jax import hosts, progress, tree
 from ldm_jax.data import fields
 from ldm_jax.data.latents import LatentSource, LatentTransform, Store, needs_pictures, open_store
 from ldm_jax.data.sources import CorruptExample, Source
 from ldm_jax.data.transforms import ImageTransform
 from ldm_jax.data.workers import Group, plan, prefetch
-from ldm_jax.errors import ConfigError
+from ldm_jax.errors import ConfigError, Missing
 
 Tree = Any
 Transform = ImageTransform | fields.WithFields
@@ -42,7 +42,7 @@ def from_cache(
 
     images, transform: those of training without a cache. model: the first stage, with the variables
     frozen["first_stage"]. cores: for this process. ConfigError for latents that cannot be cached; DataError if the
-    cache in the folder was made from something else.
+    cache in the folder was made from something else; Missing where a host has no room for its copy of a bucket.
     """
     data, kind, variables = config.data, config.first_stage.kind, frozen["first_stage"]
     placing, made = getattr(transform, "transform", transform), getattr(transform, "fields", ())
@@ -58,6 +58,10 @@ def from_cache(
     made_from |= {name: data[name] for name in PREPARATION}
     shape = moments_shape(model, variables, placing, data.channels)
     store = open_store(data.cache_latents, made_from, len(images), shape)
+    lacking = store.lacking()
+    hosts.check_equal({"cached latents": lacking})
+    if lacking:
+        raise Missing(lacking)
     say = print if jax.process_index() == 0 else lambda *_, **__: None
     at_once = config.batch_size // config.optim.accumulate // jax.process_count()
     workers, threads = plan(data.workers, cores, images.light)
@@ -165,14 +169,14 @@ def fill(
     encodes together; workers, threads: that decode them. ConfigError if the shards of other hosts are not in the folder
     of this one.
     """
-    host, hosts = jax.process_index(), jax.process_count()
+    host, count = jax.process_index(), jax.process_count()
     missing = store.missing()
-    if hosts > 1:
+    if count > 1:
         multihost_utils.sync_global_devices("which cached latents are missing")
-    mine = missing[host::hosts]
+    mine = missing[host::count]
     if missing:
         kept = f", {store.shards - len(missing)} are there" if len(missing) < store.shards else ""
-        say(f"caching latents: {len(missing)} of {store.shards} files to write into {store.folder}{kept}", flush=True)
+        say(f"caching latents: {len(missing)} of {store.shards} files to write into {store.where}{kept}", flush=True)
     if mine:
         indices = np.concatenate([np.asarray(store.indices(shard)) for shard in mine])
         seen = _Images(images, replace(transform, flip=False), indices)
@@ -181,11 +185,12 @@ def fill(
             for shard in mine:
                 store.write(shard, islice(examples, len(store.indices(shard))))
             next(examples, None)  # runs to the end: prints the last line and stops the readers
-    if hosts > 1:
+    if count > 1:
         multihost_utils.sync_global_devices("cached latents are written")
     left = store.missing() if missing else []
     if left:
         raise ConfigError(
-            f"{store.path(left[0])} and {len(left) - 1} more were written by other hosts, but host {host} does not see "
+            f"{store.name(left[0])} and {len(left) - 1} more were written by other hosts, but host {host} does not see "
             "them: --config.data.cache_latents must be a folder that all hosts share"
         )
+    store.bring()

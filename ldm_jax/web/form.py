@@ -20,6 +20,7 @@ from ldm_jax.data.metadata import read_npy
 from ldm_jax.data.transforms import crop, resize
 from ldm_jax.diffusion.samplers import SAMPLERS, names_for
 from ldm_jax.errors import Missing, RequestError
+from ldm_jax.files import at, opened
 from ldm_jax.request import SampleRequest, make
 
 NUMBERS = (1, 4, 8, 16)  # of images that can be asked for
@@ -277,7 +278,8 @@ def _whole(name: str, value: Any) -> int:
 
 def _lines(path: str | Path) -> tuple[str, ...]:
     try:
-        return tuple(line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip())
+        with opened(at(path, "classes")) as file:
+            return tuple(line.strip() for line in file.read().decode("utf-8").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise Missing(f"classes={path} is no text file that can be read, the names of the classes: {error}") from None
 
@@ -294,11 +296,11 @@ def _of_data(config: ConfigDict, option: str) -> tuple[str, ...]:
         return shapes.SEGMENTATION_NAMES if option == "segmentation" else shapes.CLASS_NAMES
     try:
         if data.source == "folder" and data.path and option == "label":
-            return folder.scan(Path(data.path)).class_names
+            return folder.scan(at(data.path)).class_names
         if data.source == "tfds" and option == "layout" and data.get("classes"):
             return _lines(data.classes)
         if data.source == "tfds":
-            root = Path(data.get("path") or "~/tensorflow_datasets").expanduser()
+            root = at(data.get("path") or "~/tensorflow_datasets").expanduser()
             objects = f"{prepared.names_of(data.name).objects}-label.labels.txt"
             return _lines(prepared.folder_of(data.name, root) / ("label.labels.txt" if option == "label" else objects))
     except (OSError, ValueError):  # the data is elsewhere

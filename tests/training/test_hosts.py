@@ -18,21 +18,22 @@ RUN = ["train.py", "--config=configs/quickstart_ldm.py:tiny"]
 OPTIONS = ["--config.steps=4", "--config.mesh.fsdp=2"]
 
 
-def start(workdir, *options, run=RUN, second=()):
-    """Two processes of one device each, and the files that they print into. second: options of the second alone."""
+def start(workdir, *options, run=RUN, second=(), env=({}, {})):
+    """Two processes of one device each, and the files that they print into. second: options of the second alone; env:
+    variables of each."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     started, files = [], []
     for host in range(2):
         files.append(workdir.with_name(f"{workdir.name}_{host}_{port}.log"))
-        env = os.environ | {
+        variables = os.environ | env[host] | {
             "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags("--xla_force_host_platform_device_count=1"),
             "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(host),
         }  # fmt: skip
         started.append(subprocess.Popen(
             [sys.executable, *run, f"--workdir={workdir}", "--distributed", *options, *(second if host else ())],
-            cwd=ROOT, env=env, stdout=files[-1].open("w"), stderr=subprocess.STDOUT,
+            cwd=ROOT, env=variables, stdout=files[-1].open("w"), stderr=subprocess.STDOUT,
         ))  # fmt: skip
     return started, files
 

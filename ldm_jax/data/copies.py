@@ -1,0 +1,103 @@
+"""Copies on this machine of folders in a bucket whose files are read at random places: ArrayRecord files.
+
+    ~/.cache/ldm_jax/data/HASH/...      or in the folder that the environment variable LDM_JAX_COPIES names
+
+They stay for the next run. The processes of one machine share them, and the work of copying.
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ldm_jax import files
+from ldm_jax.errors import Missing
+from ldm_jax.process import CACHES
+
+PLACE = "LDM_JAX_COPIES"
+_GIB = 2**30
+_THREADS, _ASKING = 8, 32  # that copy files, that ask for their sizes
+_LEFT = 3600  # seconds without a change, after which an unfinished file belongs to nobody
+
+
+def place_of(origin: Path, told: bytes) -> Path:
+    """The folder of this machine for the copy of `origin`. told: what is in it, in bytes; where that has changed, it is
+    another folder."""
+    name = hashlib.sha256(f"{origin}\n".encode() + told).hexdigest()[:16]
+    return Path(os.environ.get(PLACE) or CACHES / "data") / name
+
+
+def of_folder(origin: Path, description: str) -> Path:
+    """The folder itself, or a copy of it where it is in a bucket. description: the file that says what is in it.
+    Missing where there is no room for a copy."""
+    if files.is_local(origin):
+        return origin
+    stats = _stats(origin, sorted(files.names(origin)))
+    sizes = {name: stat.length for name, stat in stats.items()}
+    dates = {name: stat.mtime for name, stat in stats.items()}
+    folder = place_of(origin, json.dumps([sizes, dates]).encode() + (origin / description).read_bytes())
+    if wrong := lacking(origin, folder, sum(sizes[name] for name in _absent(folder, sizes))):
+        raise Missing(wrong)
+    bring(origin, folder, sizes)
+    return folder
+
+
+def sizes_of(origin: Path, names: Sequence[str]) -> dict[str, int]:
+    """The bytes of files in a bucket."""
+    return {name: stat.length for name, stat in _stats(origin, names).items()}
+
+
+def _stats(origin: Path, names: Sequence[str]) -> dict[str, Any]:
+    """What epath says of files in a bucket: `length`, `mtime`."""
+    with ThreadPoolExecutor(_ASKING) as pool:
+        return dict(zip(names, pool.map(lambda name: (origin / name).stat(), names)))
+
+
+def lacking(origin: Path, folder: Path, needed: int) -> str:
+    """What to say where the disk has no room for so many bytes of a copy; "" where it has."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if needed < free:
+        return ""
+    return (
+        f"room for a copy of {origin}, which is read at random places: {needed / _GIB:.2f} GiB are needed, but "
+        f"{free / _GIB:.2f} GiB are free in {folder}. Make room, or name a folder of another disk with {PLACE}=DIR, or "
+        "mount the bucket with `gcsfuse BUCKET FOLDER` and give FOLDER/..."
+    )
+
+
+def bring(origin: Path, folder: Path, sizes: Mapping[str, int]) -> None:
+    """Copies the files that `folder` does not have. A file that is there is whole."""
+    left = _absent(folder, sizes)
+    if not left:
+        return
+    amount = sum(sizes[name] for name in left) / _GIB
+    print(f"copying {origin} to {folder}: {len(left)} files, {amount:.2f} GiB; they stay for the next run", flush=True)
+    for old in folder.rglob("*.tmp"):  # of a run that was killed
+        if time.time() - old.stat().st_mtime > _LEFT:
+            old.unlink(missing_ok=True)
+    random.shuffle(left)  # so that each process of a machine copies what no other one has copied yet
+
+    def copy(name: str) -> None:
+        if not _absent(folder, {name: sizes[name]}):
+            return
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+        files.copy_file(origin / name, temporary)
+        os.replace(temporary, target)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(copy, left))
+
+
+def _absent(folder: Path, sizes: Mapping[str, int]) -> list[str]:
+    """Files that are not in the folder, or not with this size."""
+    there = {name: folder / name for name in sizes}
+    return [name for name, path in there.items() if not path.is_file() or path.stat().st_size != sizes[name]]
