@@ -10,7 +10,8 @@ from etils import epath
 import ldm_jax
 from ldm_jax import files, images
 from ldm_jax.cli import convert, evaluate, options, sample, train, web
-from ldm_jax.data import latents, sources
+from ldm_jax.conditions import vectors
+from ldm_jax.data import copies, latents, sources, tokenizers
 from ldm_jax.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,7 +104,19 @@ def test_python_refuses_addresses():
         made.save("s3://x")
     with pytest.raises(UsageError, match="image: gs://bucket/x is an address"):
         images.pictures("image", BUCKET)
-    with pytest.raises(UsageError, match="path: gs://bucket/x is an address"):
-        sources.FolderSource(BUCKET)
+    with pytest.raises(UsageError, match="vectors: gs://bucket/x is an address"):
+        vectors.requests(BUCKET, 1, 1)
+    for address in ("s3://bucket/x", BUCKET):  # there is no client for gs:// here
+        with pytest.raises(UsageError, match=f"path: {address} is an address"):
+            sources.FolderSource(address)
+        with pytest.raises(UsageError, match=f"folder: {address} is an address"):
+            latents.open_store(address, {}, 1, (1,))
+
+
+def test_copies_and_tokenizers_are_on_this_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv(copies.PLACE, BUCKET)
+    with pytest.raises(UsageError, match="LDM_JAX_COPIES: gs://bucket/x is an address"):
+        copies.place_of(tmp_path, b"")
+    made = tokenizers.train_wordpiece(["a"], 9, tmp_path)
     with pytest.raises(UsageError, match="folder: gs://bucket/x is an address"):
-        latents.open_store(BUCKET, {}, 1, (1,))
+        tokenizers.TextTokenizer(made).save(BUCKET)

@@ -11,6 +11,7 @@ from ldm_jax.conditions.base import Asked, Batch, Cond, Condition, ConditionNetw
 from ldm_jax.data.fields import Field, Placed
 from ldm_jax.data.metadata import read_npy
 from ldm_jax.errors import DataError, RequestError
+from ldm_jax.files import local
 
 
 def section(number: int, dim: int, drop_prob: float = 0.1) -> dict:
@@ -49,9 +50,10 @@ class VectorsField(Field):
 
 def requests(given: Any, number: int, dim: int) -> list[Asked]:
     """given: a .npy file or an array, [dim], [k,dim] or [N,k,dim] with k <= number; missing vectors are zeros."""
-    name = Path(given).stem if isinstance(given, str | Path) else ""
+    path = local(given, "vectors") if isinstance(given, str | Path) else None
+    name = path.stem if path else ""
     try:
-        array = read_npy(Path(given)) if isinstance(given, str | Path) else np.asarray(given)
+        array = read_npy(path) if path else np.asarray(given)
         array = np.asarray(array).astype(np.float32)
     except (ValueError, TypeError) as error:
         raise RequestError(f"vectors={given} is not a .npy file of numbers: {error}") from None

@@ -30,7 +30,7 @@ def place_of(origin: Path, told: bytes) -> Path:
     """The folder of this machine for the copy of `origin`. told: what is in it, in bytes; where that has changed, it is
     another folder."""
     name = hashlib.sha256(f"{origin}\n".encode() + told).hexdigest()[:16]
-    return Path(os.environ.get(PLACE) or CACHES / "data") / name
+    return files.local(os.environ.get(PLACE) or CACHES / "data", PLACE) / name
 
 
 def of_folder(origin: Path, description: str) -> Path:

@@ -184,15 +184,18 @@ def open_store(
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         per_shard = min(max(shard_bytes // size, 1), SHARD_EXAMPLES)
+        text = json.dumps(facts | {"per_shard": per_shard}, indent=2) + "\n"
         # Several hosts may write the file at the same time, with the same text.
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp") if is_local(path) else path
-        write(temporary, json.dumps(facts | {"per_shard": per_shard}, indent=2) + "\n")
-        if temporary != path:
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        if is_local(path):
+            temporary.write_text(text)
             os.replace(temporary, path)
+        else:
+            write(path, text)
     other = "Give another folder with --config.data.cache_latents=DIR, or delete this one to have it made again."
     try:
-        text = path.read_bytes()
-        before = json.loads(text)
+        described = path.read_bytes()
+        before = json.loads(described)
         per_shard, version = before.pop("per_shard"), before["version"]
         if type(per_shard) is not int or type(version) is not int or per_shard < 1:
             raise ValueError(f"per_shard is {per_shard!r}, version is {version!r}")
@@ -214,7 +217,7 @@ def open_store(
         )
     if is_local(folder):
         return Store(folder, count, tuple(shape), per_shard)
-    here = copies.place_of(folder, text)
+    here = copies.place_of(folder, described)
     here.mkdir(parents=True, exist_ok=True)
     return Store(here, count, tuple(shape), per_shard, folder)
 

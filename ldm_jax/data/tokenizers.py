@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ldm_jax.errors import ConfigError, DataError
-from ldm_jax.files import at, fetched, is_local, write
+from ldm_jax.files import at, fetched, is_local, local, write
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _VOCABULARY = "vocab.txt"
@@ -85,7 +85,7 @@ class TextTokenizer:
 
     def save(self, folder: str | Path) -> None:
         """Writes the tokenizer's files into a folder, whose name can then be used in place of `name`."""
-        self._tokenizer.save_pretrained(str(folder))
+        self._tokenizer.save_pretrained(str(local(folder, "folder")))
 
 
 def captions(source) -> Iterable[str]:
