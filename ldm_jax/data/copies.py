@@ -5,6 +5,7 @@
 They stay for the next run. The processes of one machine share them, and the work of copying.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -80,8 +81,9 @@ def bring(origin: Path, folder: Path, sizes: Mapping[str, int]) -> None:
     amount = sum(sizes[name] for name in left) / _GIB
     print(f"copying {origin} to {folder}: {len(left)} files, {amount:.2f} GiB; they stay for the next run", flush=True)
     for old in folder.rglob("*.tmp"):  # of a run that was killed
-        if time.time() - old.stat().st_mtime > _LEFT:
-            old.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process has just completed it
+            if time.time() - old.stat().st_mtime > _LEFT:
+                old.unlink()
     random.shuffle(left)  # so that each process of a machine copies what no other one has copied yet
 
     def copy(name: str) -> None:
