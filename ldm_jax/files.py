@@ -16,7 +16,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path, PurePath, PurePosixPath
+from itertools import islice
+from pathlib import Path, PurePath
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
@@ -153,16 +154,19 @@ def names(folder: Path) -> list[str]:
     """The relative names of all files in a folder and its subfolders."""
     if is_local(folder):
         return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    top, found = PurePosixPath(_in_bucket(folder)), []
-    for place, _, below in folder.walk():  # a listing for each folder, no request for a file
-        inside = PurePosixPath(_in_bucket(place)).relative_to(top)
-        found += [(inside / name).as_posix() for name in below if name]  # "": an object of the folder's own name
+    found = []
+    # A listing a folder, no request for a file. Left to itself, `walk` leaves out subfolders that it cannot list.
+    for _, folders, own in islice(folder.walk(on_error=_not_listed), 1):
+        found += [name for name in own if name]  # "": an object of the folder's own name
+        for name in (name.rstrip("/") for name in folders):
+            found += [f"{name}/{below}" for below in names(folder / name)]
     return found
 
 
-def _in_bucket(path: Path) -> str:
-    """BUCKET/FOLDER: some clients give addresses back without gs://."""
-    return str(path).removeprefix("gs://")
+def _not_listed(error: OSError) -> None:
+    """A folder that cannot be listed is an error, unless there is none."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def copy_folder(folder: Path, target: Path) -> None:

@@ -143,6 +143,22 @@ def test_a_picture_that_is_broken_and_one_that_does_not_come(bucket, tmp_path, m
         FolderSource(f"{bucket}/set", "all")
 
 
+def test_a_folder_that_may_not_be_listed_is_no_empty_one(bucket, tmp_path, monkeypatch):
+    for name in ("a/1.png", "b/2.png"):
+        picture(tmp_path / name, 0)
+    put_folder("bucket/set", tmp_path)
+    listed = bucket_tools.FileSystem.ls
+
+    def refused(self, path, *args, **options):
+        if path.endswith("set/b"):
+            raise OSError("Forbidden: set/b")
+        return listed(self, path, *args, **options)
+
+    monkeypatch.setattr(bucket_tools.FileSystem, "ls", refused)
+    with pytest.raises(OSError, match="Forbidden"):
+        FolderSource(f"{bucket}/set", "all")
+
+
 def test_a_client_keeps_no_listing(bucket):
     """Other hosts write, too; and a file is not looked for in a list of a million."""
     import fsspec
