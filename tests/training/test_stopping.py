@@ -65,10 +65,16 @@ def lines(workdir):
 
 @pytest.mark.parametrize(
     "phase, number",
-    [("imports", signal.SIGINT), ("init", signal.SIGUSR1), ("compile", signal.SIGTERM)],
+    [
+        ("imports", signal.SIGINT),
+        ("init", signal.SIGUSR1),
+        ("compile", signal.SIGTERM),
+        ("compile evaluation", signal.SIGTERM),
+        ("compile pictures", signal.SIGINT),
+    ],
 )
 def test_before_the_first_step_the_process_ends_at_once(phase, number, tmp_path):
-    process = start(tmp_path, phase)
+    process = start(tmp_path, phase, "evaluate=3", "picture=3")
     wait_for(process, f"at {phase}")
     assert "nothing was trained yet" in signalled(process, number, within=2.0)
     assert not checkpoint.steps(tmp_path)
@@ -349,7 +355,7 @@ def test_two_hosts_stop_together_whichever_is_asked_and_whenever(tmp_path):
     assert checkpoint.steps(tmp_path) == [step]
     # In the first step after a resume.
     hosts = two_hosts(tmp_path, "steps=100000", "slow=2")
-    wait_for(hosts[0], "train step compiled")
+    wait_for(hosts[0], "compiled: ")
     hosts[0].send_signal(signal.SIGTERM)
     stopped = int(finish(hosts).partition("asked to stop: step ")[2].split()[0])
     assert step < stopped <= step + 2 and checkpoint.steps(tmp_path)[-1] == stopped
