@@ -5,7 +5,6 @@ import os
 import random
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ from ldm_jax.cli import train
 from ldm_jax.training import stopping
 from ldm_jax.training.stopping import AGAIN, INTERRUPTED, Hosts, Stop
 from tests.fast import flags
+from tests.several_hosts import of_hosts
 
 ROOT = Path(__file__).resolve().parents[2]
 SAVED_WITHIN = 5.0  # seconds; the toy's save takes less than one of them
@@ -325,14 +325,11 @@ def test_a_host_that_gets_no_answer_ends_with_an_error(monkeypatch):
 
 
 def two_hosts(workdir, *options, waits=("", "")):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{s.getsockname()[1]}"
+    one = flags("--xla_force_host_platform_device_count=1")
     return [
-        start(workdir, *filter(None, [waits[i]]), *options, JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2",
-              JAX_PROCESS_ID=str(i), XLA_FLAGS=flags("--xla_force_host_platform_device_count=1"))
-        for i in range(2)
-    ]  # fmt: skip
+        start(workdir, *filter(None, [phase]), *options, XLA_FLAGS=one, **variables)
+        for phase, variables in zip(waits, of_hosts())
+    ]
 
 
 @pytest.mark.slow
