@@ -229,9 +229,9 @@ def planned_bytes(compiled: "jax.stages.Compiled") -> tuple[int, int] | None:
 
 def added_bytes(compiled: "jax.stages.Compiled") -> int | None:
     """Bytes of one device that the compiler plans beyond the arguments: results that take no argument's place, and
-    temporaries. None where the backend does not say."""
+    temporaries. None where the backend does not say, or says 0 of all (a program from a cache)."""
     plan = compiled.memory_analysis()
-    if plan is None:
+    if plan is None or not plan.argument_size_in_bytes:
         return None
     return plan.output_size_in_bytes - plan.alias_size_in_bytes + plan.temp_size_in_bytes
 

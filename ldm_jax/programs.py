@@ -8,14 +8,14 @@ The batch is split over all devices of the mesh; image i of a seed is the same o
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from jax.stages import Compiled
 
 from ldm_jax import editing, generate
@@ -79,6 +79,17 @@ class Method:
         return {name: np.float32(value) for name, value in given.items()}
 
 
+@lru_cache(maxsize=1024)
+def _place(where: Sharding | None) -> Sharding | None:
+    """The same for shardings that say the same: the spec of one may end in None, which means nothing."""
+    if not isinstance(where, NamedSharding):
+        return where
+    parts = list(where.spec)
+    while parts and parts[-1] is None:
+        parts.pop()
+    return NamedSharding(where.mesh, PartitionSpec(*parts), memory_kind=where.memory_kind)
+
+
 @dataclass(kw_only=True)
 class Store:
     """Programs that are compiled once. precision: of float32 products, None = the backend's default.
@@ -103,7 +114,7 @@ class Store:
     def compile(self, key: tuple, fn: Callable, *args, out_shardings: Tree = None) -> Compiled:
         """The program of `key` and of the arguments' shapes and places. Arguments may be jax.ShapeDtypeStruct."""
         leaves, structure = jax.tree.flatten(args)
-        key = key, structure, tuple((x.shape, x.dtype, getattr(x, "sharding", None)) for x in leaves)
+        key = key, structure, tuple((x.shape, x.dtype, _place(getattr(x, "sharding", None))) for x in leaves)
         if key not in self._programs:
             began = time.perf_counter()
             with jax.default_matmul_precision(self.precision):
