@@ -123,6 +123,12 @@ def free_gib() -> float | None:
     return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith("MemAvailable:")), None)
 
 
+def peak_gib(device: Any) -> float | None:
+    """The most memory that this process has held on a device so far; None where the backend does not say (CPUs)."""
+    stats = device.memory_stats() or {}
+    return stats["peak_bytes_in_use"] / 2**30 if "peak_bytes_in_use" in stats else None
+
+
 def environment() -> Row:
     """Machine, versions, commit, date and what else ran (load average: processes that want a core)."""
     import jax

@@ -15,7 +15,9 @@ import json
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -85,18 +87,23 @@ def row(found: dict[str, tuple[float, dict[str, float]]], batch: int, pictures: 
 
 
 def save_pictures(folder: Path, count: int, size: int, stream: int) -> None:
+    """`save_picture` for each, on all cores."""
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as processes:
+        list(processes.map(partial(save_picture, folder, size, stream), range(count), chunksize=200))
+
+
+def save_picture(folder: Path, size: int, stream: int, index: int) -> None:
     """Two soft waves of random colours, and noise; deterministic."""
     from ldm_jax.images import file_name, save_png
 
     y, x = np.mgrid[:size, :size][..., None] / size
-    for i in range(count):
-        r = np.random.default_rng([stream, i])
-        waves = sum(
-            r.uniform(-1, 1, 3) * np.sin(2 * np.pi * (r.uniform(-3, 3) * x + r.uniform(-3, 3) * y + r.uniform()))
-            for _ in range(2)
-        )
-        image = 128 + 40 * stream + 50 * waves + NOISE * r.standard_normal((size, size, 3))
-        save_png(folder / file_name(i, ""), np.clip(image, 0, 255).astype(np.uint8))
+    r = np.random.default_rng([stream, index])
+    waves = sum(
+        r.uniform(-1, 1, 3) * np.sin(2 * np.pi * (r.uniform(-3, 3) * x + r.uniform(-3, 3) * y + r.uniform()))
+        for _ in range(2)
+    )
+    image = 128 + 40 * stream + 50 * waves + NOISE * r.standard_normal((size, size, 3))
+    save_png(folder / file_name(index, ""), np.clip(image, 0, 255).astype(np.uint8))
 
 
 def save_weights(folder: Path, torch: bool) -> None:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import work
-from benchmarks.common import Row, alternate, out_of_memory, spread, timed
+from benchmarks.common import Row, alternate, out_of_memory, peak_gib, spread, timed
 from ldm_jax.training.flops import count_flops
 
 
@@ -87,7 +87,7 @@ def measure(make: Callable[..., work.Program], model: work.Model, size: int, *ar
     row |= spread(times)
     seconds = row["ms"] / 1e3
     row |= {"images_s": size / seconds, "trace_s": compiled.trace_s, "compile_s": compiled.compile_s}
-    row |= {"memory_gib": compiled.memory_gib}
+    row |= {"memory_gib": compiled.memory_gib, "peak_gib": peak_gib(jax.devices()[0])}
     counted, moved = compiled_cost(compiled.executable)
     row["gflop_compiled"] = None if counted is None else counted / 1e9
     return row | against(ceilings, seconds, count_flops(work.formula(make, model, size, *args)), moved)
@@ -96,7 +96,8 @@ def measure(make: Callable[..., work.Program], model: work.Model, size: int, *ar
 COLUMNS = {
     "what": "what", "batch": "batch", "ms": "ms", "ms_10": "10 %", "ms_90": "90 %", "images_s": "images/s",
     "gflop": "GFLOP", "gflop_compiled": "compiler's GFLOP", "gflop_s": "GFLOP/s", "utilisation": "of product",
-    "roofline": "of roofline", "memory_gib": "GiB", "trace_s": "trace s", "compile_s": "compile s",
+    "roofline": "of roofline", "memory_gib": "GiB planned", "peak_gib": "GiB held", "trace_s": "trace s",
+    "compile_s": "compile s",
     "note": "",
 }  # fmt: skip
 

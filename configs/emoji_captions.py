@@ -5,13 +5,16 @@
 
 A diffusion model's gradient teaches a text encoder slowly: most of it is noise. Here the loss is a regression, and a
 step has no UNet. The vocabulary is made from the names. Samples of this run are the mean pictures that it has learnt.
+
+Variant 128: for emoji_text:128.
 """
 
 from ldm_jax.recipes import laptop, sections
 
 
 def get_config(variant: str = ""):
-    config = laptop.emoji_f8()
+    size, variant = laptop.emoji_size(variant)
+    config = laptop.emoji_f8(size)
     config.network.kind = "mean"
     config.diffusion.prediction = "x0"
     config.steps = 4000

@@ -3,13 +3,16 @@
     python train.py --config=configs/emoji_text.py --workdir=runs/emoji/text \\
         --config.first_stage.checkpoint=runs/emoji/f8_first_stage --config.conditioner.checkpoint=runs/emoji/captions
     python sample.py --workdir=runs/emoji/text --steps=50 --eta=1 --guidance=1.5 --prompt "red heart" --num=8
+
+Variant 128: 128 px, 16x16x8 latents, for a GPU.
 """
 
 from ldm_jax.recipes import laptop, sections
 
 
 def get_config(variant: str = ""):
-    config = laptop.emoji_f8()
+    size, variant = laptop.emoji_size(variant)
+    config = laptop.emoji_f8(size)
     config.conditioner.trainable = variant == "tiny"  # which needs no other run
     config.steps = 8_000
     config.every.update(evaluate=1000, picture=1000, checkpoint=250)

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.stages import Compiled
 from ml_collections import ConfigDict
 
 from ldm_jax import build, images, process, provenance, request, rundir
@@ -139,7 +140,8 @@ class Pipeline:
             model: DiffusionModel = self.model or LatentSpace(build.first_stage(self.config))
             model = self._in_patches(model, patch)
             precision = self.config.get("matmul_precision", "default")
-            self._programs[patch] = Programs(model, self.mesh, None if precision == "default" else precision)
+            precision = None if precision == "default" else precision
+            self._programs[patch] = Programs(model, self.mesh, precision=precision)
         return self._programs[patch]
 
     def _in_patches(self, model: DiffusionModel, patch: tuple[int, int] | None) -> DiffusionModel:
@@ -172,6 +174,27 @@ class Pipeline:
         wanted = self.request(wanted, **options)
         asked = self.resolve(wanted)
         return self._stream(wanted, asked, on_progress, on_preview, preview_every)
+
+    def compile(self, wanted: SampleRequest) -> list[Compiled]:
+        """All programs until now, those of the request among them. Not of one that begins with pictures or noise. The
+        parameters may be shapes."""
+        programs, timetable, asked = self.programs(self._patch(wanted)), self._timetable(wanted), self.resolve(wanted)
+        number = programs.batch_size(min(wanted.batch, len(asked)))
+        for one in {r.size: r for r in asked}.values():
+            batch, method = _stacked([one] * number), self._method(wanted, one.size, timetable)
+            programs.compile_sample(self.params, self.frozen, batch, number, method)
+        return self._compiled()
+
+    def compile_reconstruction(self, number: int, batch: int = 16) -> list[Compiled]:
+        """The same, with those of `reconstruct` for so many pictures of config.data.image_size."""
+        programs, d = self.programs(), self.config.data
+        number = programs.batch_size(min(batch, number))
+        image = jax.ShapeDtypeStruct((number, d.image_size, d.image_size, d.channels), np.float32)
+        programs.compile_reconstruction(self.frozen, image)
+        return self._compiled()
+
+    def _compiled(self) -> list[Compiled]:
+        return [program for programs in self._programs.values() for program in programs.programs]
 
     def request(self, wanted: SampleRequest | None = None, **options) -> SampleRequest:
         """The given SampleRequest, or one made of options."""
@@ -431,8 +454,10 @@ class Pipeline:
         return folder
 
     def _place(self, values: Tree) -> Tree:
-        """A copy on every device."""
+        """A copy on every device; of shapes, their shapes there."""
         everywhere = NamedSharding(self.mesh, PartitionSpec())
+        if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(values)):
+            return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), values)
         if any(isinstance(x, jax.Array) and not x.is_fully_addressable for x in jax.tree.leaves(values)):
             return jax.jit(lambda x: x, out_shardings=everywhere)(values)  # of several hosts
         return jax.tree.map(

@@ -6,7 +6,7 @@ Nothing slow is imported at the top: scripts call `restart_with_hugepages` first
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -225,3 +225,18 @@ def planned_bytes(compiled: "jax.stages.Compiled") -> tuple[int, int] | None:
         return None
     held = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
     return held, plan.temp_size_in_bytes
+
+
+def added_bytes(compiled: "jax.stages.Compiled") -> int | None:
+    """Bytes of one device that the compiler plans beyond the arguments: results that take no argument's place, and
+    temporaries. None where the backend does not say, or says 0 of all (a program from a cache)."""
+    plan = compiled.memory_analysis()
+    if plan is None or not plan.argument_size_in_bytes:
+        return None
+    return plan.output_size_in_bytes - plan.alias_size_in_bytes + plan.temp_size_in_bytes
+
+
+def memory_limit(devices: "Sequence[jax.Device]") -> int | None:
+    """Bytes that the smallest of this process's devices has for arrays and programs; None where one does not say."""
+    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
+    return None if None in limits else min(limits)

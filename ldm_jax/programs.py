@@ -8,14 +8,15 @@ The batch is split over all devices of the mesh; image i of a seed is the same o
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.stages import Compiled
 
 from ldm_jax import editing, generate
 from ldm_jax.diffusion import starts
@@ -78,25 +79,69 @@ class Method:
         return {name: np.float32(value) for name, value in given.items()}
 
 
-@dataclass
-class Programs:
-    """The programs of `model` on `mesh`, compiled when they are first needed. precision: of float32 products in the
-    network, None = the backend's default. Parameters are arguments: they may change, their shapes may not.
+@lru_cache(maxsize=1024)
+def _place(where: Sharding | None) -> Sharding | None:
+    """The same for shardings that say the same: the spec of one may end in None, which means nothing."""
+    if not isinstance(where, NamedSharding):
+        return where
+    parts = list(where.spec)
+    while parts and parts[-1] is None:
+        parts.pop()
+    return NamedSharding(where.mesh, PartitionSpec(*parts), memory_kind=where.memory_kind)
+
+
+@dataclass(kw_only=True)
+class Store:
+    """Programs that are compiled once. precision: of float32 products, None = the backend's default.
 
     compiled: how many there are; compile_seconds: what they took.
     """
 
-    model: DiffusionModel
-    mesh: Mesh = field(default_factory=default_mesh)
     precision: str | None = None
     compile_seconds: float = 0.0
 
     def __post_init__(self):
-        self._programs: dict[Any, Any] = {}
+        self._programs: dict[Any, Compiled] = {}
 
     @property
     def compiled(self) -> int:
         return len(self._programs)
+
+    @property
+    def programs(self) -> list[Compiled]:
+        return list(self._programs.values())
+
+    def compile(self, key: tuple, fn: Callable, *args, out_shardings: Tree = None) -> Compiled:
+        """The program of `key` and of the arguments' shapes and places. Arguments may be jax.ShapeDtypeStruct."""
+        leaves, structure = jax.tree.flatten(args)
+        key = key, structure, tuple((x.shape, x.dtype, _place(getattr(x, "sharding", None))) for x in leaves)
+        if key not in self._programs:
+            began = time.perf_counter()
+            with jax.default_matmul_precision(self.precision):
+                self._programs[key] = jax.jit(fn, out_shardings=out_shardings).lower(*args).compile()
+            self.compile_seconds += time.perf_counter() - began
+        return self._programs[key]
+
+    def run(self, key: tuple, fn: Callable, *args, out_shardings: Tree = None) -> Any:
+        """fn(*args), by that program."""
+        return self.compile(key, fn, *args, out_shardings=out_shardings)(*args)
+
+    def shapes(self, key: tuple, fn: Callable, *args, out_shardings: Tree = None) -> Tree:
+        """What `run` returns, as jax.ShapeDtypeStruct with their places. Compiles the program, and computes nothing."""
+        program = self.compile(key, fn, *args, out_shardings=out_shardings)
+        return jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            program.out_info, program.output_shardings,
+        )  # fmt: skip
+
+
+@dataclass
+class Programs(Store):
+    """The programs of `model` on `mesh`, compiled when they are first needed, or before. Parameters are arguments: they
+    may change, their shapes may not. The methods `compile_...` take shapes in place of arrays and compute nothing."""
+
+    model: DiffusionModel
+    mesh: Mesh = field(default_factory=default_mesh)
 
     def batch_size(self, wanted: int) -> int:
         """The smallest batch from `wanted` on that divides into the devices."""
@@ -112,26 +157,11 @@ class Programs:
         begin; "guide" [B,h',w',C] and "label" [B] for guidance. on_step is called after each step: (k, of S, a
         function that makes the images [B,H,W,C] which the model expects at that step).
         """
-        tables = self._tables(method.timetable)
-        classifier, classifier_params, _ = method.classifier or (None, {}, None)
-        lpips, lpips_params = method.lpips or (None, {})
-        weaker, weaker_trees = method.weaker or (None, {})
-        key = method.sampler, method.latent_shape, lpips, classifier and id(classifier), weaker and id(weaker)
-        begin = partial(_begin, self.model, method.sampler, method.latent_shape, weaker, self._split)
-        numbers, batch = method.numbers(), self.put(batch)
+        fixed, batch = (self._tables(method.timetable), method.numbers()), self.put(batch)
         indices = self.put(np.asarray(indices, np.int32))
-        start, carry, x0, counts = self.run(
-            ("begin", *key), begin, params, frozen, weaker_trees, batch, np.int32(seed), indices, tables, numbers
-        )
+        start, carry, x0, counts = self._begin(self.run, method, fixed, params, frozen, batch, seed, indices)
         entries, done = int(on_host(counts["entries"])), on_host(counts["done"])
-        step = partial(_steps, self.model, method.sampler, lpips, classifier, weaker)
-        judges = {"classifier": classifier_params, "lpips": lpips_params, "weaker": weaker_trees.get("params", {})}
-        fixed = params, frozen, judges, batch, start, tables, numbers
-
-        def steps(state: Tree, first: int, last: int) -> Tree:
-            stays = jax.tree.map(lambda x: x.sharding, state)
-            return self.run(("steps", *key), step, *fixed, state, np.int32(first), np.int32(last), out_shardings=stays)
-
+        steps = partial(self._steps, self.run, method, fixed, params, frozen, batch, start)
         if on_step is None:
             return latent(steps((carry, x0), 0, entries)[0])
         for i in range(entries):
@@ -140,6 +170,30 @@ class Programs:
                 jax.block_until_ready(x0)  # the step is done, not only begun
                 on_step(int(done[i]), len(method.timetable.t), partial(self.decode, frozen, x0))
         return latent(carry)
+
+    def compile_sample(self, params: Tree, frozen: Tree, batch: Tree, number: int, method: Method) -> None:
+        """The programs of `sample` for `number` images, and of `decode` of what it gives."""
+        fixed, batch = (self._tables(method.timetable), method.numbers()), self.placed(batch)
+        indices = self.placed(jax.ShapeDtypeStruct((number,), np.int32))
+        start, carry, x0, _ = self._begin(self.shapes, method, fixed, params, frozen, batch, 0, indices)
+        carry, _ = self._steps(self.shapes, method, fixed, params, frozen, batch, start, (carry, x0), 0, 1)
+        self.compile(("decode",), self.model.decode, frozen, self.placed(latent(carry)))
+
+    def _begin(self, call: Callable, method: Method, fixed: Tree, params, frozen, batch, seed, indices):
+        """call: `run` or `shapes`. fixed: the padded timetable and the numbers of `method`."""
+        weaker, trees = method.weaker or (None, {})
+        begin = partial(_begin, self.model, method.sampler, method.latent_shape, weaker, self._split)
+        return call(("begin", *_key(method)), begin, params, frozen, trees, batch, np.int32(seed), indices, *fixed)
+
+    def _steps(self, call: Callable, method: Method, fixed: Tree, params, frozen, batch, start, state, first, last):
+        classifier, classifier_params, _ = method.classifier or (None, {}, None)
+        lpips, lpips_params = method.lpips or (None, {})
+        weaker, trees = method.weaker or (None, {})
+        judges = {"classifier": classifier_params, "lpips": lpips_params, "weaker": trees.get("params", {})}
+        steps = partial(_steps, self.model, method.sampler, lpips, classifier, weaker)
+        given = params, frozen, judges, batch, start, *fixed, state, np.int32(first), np.int32(last)
+        stays = jax.tree.map(lambda x: x.sharding, state)
+        return call(("steps", *_key(method)), steps, *given, out_shardings=stays)
 
     def _tables(self, timetable: Timetable) -> Timetable:
         """The timetable as the programs take it, padded to one length for any number of steps."""
@@ -157,6 +211,11 @@ class Programs:
     def encode(self, frozen: Tree, image: np.ndarray) -> np.ndarray:
         """Scaled latents [B,h,w,c] of images [B,H,W,C] in [-1,1]; of a posterior its mode."""
         return on_host(self.run(("encode",), self.model.encode, frozen, self.put(image)))
+
+    def compile_reconstruction(self, frozen: Tree, image: Tree) -> None:
+        """The programs of `encode`, and of `decode` of what it gives, for images of this shape."""
+        z = self.shapes(("encode",), self.model.encode, frozen, self.placed(image))
+        self.compile(("decode",), self.model.decode, frozen, self.placed(z))
 
     def invert(self, params: Tree, frozen: Tree, batch: Batch, image: np.ndarray, timetable: Timetable) -> np.ndarray:
         """Noise z_T [B,h,w,c] from which ddim makes the images [B,H,W,C] again (editing.invert_image)."""
@@ -192,16 +251,20 @@ class Programs:
 
         return jax.tree.map(one, values)
 
-    def run(self, key: tuple, fn: Callable, *args, out_shardings: Tree = None) -> Any:
-        """fn(*args), by the program of `key` and of the arguments' shapes and places."""
-        leaves, structure = jax.tree.flatten(args)
-        key = key, structure, tuple((x.shape, x.dtype, getattr(x, "sharding", None)) for x in leaves)
-        if key not in self._programs:
-            began = time.perf_counter()
-            with jax.default_matmul_precision(self.precision):
-                self._programs[key] = jax.jit(fn, out_shardings=out_shardings).lower(*args).compile()
-            self.compile_seconds += time.perf_counter() - began
-        return self._programs[key](*args)
+    def placed(self, shapes: Tree) -> Tree:
+        """The shapes of what `put` makes of arrays, or of their shapes."""
+
+        def one(x: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype), sharding=self._rows)
+
+        return jax.tree.map(one, shapes)
+
+
+def _key(method: Method) -> tuple:
+    """What the programs of a method depend on besides the arguments' shapes."""
+    lpips, classifier, weaker = method.lpips, method.classifier, method.weaker
+    others = lpips and lpips[0], classifier and id(classifier[0]), weaker and id(weaker[0])
+    return method.sampler, method.latent_shape, *others
 
 
 def sampling(model: DiffusionModel, method: Method) -> Callable[[Tree, Tree, Tree, jax.Array, jax.Array], jax.Array]:

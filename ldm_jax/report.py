@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.stages import Compiled
 from ml_collections import ConfigDict
 
 from ldm_jax import build, rundir, tree
@@ -267,6 +268,10 @@ class Judge:
         if isinstance(pictures, Samples | Reconstructions):
             return kept.KeptPictures(pictures, self.cache, self.say)
         return pictures
+
+    def compile(self) -> list[Compiled]:
+        """The programs of the feature networks; `report` needs no others of them."""
+        return [extractor.compile(metrics.taps_of(extractor.network)) for extractor in self.extractors]
 
     def report(self, pictures: PictureSet) -> Report:
         """All numbers of a set, and its pictures."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
+from jax.stages import Compiled
 from ml_collections import ConfigDict
 
 from ldm_jax import build, files, hosts, report, request, rundir
@@ -48,7 +49,7 @@ class TrainingMetrics:
         if config.task == "ldm":
             reference = report.data_of(config, workdir, train=True, count=m.reference or None, replaced=say)
         networks = [name for name in m.networks.split(",") if name]
-        self._check_best(networks, len(data) if data is not None and self._paired else m.samples, len(reference))
+        self._check_best(networks, self._count, len(reference))
         if config.task == "ldm":
             self._check_request()
         self._judge = report.Judge(networks, reference, weights_folder=m.weights, batch=m.batch, say=say)
@@ -74,16 +75,35 @@ class TrainingMetrics:
         self._pipe.clear()
         return numbers, shown
 
+    def compile(self, weights: dict[str, tuple[Tree, Tree]]) -> list[Compiled]:
+        """The programs that make the pictures, and those of the feature networks. weights: as of a call; shapes do."""
+        m, (name, (params, frozen)) = self.config.metrics, next(iter(weights.items()))
+        self._take(params, frozen, None, name)
+        programs = []
+        for number in sorted({min(self._count, kept.PART), self._count % kept.PART} - {0}):  # of pictures in a part
+            if self.config.task == "first_stage":
+                programs = self._pipe.compile_reconstruction(number, m.batch)
+            else:
+                programs = self._pipe.compile(self._request(number))
+        self._pipe.clear()
+        return programs + self._judge.compile()
+
     def _pictures(self, params: Tree, frozen: Tree, step: int, name: str) -> PictureSet:
-        m = self.config.metrics
+        self._take(params, frozen, step, name)
+        if self.config.task == "first_stage":
+            return report.Reconstructions(self._pipe, self._data, self.config.metrics.batch)
+        return report.Samples(self._pipe, self._count, self._data, **self._options())
+
+    def _take(self, params: Tree, frozen: Tree, step: int | None, name: str) -> None:
         if self._pipe is None:
             self._pipe = Pipeline(self.config, params, frozen, self.workdir, step, name, self.mesh)
         else:
             self._pipe.update(params, frozen, step, name)
-        if self.config.task == "first_stage":
-            return report.Reconstructions(self._pipe, self._data, m.batch)
-        count = len(self._data) if self._paired else m.samples
-        return report.Samples(self._pipe, count, self._data, **self._options())
+
+    @property
+    def _count(self) -> int:
+        """How many pictures are made."""
+        return len(self._data) if self._paired else self.config.metrics.samples
 
     @property
     def _paired(self) -> bool:
@@ -92,18 +112,22 @@ class TrainingMetrics:
 
     def _check_request(self) -> None:
         """RequestError, at the start, where this model cannot be sampled as config.metrics says."""
-        condition: dict[str, Any] = {"num": 1}
-        if self._data is not None:
-            condition = {"fields": report.stacked(self._data.examples(0, 1))}
-        elif self.config.conditioner.kind == "class":
-            condition = {"label": [0]}
-        wanted = request.make(condition | self._options())
+        wanted = self._request(1)
         request.resolve(wanted, self.config, self.workdir, rundir.tokenizer_of(self.workdir))
         schedule = build.ldm(self.config).schedule
         try:
             make_timetable(schedule, wanted.steps_of(self.config), wanted.record.spacing)
         except ValueError as error:
             raise ConfigError(f"config.metrics.steps={wanted.steps}: {error}") from None
+
+    def _request(self, number: int) -> request.SampleRequest:
+        """For so many samples, under the condition of the first one."""
+        condition: dict[str, Any] = {"num": number}
+        if self._data is not None:
+            condition = {"fields": report.stacked(self._data.examples(0, 1) * number)}
+        elif self.config.conditioner.kind == "class":
+            condition = {"label": [0] * number}
+        return request.make(condition | self._options())
 
     def _options(self) -> dict[str, Any]:
         """Of the request for samples."""

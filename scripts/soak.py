@@ -22,7 +22,6 @@ import re
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -44,6 +43,7 @@ from ldm_jax import checkpoint, config_file, tree  # noqa: E402
 from ldm_jax.cli.options import Parser  # noqa: E402
 from ldm_jax.training import stopping  # noqa: E402
 from tests.fast import flags  # noqa: E402
+from tests.several_hosts import of_hosts  # noqa: E402
 
 EVERY = {"checkpoint": 3, "evaluate": 5, "picture": 7}
 OPTIONS = [
@@ -139,10 +139,7 @@ class Soak:
 
     def start(self, kind: str, workdir: Path, devices: int = 1, limit: Callable | None = None) -> Start:
         self.starts += 1
-        count = 2 if kind == "two" else 1
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
+        hosts = of_hosts(2) if kind == "two" else [{}]
         env = os.environ | {
             "JAX_PLATFORMS": "cpu", "LDM_JAX_HUGEPAGES": "0", "PYTHONUNBUFFERED": "1", "TMPDIR": f"{self.folder}/tmp",
             "XLA_FLAGS": flags(f"--xla_force_host_platform_device_count={devices}"),
@@ -150,14 +147,13 @@ class Soak:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }  # fmt: skip
         command = [sys.executable, "train.py", f"--workdir={workdir}", f"--config.steps={self.steps}", *OPTIONS]
-        if count > 1:
-            env |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(count)}
+        if len(hosts) > 1:
             command += ["--distributed", "--host-timeout=20"]
-        started = Start([], [self.folder / f"{workdir.name}_{self.starts}_{host}.log" for host in range(count)])
-        for host, log in enumerate(started.logs):
+        started = Start([], [self.folder / f"{workdir.name}_{self.starts}_{host}.log" for host in range(len(hosts))])
+        for variables, log in zip(hosts, started.logs):
             with log.open("w") as file:
                 started.processes.append(subprocess.Popen(
-                    command, cwd=ROOT, env=env | {"JAX_PROCESS_ID": str(host)}, stdout=file, stderr=subprocess.STDOUT,
+                    command, cwd=ROOT, env=env | variables, stdout=file, stderr=subprocess.STDOUT,
                     process_group=0, preexec_fn=limit,
                 ))  # fmt: skip
         return started
@@ -313,7 +309,7 @@ def phase(lines: list[str], workdir: Path | None = None) -> str:
                 found = "pictures" if due["picture"] else "step"
             else:
                 found = "evaluation" if "evaluate" in line else "pictures"
-        elif "train step compiled" in line:
+        elif line.startswith("compiled: "):
             found = "step"
         elif line.startswith(("training images", "validation images")) or "mesh {" in line:
             found = "preparing"

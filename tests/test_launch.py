@@ -4,7 +4,6 @@ process has died, so many times at most."""
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import yaml
 
 from ldm_jax.training import stopping
 from tests import fast
+from tests.several_hosts import free_address
 from tests.training.test_loop import SMALL
 
 LAUNCH = Path(__file__).resolve().parents[1] / "launch"
@@ -148,9 +148,6 @@ def test_every_host_of_a_tpu_gets_the_same_command(tmp_path):
 @pytest.mark.slow
 def test_a_job_of_slurm_with_two_processes(tmp_path):
     """Slurm's signal reaches one of them in a step: both save, and the job is queued again."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
     script(
         tmp_path / "srun",
         f"""
@@ -159,7 +156,7 @@ def test_a_job_of_slurm_with_two_processes(tmp_path):
             case $word in --kill-on-bad-exit=0 | --require-accelerator) ;; *) arguments+=("$word") ;; esac
         done
         for i in 0 1; do
-            JAX_PLATFORMS=cpu JAX_COORDINATOR_ADDRESS=127.0.0.1:{port} JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=$i \\
+            JAX_PLATFORMS=cpu JAX_COORDINATOR_ADDRESS={free_address()} JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=$i \\
                 "${{arguments[@]}}" > {tmp_path}/$i.log 2>&1 &
             processes+=($!)
         done

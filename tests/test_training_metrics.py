@@ -10,6 +10,7 @@ import pytest
 import ldm_jax
 from ldm_jax import recipes, report, training_metrics
 from ldm_jax.errors import UsageError
+from ldm_jax.evaluation import kept
 from ldm_jax.training_metrics import TrainingMetrics
 from tests.test_pipeline import keep
 from tests.test_report import class_run, folder_of_data, inpainting, use_tiny
@@ -30,6 +31,10 @@ def pipe(run):
     return ldm_jax.load(run)
 
 
+def shapes_of(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
 def test_metrics_during_training_are_those_of_the_report(run, pipe, tmp_path):
     """Also of the raw parameters; the best model is kept whole, and a worse one does not replace it."""
     config = pipe.config.copy_and_resolve_references().unlock()
@@ -38,6 +43,7 @@ def test_metrics_during_training_are_those_of_the_report(run, pipe, tmp_path):
     config.metrics.update(networks="tiny", samples=6, steps=2, reference=12, batch=6, raw=True, best="FD-tiny")
     said = []
     measure = TrainingMetrics(config, tmp_path, say=said.append)
+    compiled = len(measure.compile({"averaged": shapes_of((pipe.params, pipe.frozen))}))
     other = jax.tree.map(lambda x: x + 0.05, pipe.params)
     first, shown = measure(10, {"averaged": (pipe.params, pipe.frozen), "raw": (other, pipe.frozen)})
     judge = report.Judge(["tiny"], report.data_of(config, run, count=12), cache=tmp_path / "cache", batch=6, say=len)
@@ -46,11 +52,12 @@ def test_metrics_during_training_are_those_of_the_report(run, pipe, tmp_path):
     assert first["raw_FD-tiny"] != first["FD-tiny"] and {"random", "nearest"} <= set(shown)
     assert json.loads((tmp_path / "best" / "best.json").read_text())["step"] == 10 and "best so far" in said[-1]
     programs = measure._pipe.compiled
+    assert compiled == programs + 1  # that of the feature network
     second, _ = measure(20, {"raw": (other, pipe.frozen)})
     assert second["FD-tiny"] == first["raw_FD-tiny"] and measure._pipe.compiled == programs
-    kept = ldm_jax.load(tmp_path / "best")
+    best = ldm_jax.load(tmp_path / "best")
     better = pipe.params if first["FD-tiny"] <= second["FD-tiny"] else other
-    assert all(np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (kept.params, better))))
+    assert all(np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (best.params, better))))
     config.metrics.best = "KD-tiny"  # another metric: what is there does not count
     TrainingMetrics(config, tmp_path, say=len)(30, {"raw": (other, pipe.frozen)})
     assert json.loads((tmp_path / "best" / "best.json").read_text())["step"] == 30
@@ -145,7 +152,10 @@ def test_metrics_of_a_first_stage_during_training(tmp_path):
     pipe = ldm_jax.load(keep(tmp_path / "run", recipes.load("quickstart_first_stage:tiny").unlock()))
     config = pipe.config.copy_and_resolve_references().unlock()
     config.metrics.update(networks="tiny", samples=5, batch=5, weights=str(tmp_path))
-    found, _ = TrainingMetrics(config, tmp_path)(1, {"raw": ({}, pipe.frozen)})
+    measure = TrainingMetrics(config, tmp_path)
+    compiled = len(measure.compile({"raw": ({}, shapes_of(pipe.frozen))}))
+    found, _ = measure(1, {"raw": ({}, pipe.frozen)})
+    assert compiled == measure._pipe.compiled + 1
     assert {"rFD-tiny", "PSNR", "SSIM"} <= set(found) and not (tmp_path / "best").exists()
     data, said = folder_of_data(tmp_path / "data"), []
     (data / "validation" / "1.png").write_bytes(b"nothing")
@@ -154,11 +164,16 @@ def test_metrics_of_a_first_stage_during_training(tmp_path):
     assert "rFD-tiny" in found and sum("validation/1.png" in line for line in said) == 1
 
 
-def test_inpainting_has_as_many_samples_as_pictures(tmp_path):
+def test_inpainting_has_as_many_samples_as_pictures(tmp_path, monkeypatch):
+    """Made in two parts, of which the last one is smaller."""
     run = keep(tmp_path / "inpaint", inpainting())
     pipe = ldm_jax.load(run)
     config = pipe.config.copy_and_resolve_references().unlock()
     few = len(report.data_of(config, run, train=False))
+    monkeypatch.setattr(kept, "PART", few - 1)
     config.metrics.update(networks="tiny", samples=few + 5, steps=1, batch=few, reference=4, weights=str(tmp_path))
-    measured, _ = TrainingMetrics(config, run, say=len)(1, {"raw": (pipe.params, pipe.frozen)})
+    measure = TrainingMetrics(config, run, say=len)
+    compiled = len(measure.compile({"raw": shapes_of((pipe.params, pipe.frozen))}))
+    measured, _ = measure(1, {"raw": (pipe.params, pipe.frozen)})
+    assert compiled == measure._pipe.compiled + 1
     assert sum(number for name, number in measured.items() if name.startswith("pictures, ")) == few

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.stages import Compiled
 from jaxtyping import Float, UInt8
 
 from ldm_jax import tree
@@ -55,10 +56,19 @@ class Extractor:
         size = (network.size, network.size)
         self._resized = jax.jit(lambda images: self.resize(images, size))
         self.digest = tree.digest(params)
-        self._run = jax.jit(self._features, static_argnames="taps")
+        self._programs: dict[tuple[str, ...], Compiled] = {}
 
     def _features(self, params: Tree, x: Float[Array, "N H W 3"], taps: tuple[str, ...]) -> dict[str, Array]:
         return self.network.module.apply(params, self.network.normalise(x), taps)
+
+    def compile(self, taps: tuple[str, ...]) -> Compiled:
+        """The program that gives these taps of a batch; it stays."""
+        if taps not in self._programs:
+            size = self.network.size
+            x = jax.ShapeDtypeStruct((self.batch, size, size, 3), np.float32, sharding=self._split)
+            jitted = jax.jit(self._features, static_argnames="taps")
+            self._programs[taps] = jitted.lower(self._params, x, taps).compile()
+        return self._programs[taps]
 
     def __call__(self, images: Pictures, taps: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """{tap: float32 [N, ...]} of all pictures (taps: default the one that is compared).
@@ -80,7 +90,7 @@ class Extractor:
         pending = None  # the device computes a batch while the host prepares the next
         for chunk in _chunks(images, self.batch):
             count = len(chunk)
-            result = self._run(self._params, self._prepared(chunk), taps)
+            result = self.compile(taps)(self._params, self._prepared(chunk))
             if pending is not None:
                 yield _fetch(*pending)
             pending = result, count
@@ -94,7 +104,7 @@ class Extractor:
         if self.resize.on_host:
             return jax.device_put(np.concatenate([self.resize(image[None], size) for image in images]), self._split)
         if len({image.shape for image in images}) == 1:
-            return self._resized(jax.device_put(np.stack(images), self._split))
+            return jax.device_put(self._resized(jax.device_put(np.stack(images), self._split)), self._split)
         return jax.device_put(np.concatenate([self._resized(image[None]) for image in images]), self._split)
 
 

@@ -55,10 +55,11 @@ def emoji_first_stage() -> dict:
     )
 
 
-def emoji_f8_first_stage() -> dict:
-    """64 px -> 8x8x16, from patches of 4x4 pixels: nothing is computed above 16x16."""
+def emoji_f8_first_stage(image_size: int = 64) -> dict:
+    """64 px -> 8x8x16 or 128 px -> 16x16x8, from patches of 4x4 pixels: nothing is computed at the full size."""
+    recipe, z_channels = {64: ("emoji_f8_first_stage", 16), 128: ("emoji_f8_first_stage:128", 8)}[image_size]
     return sections.small_first_stage(
-        "emoji_f8_first_stage", "kl", 2, ch=64, z_channels=16, resolution=64, num_res_blocks=1, patch=4
+        recipe, "kl", 2, ch=64, z_channels=z_channels, resolution=image_size, num_res_blocks=1, patch=4
     )
 
 
@@ -74,16 +75,25 @@ def emoji(conditioner: dict | None = None, num_res_blocks: int = 2) -> ConfigDic
     return config
 
 
-def emoji_f8() -> ConfigDict:
-    """Emoji from a caption: a UNet of 64 and 128 channels on latents of 8x8x16, the caption in its time embedding."""
+def emoji_size(variant: str) -> tuple[int, str]:
+    """ "" -> (64, ""), "tiny" -> (64, "tiny"), "128_tiny" -> (128, "tiny"). Raises ConfigError for others."""
+    if variant in ("", "tiny"):
+        return 64, variant
+    _, variant = sections.split_variant(variant, ("128",))
+    return 128, variant
+
+
+def emoji_f8(image_size: int = 64) -> ConfigDict:
+    """Emoji from a caption: a UNet of 64 and 128 channels on the latents of `emoji_f8_first_stage`, the caption in its
+    time embedding."""
     unet = dict(num_res_blocks=2, attention_downsamples=(1, 2), context="pooled")
     conditioner = text.section(dim=192, depth=1, tokenizer="captions")
     conditioner.update(vocab_size=2048, max_length=16, null_tokens=(2, 3), use_mask=True, embedding_std=1.0)
-    config = _on_8x8(emoji_f8_first_stage(), conditioner, 64, unet)
+    config = _on_8x8(emoji_f8_first_stage(image_size), conditioner, image_size, unet)
     config.batch_size = 32
     config.optim.warmup_steps = 200
     config.ema.decay = 0.999
-    config.data.update(source="folder", path="datasets/emoji64")
+    config.data.update(source="folder", path=f"datasets/emoji{image_size}")
     return config
 
 

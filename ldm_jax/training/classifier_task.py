@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.stages import Compiled
 
 from ldm_jax.keys import purpose_key, sample_keys
 from ldm_jax.latent_classifier import LatentClassifier
@@ -43,3 +44,6 @@ class ClassifierTask(LDMTask):
 
     def pictures(self, *_) -> dict[str, np.ndarray]:
         return {}
+
+    def compile_pictures(self, *_) -> list[Compiled]:
+        return []

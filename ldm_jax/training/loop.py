@@ -6,12 +6,12 @@ at logging steps. When and how a run stops: stopping.py.
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -19,15 +19,17 @@ from clu import parameter_overview
 from clu.metrics import Average
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from jax.stages import Compiled
 
 from ldm_jax import checkpoint, config_file, files, process, progress, rundir
 from ldm_jax.errors import SaveFailed, WriteFailed
 from ldm_jax.images import grid
-from ldm_jax.training import logging, nonfinite, sharding, snapshots
+from ldm_jax.programs import Store
+from ldm_jax.training import ahead, logging, nonfinite, sharding, snapshots
 from ldm_jax.training.nonfinite import NonFinite
 from ldm_jax.training.profile import Profile
 from ldm_jax.training.stopping import Stop, Stopped
-from ldm_jax.training.tasks import Task
+from ldm_jax.training.tasks import Check, Task
 from ldm_jax.training.watchdog import Watchdog
 
 Tree = Any
@@ -38,12 +40,15 @@ class Loaders:
     """train(start_step) -> endless iterator of this host's rows of batch start_step, start_step + 1, ...;
     evaluate() -> one pass over the validation images, with "weight" [B] 1 or 0 (padding);
     pictures() -> the same for one batch, spread over the validation images. All have close().
-    evaluations: number of batches of evaluate(), 0 = not known."""
+    evaluations: number of batches of evaluate(), 0 = not known.
+    shapes: {field: shape} of what the task reads of a global batch of evaluate() and pictures(); None = not known, then
+    their programs are compiled when they are first needed."""
 
     train: Callable[[int], Iterator[dict[str, np.ndarray]]]
     evaluate: Callable[[], Iterator[dict[str, np.ndarray]]]
     pictures: Callable[[], Iterator[dict[str, np.ndarray]]]
     evaluations: int = 0
+    shapes: dict[str, jax.ShapeDtypeStruct] | None = None
 
 
 WORK = ("log", "evaluate", "picture", "metrics", "checkpoint")  # options of config.every that are numbers of steps
@@ -53,10 +58,16 @@ MOST_AHEAD = 2  # steps that the host is ahead of the device: enough to keep it 
 TELL_WAITING = 0.05  # the progress line tells a larger share of the time that the device waited for data
 
 
-# Numbers and pictures of the model at a step: (step, Task.weights, what is called between parts of the work) -> both.
-Measure = Callable[
-    [int, dict[str, tuple[Tree, Tree]], Callable[[], None]], tuple[dict[str, float], dict[str, np.ndarray]]
-]
+class Measure(Protocol):
+    """Numbers and pictures of the model at a step. weights: as Task.weights gives them."""
+
+    def __call__(
+        self, step: int, weights: dict[str, tuple[Tree, Tree]], check: Check
+    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """check: called between parts of the work."""
+
+    def compile(self, weights: dict[str, tuple[Tree, Tree]]) -> list[Compiled]:
+        """The programs for weights of these shapes."""
 
 
 def run(
@@ -104,7 +115,8 @@ def run(
     watchdog = Watchdog(config.watchdog_minutes)
     evaluator = _Evaluator(task, loaders, mesh, writer, say, stop, watchdog, measure)
     if start < config.steps:
-        step_fn = _compile(step_function, state, frozen, first, shardings, mesh, say)
+        work = partial(evaluator.ahead, config.every)
+        step_fn = _compile(step_function, state, frozen, first, shardings, mesh, work, say)
     if any(missed.values()):
         names = " and ".join(name for name, value in missed.items() if value)
         say(f"step {start} was saved before its work was complete ({names}): this is done now", flush=True)
@@ -277,14 +289,17 @@ def _split(frozen: Tree, mesh: Mesh) -> Tree:
     return jax.jit(lambda x: x, out_shardings=sharding.tree_shardings(frozen, mesh))(frozen)
 
 
-def _compile(step: nonfinite.Step, state: Tree, frozen: Tree, batch: Tree, shardings: Tree, mesh, say):
-    began = time.perf_counter()
+def _compile(
+    step: nonfinite.Step, state: Tree, frozen: Tree, batch: Tree, shardings: Tree, mesh, work, say
+) -> Compiled:
+    """The training step. The programs of all other work are compiled after it (_Evaluator.ahead)."""
+    made = ahead.Ahead(sharding.bytes_of((state, frozen, batch)), process.memory_limit(mesh.local_devices))
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
     with jax.set_mesh(mesh):
-        compiled = jitted.lower(state, frozen, batch).compile()
-    planned = process.planned_gib(compiled)
-    size = "" if planned is None else f", about {sum(planned):.2f} GiB a device"
-    say(f"train step compiled in {time.perf_counter() - began:.1f} s{size}", flush=True)
+        (compiled,) = made.compile(ahead.STEP, lambda: [jitted.lower(state, frozen, batch).compile()])
+    for part in work(sharding.placed(state, shardings), frozen):
+        made.compile(*part)
+    say(made.told(), flush=True)
     return compiled
 
 
@@ -298,13 +313,16 @@ def _overview(params: Tree, workdir: Path, say) -> None:
             (workdir / "parameters.txt").write_text(table + "\n")
 
 
-def _averages(values: dict[str, jax.Array], mask: jax.Array) -> dict[str, Average]:
-    """Of a batch's [B] values where mask [B]."""
-    return {name: Average.from_model_output(value, mask) for name, value in values.items()}
+def _evaluate(task: Task, state: Tree, frozen: Tree, batch: Tree, i: jax.Array) -> dict[str, Average]:
+    """Of the samples whose "weight" is not 0; the others fill the last batch up."""
+    given = {name: value for name, value in batch.items() if name != "weight"}
+    values = task.evaluate(state, frozen, given, i)
+    return {name: Average.from_model_output(value, batch["weight"] > 0) for name, value in values.items()}
 
 
 class _Evaluator:
-    """Validation, pictures and metrics of the model, each compiled once. A stop interrupts them: Stopped."""
+    """Validation, pictures and metrics of the model, each compiled once, by `ahead` or later. A stop interrupts them:
+    Stopped."""
 
     def __init__(
         self, task: Task, loaders: Loaders, mesh, writer: logging.Writer, say, stop: Stop, watchdog: Watchdog,
@@ -312,9 +330,39 @@ class _Evaluator:
     ):  # fmt: skip
         self.task, self.loaders, self.mesh, self.writer, self.say = task, loaders, mesh, writer, say
         self.stop, self.watchdog, self.measure = stop, watchdog, measure
-        self.metrics_fn = jax.jit(task.evaluate)
-        self.average_fn = jax.jit(_averages)
+        self.programs = Store(precision=jax.config.jax_default_matmul_precision)
         self.picture_batch, self.is_main = None, jax.process_index() == 0
+
+    def ahead(self, every, state: Tree, frozen: Tree) -> Iterator[tuple[str, Callable[[], Sequence[Compiled]], int]]:
+        """What will be due by `config.every`, the end of the run included, as ahead.Ahead compiles it. state: shapes
+        with their places."""
+        if self.loaders.shapes is not None:
+            batch = self._batch_shapes()
+            size = sharding.bytes_of(batch)
+            if every.evaluate:
+                yield "evaluation", lambda: [self._call(self.programs.compile, state, frozen, batch, 0)], size
+            if every.picture and self.task.draws:
+                given = {name: x for name, x in batch.items() if name != "weight"}
+                yield "pictures", lambda: self.task.compile_pictures(state, frozen, given, self.mesh), size
+        if every.metrics:
+            weights = self.task.weights(state, frozen)
+            first = next(iter(weights.values()))  # of which each device gets a whole copy
+            copies = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(first))
+            yield "metrics", lambda: self.measure.compile(weights), copies
+
+    def _batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        shapes = self.loaders.shapes
+        shapes = shapes | {"weight": jax.ShapeDtypeStruct(next(iter(shapes.values())).shape[:1], np.float32)}
+        return sharding.placed(shapes, dict.fromkeys(shapes, sharding.batch_sharding(self.mesh)))
+
+    def _put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """On the devices, without what the task does not read."""
+        read = batch if self.loaders.shapes is None else [*self.loaders.shapes, "weight"]
+        return sharding.put({name: batch[name] for name in read}, self.mesh)
+
+    def _call(self, call: Callable, state: Tree, frozen: Tree, batch: Tree, i: int):
+        with jax.set_mesh(self.mesh):
+            return call(("evaluate",), partial(_evaluate, self.task), state, frozen, batch, np.int32(i))
 
     def run(self, due: dict[str, bool], step: int, state: Tree, frozen: Tree) -> None:
         """What is due of "evaluate", "picture" and "metrics"."""
@@ -337,10 +385,7 @@ class _Evaluator:
         try:
             for i, batch in enumerate(batches):
                 self.check()
-                batch = sharding.put(batch, self.mesh)
-                true = batch.pop("weight") > 0  # the rest fills the last batch up
-                with jax.set_mesh(self.mesh):
-                    found = self.average_fn(self.metrics_fn(state, frozen, batch, i), true)
+                found = self._call(self.programs.run, state, frozen, self._put(batch), i)
                 averages = {name: a.merge(averages[name]) if averages else a for name, a in found.items()}
                 jax.block_until_ready(averages)  # one batch at a time
                 line.show(i + 1)
@@ -357,7 +402,7 @@ class _Evaluator:
         self.check()
         if self.picture_batch is None:
             batches = self.loaders.pictures()
-            self.picture_batch = sharding.put(next(batches), self.mesh)
+            self.picture_batch = self._put(next(batches))
             batches.close()
             self.picture_batch.pop("weight")
         with progress.Line("pictures of step", first=step, active=self.is_main):

@@ -6,7 +6,6 @@ Parameters and operations are those of the recipe. Bytes and collectives are wha
 it has split over the devices. Times are estimates from published rates (chips.py), and are called so.
 """
 
-import math
 import os
 import time
 from collections import defaultdict
@@ -18,7 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
-from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from ldm_jax import build, process
@@ -117,13 +115,13 @@ def plan(config: ConfigDict, devices: Devices) -> Plan:
     """Compiles the step of a recipe for the devices. ConfigError as training raises it."""
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, devices.devices)
     sharding.check_batch(config.batch_size, mesh, config.optim.accumulate)
-    task, state, frozen = abstract(config)
+    (task, state, frozen), batch = abstract(config), build.batch_shapes(config, config.batch_size)
     shardings = sharding.tree_shardings(state, mesh)
     step = nonfinite.step_of(task.step, config.on_nonfinite, config.noise_seed)
     args = (
-        _placed(state, shardings),
-        _placed(frozen, sharding.tree_shardings(frozen, mesh)),
-        {k: _at(s, sharding.batch_sharding(mesh)) for k, s in build.batch_shapes(config, config.batch_size).items()},
+        sharding.placed(state, shardings),
+        sharding.placed(frozen, sharding.tree_shardings(frozen, mesh)),
+        sharding.placed(batch, dict.fromkeys(batch, sharding.batch_sharding(mesh))),
     )
     platform = devices.devices[0].platform
     if devices.real:
@@ -140,7 +138,7 @@ def plan(config: ConfigDict, devices: Devices) -> Plan:
     held, temporary = memory or (None, None)
     return Plan(
         devices, dict(mesh.shape), config.batch_size, config.optim.accumulate, _number(state.params), _number(frozen),
-        dict(flops.count_by_kind(traced.jaxpr)), _bytes(args[0]), _bytes(args[1]), held, temporary,
+        dict(flops.count_by_kind(traced.jaxpr)), *map(sharding.bytes_of, args[:2]), held, temporary,
         collectives.of_program(compiled.as_text(), mesh.size), seconds,
     )  # fmt: skip
 
@@ -210,22 +208,8 @@ def run(config: ConfigDict, topology: Topology | None, name: str) -> None:
     print(f"{name}, compiled in {made.compile_s:.0f} s:\n\n{table(made)}\n\n{remarks(made)}", flush=True)
 
 
-def _placed(shapes: Tree, shardings: Tree) -> Tree:
-    return jax.tree.map(_at, shapes, shardings)
-
-
-def _at(shape: jax.ShapeDtypeStruct, where: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
-
-
 def _number(shapes: Tree) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
-
-
-def _bytes(placed: Tree) -> int:
-    """Of one device."""
-    leaves = jax.tree.leaves(placed)
-    return sum(jnp.dtype(x.dtype).itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in leaves)
 
 
 def _gib(size: float) -> str:

@@ -174,7 +174,10 @@ def loaders(config: ConfigDict, workdir: str | Path, frozen: Tree | None = None)
         return batches.eval_batches(validation, eval_transform, config.batch_size, limit=limit, **of_host)
 
     count = -(-min(d.validation_images, len(validation)) // config.batch_size)
-    return loop.Loaders(train, lambda: evaluate(d.validation_images), lambda: evaluate(config.batch_size), count)
+    shapes = build.batch_shapes(config, config.batch_size)
+    return loop.Loaders(
+        train, lambda: evaluate(d.validation_images), lambda: evaluate(config.batch_size), count, shapes
+    )  # fmt: skip
 
 
 def _keep_tokenizer(config: ConfigDict, images: sources.Source, folder: Path) -> None:

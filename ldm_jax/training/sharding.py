@@ -5,6 +5,7 @@ divisible axis. Models know nothing of this. `jax.jit` with these shardings inse
 `like_params` tell it, within a step, what it would otherwise have to guess.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -103,10 +104,21 @@ def tree_shardings(shapes: Tree, mesh: Mesh) -> Tree:
     return jax.tree.map(lambda leaf: NamedSharding(mesh, leaf_spec(np.shape(leaf), mesh)), shapes)
 
 
+def placed(shapes: Tree, shardings: Tree) -> Tree:
+    """Shapes of arrays that are where `shardings` say."""
+    return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings)
+
+
 def put(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This host's rows of the global batch (`own_rows`) -> global arrays split over the mesh."""
     sharding = batch_sharding(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def bytes_of(tree: Tree) -> int:
+    """Bytes of one device, of arrays or ShapeDtypeStructs with shardings."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
 # Within a traced step. The mesh is the one of `jax.set_mesh`, under which the loop traces it; without one nothing is

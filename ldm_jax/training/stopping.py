@@ -6,8 +6,8 @@ depends on what the run does at that moment:
 * before the first step (imports, waiting for other hosts, measuring, caching latents, compiling, work that is done
   again after a resume): nothing is new, so the process ends at once;
 * in a step: the run saves the state and ends after it, at the next gate;
-* while it has a finished state in hand and waits for something else (data, validation, pictures, the compilation of
-  their programs), on one host: another thread saves that state and ends the process, whatever the main thread does;
+* while it has a finished state in hand and waits for something else (data, validation, pictures, metrics), on one
+  host: another thread saves that state and ends the process, whatever the main thread does;
 * the same on several hosts: all end at the same gate and save. Gates are after each step, before each batch of
   validation, after each step of sampling pictures, and before each part of the samples for metrics. Hosts interrupt
   no wait for data, no compilation, and no comparison of samples with the reference;

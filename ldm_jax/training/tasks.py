@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jax.stages import Compiled
 
 from ldm_jax import losses
 from ldm_jax.diffusion.timetable import Timetable
@@ -67,6 +68,9 @@ class Task(Protocol):
         self, state: TrainState, frozen: Tree, batch: Batch, mesh: Mesh, check: Check = no_check
     ) -> dict[str, np.ndarray]:
         """{name: images [N,H,W,C] in [-1,1]}, on every host. `check` is called between parts of the work."""
+
+    def compile_pictures(self, state: TrainState, frozen: Tree, batch: Batch, mesh: Mesh) -> list[Compiled]:
+        """The programs of `pictures`, which then compiles nothing. The arguments may be shapes with their places."""
 
     def weights(self, state: TrainState, frozen: Tree) -> dict[str, tuple[Tree, Tree]]:
         """{"averaged" | "raw": (params, frozen)} as a Pipeline takes them, the better ones first; {}: it makes no
@@ -252,13 +256,26 @@ class LDMTask:
         self, state: TrainState, frozen: Tree, batch: Batch, mesh: Mesh, check: Check = no_check
     ) -> dict[str, np.ndarray]:
         """Samples under the conditions of the batch's images, taken again from the first where it has too few."""
-        s = self.samples
-        programs = self.programs.setdefault(mesh, Programs(self.ldm, mesh))
+        s, programs = self.samples, self._programs_on(mesh)
         indices = np.arange(programs.batch_size(s.number), dtype=np.int32)
         batch = {name: on_host(x)[indices % batch_size(batch)] for name, x in batch.items()}
-        method = Method(s.latent_shape, s.timetable, eta=s.eta)
-        z = programs.sample(self.averaging.best(state), frozen, batch, s.seed, indices, method, lambda *_: check())
+        best, method = self.averaging.best(state), self._method()
+        z = programs.sample(best, frozen, batch, s.seed, indices, method, lambda *_: check())
         return {"samples": programs.decode(frozen, z)[: s.number]}
+
+    def compile_pictures(self, state: TrainState, frozen: Tree, batch: Batch, mesh: Mesh) -> list[Compiled]:
+        programs = self._programs_on(mesh)
+        number = programs.batch_size(self.samples.number)
+        batch = {name: jax.ShapeDtypeStruct((number, *x.shape[1:]), x.dtype) for name, x in batch.items()}
+        programs.compile_sample(self.averaging.best(state), frozen, batch, number, self._method())
+        return programs.programs
+
+    def _programs_on(self, mesh: Mesh) -> Programs:
+        return self.programs.setdefault(mesh, Programs(self.ldm, mesh))
+
+    def _method(self) -> Method:
+        s = self.samples
+        return Method(s.latent_shape, s.timetable, eta=s.eta)
 
     def weights(self, state: TrainState, frozen: Tree) -> dict[str, tuple[Tree, Tree]]:
         averaged = {"averaged": (state.ema, frozen)} if self.averaging.decay else {}
@@ -441,13 +458,21 @@ class FirstStageTask:
         self, state: TrainState, frozen: Tree, batch: Batch, mesh: Mesh, check: Check = no_check
     ) -> dict[str, np.ndarray]:
         """Pairs: image, reconstruction."""
-        image = on_host(batch["image"])[: self.settings.pictures]
-        precision = jax.config.jax_default_matmul_precision  # that of training
-        programs = self.programs.setdefault(mesh, Programs(self.model, mesh, precision))
+        image, programs = on_host(batch["image"])[: self.settings.pictures], self._programs_on(mesh)
         filled = programs.put(image[np.arange(programs.batch_size(len(image))) % len(image)])
         made = programs.run(("reconstruct",), self._reconstruct, state, filled)
         pairs = np.stack([image, on_host(made)[: len(image)]], axis=1)
         return {"reconstructions": pairs.reshape(-1, *image.shape[1:])}
+
+    def compile_pictures(self, state: TrainState, frozen: Tree, batch: Batch, mesh: Mesh) -> list[Compiled]:
+        image, programs = batch["image"], self._programs_on(mesh)
+        number = programs.batch_size(min(self.settings.pictures, len(image)))
+        filled = programs.placed(jax.ShapeDtypeStruct((number, *image.shape[1:]), image.dtype))
+        return [programs.compile(("reconstruct",), self._reconstruct, state, filled)]
+
+    def _programs_on(self, mesh: Mesh) -> Programs:
+        precision = jax.config.jax_default_matmul_precision  # that of training
+        return self.programs.setdefault(mesh, Programs(self.model, mesh, precision=precision))
 
     def weights(self, state: TrainState, frozen: Tree) -> dict[str, tuple[Tree, Tree]]:
         first_stage = {"params": state.params["autoencoder"]}

@@ -79,11 +79,13 @@ def drawn():
     state = jax.device_put(zeros, sharding.tree_shardings(shapes, mesh))
     with jax.set_mesh(mesh):
         evaluate = jax.jit(task.evaluate).lower(state, frozen, batch, 0).compile(QUICK)
+    kept = sharding.placed(state, sharding.tree_shardings(state, mesh))
+    ahead = len(task.compile_pictures(kept, frozen, sharding.placed(batch, {"image": batch["image"].sharding}), mesh))
     made = task.pictures(state, frozen, batch, mesh)["samples"]
     (programs,) = task.programs.values()
     pictures = {str(key[0][0]): whole(p.as_text(), programs.batch_size(1)) for key, p in programs._programs.items()}
     return {"held": [held(state), held(frozen)], "evaluate": whole(evaluate.as_text(), BATCH), "samples": made.shape,
-            "pictures": pictures}  # fmt: skip
+            "pictures": pictures, "programs": [ahead, programs.compiled]}  # fmt: skip
 
 
 def main():

@@ -50,6 +50,10 @@ def test_pictures_of_training_are_made_by_all_devices(eight):
     assert eight["drawn"]["pictures"] == {"begin": [], "steps": [], "decode": []}
 
 
+def test_what_is_compiled_for_shapes_is_what_pictures_run(eight):
+    assert eight["drawn"]["programs"] == [3, 3]
+
+
 def test_a_plan_for_eight_devices_that_are_not_there(eight):
     """The command, in a process that has none of them and no data."""
     told, _ = eight["plan"]

@@ -1,8 +1,8 @@
 """Two processes train together as one does: the loop over `--distributed`."""
 
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,31 +11,33 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.fast import flags
-from tests.training.test_loop import ROOT, metrics, parameters, train
+from ldm_jax import checkpoint
+from tests.several_hosts import of_hosts
+from tests.training.test_loop import ROOT, SMALL, environment, metrics, parameters, train
 
 RUN = ["train.py", "--config=configs/quickstart_ldm.py:tiny"]
 OPTIONS = ["--config.steps=4", "--config.mesh.fsdp=2"]
 
 
-def start(workdir, *options, run=RUN, second=(), env=({}, {})):
-    """Two processes of one device each, and the files that they print into. second: options of the second alone; env:
-    variables of each."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+def start(workdir, *options, run=RUN, second=(), devices=1, env=({}, {})):
+    """Two processes of one device or more each, and the files that they print into. second: options of the second
+    alone; env: variables of each."""
     started, files = [], []
-    for host in range(2):
+    for host, variables in enumerate(of_hosts()):
+        port = variables["JAX_COORDINATOR_ADDRESS"].partition(":")[2]
         files.append(workdir.with_name(f"{workdir.name}_{host}_{port}.log"))
-        variables = os.environ | env[host] | {
-            "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags("--xla_force_host_platform_device_count=1"),
-            "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(host),
-        }  # fmt: skip
+        variables = environment(devices) | variables | env[host]
         started.append(subprocess.Popen(
             [sys.executable, *run, f"--workdir={workdir}", "--distributed", *options, *(second if host else ())],
             cwd=ROOT, env=variables, stdout=files[-1].open("w"), stderr=subprocess.STDOUT,
         ))  # fmt: skip
     return started, files
+
+
+def wait_for(words, processes, file):
+    """Until they are printed, or a process has ended."""
+    while words not in file.read_text() and not any(p.poll() for p in processes):
+        time.sleep(0.2)
 
 
 def finish(processes, files, code=0):
@@ -75,8 +77,7 @@ def test_two_hosts_do_what_one_does_and_stop_together(tmp_path):
 
     more = ["--config.steps=100000", "--config.mesh.fsdp=2", "--config.every.evaluate=0", "--config.every.picture=0"]
     processes, files = start(tmp_path / "two", *more)
-    while "step 6/" not in files[0].read_text() and not any(p.poll() for p in processes):
-        time.sleep(0.2)
+    wait_for("step 6/", processes, files[0])
     for p in processes:
         p.send_signal(signal.SIGTERM)
     assert "is saved; the same command goes on from there" in finish(processes, files, code=75)[0]
@@ -94,19 +95,16 @@ def test_who_takes_part_must_be_told(tmp_path):
 @pytest.mark.parametrize("own", ["0", "1"])
 def test_hosts_that_do_not_come_are_told_of(tmp_path, own):
     """JAX would end the process with the code 134 and name nobody."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{s.getsockname()[1]}"
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    variables = of_hosts()[int(own)]
     result = subprocess.run(
         [sys.executable, *RUN, f"--workdir={tmp_path}", "--distributed", "--join-timeout=2"], cwd=ROOT, text=True,
-        env=env | {"JAX_PROCESS_ID": own}, capture_output=True, timeout=60,
+        env=os.environ | variables, capture_output=True, timeout=60,
     )  # fmt: skip
     assert result.returncode == 75, result.stderr
     told = f"not all hosts of this run (2) have joined within 2 s; this is host {own}. See which one has not started"
     assert (
         told in result.stdout
-        and f"the first one at {address}" in result.stdout
+        and f"the first one at {variables['JAX_COORDINATOR_ADDRESS']}" in result.stdout
         and "Check failure" not in result.stderr
     )
 
@@ -134,3 +132,38 @@ def test_hosts_that_are_not_alike_end_and_are_named(tmp_path):
     for text in texts:
         assert "host 1 (" in text and "config.seed is 3, on host 0 0" in text and "Traceback" not in text
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_moves_between_machines_is_the_run_on_one_device(tmp_path):
+    """Killed on eight devices, stopped on two hosts of two devices each, complete on one device. Sums have another
+    order on each. Adam divides by the gradients' size; a larger eps keeps it from making much of their rounding."""
+    workdir, options = tmp_path / "run", [*SMALL, "--config.optim.eps=1e-3", "--config.every.checkpoint=4"]
+    several = [*options, "--config.steps=100000", "--config.mesh.fsdp=2"]
+    log = tmp_path / "eight.log"
+    command = [sys.executable, *RUN, f"--workdir={workdir}", *several]
+    eight = subprocess.Popen(command, cwd=ROOT, env=environment(8), stdout=log.open("w"), stderr=subprocess.STDOUT)
+    wait_for("step 10/", [eight], log)
+    while not checkpoint.steps(workdir) and eight.poll() is None:  # it is written in the background
+        time.sleep(0.1)
+    eight.kill()
+    assert eight.wait() == -signal.SIGKILL, log.read_text()
+
+    processes, files = start(workdir, *several, devices=2)
+    wait_for("/100000  loss", processes, files[0])
+    processes[1].send_signal(signal.SIGTERM)
+    told, _ = finish(processes, files, code=75)
+    begun, stopped = (int(re.search(words, told)[1]) for words in (r"at step (\d+)\n", r"step (\d+) is saved"))
+    assert 4 <= begun < stopped and "mesh {'data': 2, 'fsdp': 2}" in told
+
+    last = f"--config.steps={stopped + 4}"
+    told, _ = train(workdir, *options, last)
+    assert f"resumed {workdir} at step {stopped}" in told
+    train(tmp_path / "straight", *options, last)
+    moved, straight = (metrics(folder) for folder in (workdir, tmp_path / "straight"))
+    assert list(moved) == list(straight) == list(range(1, stopped + 5))
+    np.testing.assert_allclose(list(moved.values()), list(straight.values()), rtol=1e-5)
+    ours, theirs = parameters(workdir), parameters(tmp_path / "straight")
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-5, err_msg=name)

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ from ldm_jax import process
 from ldm_jax.cli import train
 from ldm_jax.errors import ConfigError
 from ldm_jax.training import lock, setup
+from tests.several_hosts import of_hosts
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -247,18 +247,14 @@ def test_train_takes_the_lock_before_anything_else(tmp_path, capsys, monkeypatch
 @pytest.mark.slow
 def test_a_refusal_ends_all_hosts(tmp_path):
     """The first host alone looks at the lock; both end with the same words and the same code."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     command = [sys.executable, "train.py", "--config=quickstart_ldm:tiny", f"--workdir={tmp_path}", "--distributed"]
     with lock.held(tmp_path):
         hosts = [
             subprocess.Popen(
                 command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-                                  "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i)},
+                env=os.environ | variables,
             )
-            for i in range(2)
+            for variables in of_hosts()
         ]  # fmt: skip
         said = [host.communicate(timeout=300)[0] for host in hosts]
         assert [host.returncode for host in hosts] == [2, 2], said

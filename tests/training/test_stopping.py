@@ -5,7 +5,6 @@ import os
 import random
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ from ldm_jax.cli import train
 from ldm_jax.training import stopping
 from ldm_jax.training.stopping import AGAIN, INTERRUPTED, Hosts, Stop
 from tests.fast import flags
+from tests.several_hosts import of_hosts
 
 ROOT = Path(__file__).resolve().parents[2]
 SAVED_WITHIN = 5.0  # seconds; the toy's save takes less than one of them
@@ -65,10 +65,16 @@ def lines(workdir):
 
 @pytest.mark.parametrize(
     "phase, number",
-    [("imports", signal.SIGINT), ("init", signal.SIGUSR1), ("compile", signal.SIGTERM)],
+    [
+        ("imports", signal.SIGINT),
+        ("init", signal.SIGUSR1),
+        ("compile", signal.SIGTERM),
+        ("compile evaluation", signal.SIGTERM),
+        ("compile pictures", signal.SIGINT),
+    ],
 )
 def test_before_the_first_step_the_process_ends_at_once(phase, number, tmp_path):
-    process = start(tmp_path, phase)
+    process = start(tmp_path, phase, "evaluate=3", "picture=3")
     wait_for(process, f"at {phase}")
     assert "nothing was trained yet" in signalled(process, number, within=2.0)
     assert not checkpoint.steps(tmp_path)
@@ -319,14 +325,11 @@ def test_a_host_that_gets_no_answer_ends_with_an_error(monkeypatch):
 
 
 def two_hosts(workdir, *options, waits=("", "")):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{s.getsockname()[1]}"
+    one = flags("--xla_force_host_platform_device_count=1")
     return [
-        start(workdir, *filter(None, [waits[i]]), *options, JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2",
-              JAX_PROCESS_ID=str(i), XLA_FLAGS=flags("--xla_force_host_platform_device_count=1"))
-        for i in range(2)
-    ]  # fmt: skip
+        start(workdir, *filter(None, [phase]), *options, XLA_FLAGS=one, **variables)
+        for phase, variables in zip(waits, of_hosts())
+    ]
 
 
 @pytest.mark.slow
@@ -349,7 +352,7 @@ def test_two_hosts_stop_together_whichever_is_asked_and_whenever(tmp_path):
     assert checkpoint.steps(tmp_path) == [step]
     # In the first step after a resume.
     hosts = two_hosts(tmp_path, "steps=100000", "slow=2")
-    wait_for(hosts[0], "train step compiled")
+    wait_for(hosts[0], "compiled: ")
     hosts[0].send_signal(signal.SIGTERM)
     stopped = int(finish(hosts).partition("asked to stop: step ")[2].split()[0])
     assert step < stopped <= step + 2 and checkpoint.steps(tmp_path)[-1] == stopped

@@ -87,12 +87,17 @@ def train(stop: stopping.Stop, waits: Waits, workdir: str, options: dict, held: 
             return state.replace(step=state.step + 1, params=params), metrics | {"grad_norm": norm}
 
         def evaluate(self, state, frozen, batch, i):
+            waits.at("compile evaluation")
             return {"loss": jnp.mean((batch["x"] - state.params["net"]["w"]) ** 2, axis=1)}
 
         def pictures(self, state, frozen, batch, mesh, check):
             waits.at("pictures")
             check()
             return {"samples": np.zeros((4, 8, 8, 3))}
+
+        def compile_pictures(self, state, frozen, batch, mesh):
+            waits.at("compile pictures")
+            return []
 
     class Batches:
         def __init__(self, first, last, phase):
@@ -119,6 +124,7 @@ def train(stop: stopping.Stop, waits: Waits, workdir: str, options: dict, held: 
         lambda start: Batches(start, 10**9, "data"),
         lambda: Batches(0, options["eval_batches"], "evaluate"),
         lambda: Batches(0, 1, ""),
+        shapes=dict.fromkeys(("x", "bad"), jax.ShapeDtypeStruct((4, 3), np.float32)),
     )
     every = {name: options[name] for name in EVERY}
     rest = ("steps", "keep_every", "on_nonfinite", "nonfinite_limit", "noise_seed", "watchdog_minutes")

@@ -94,7 +94,10 @@ def group_norm(
 
     scale, bias: [C] float32. eps is added to the variance.
     """
-    flat = x.reshape(x.shape[0], -1, x.shape[-1]).astype(jnp.float32)  # [B,N,C]
+    flat = x.reshape(x.shape[0], -1, x.shape[-1])  # [B,N,C]
+    if backend() == "gpu" and flat.dtype == dtype and gpu.normalises(flat):
+        return gpu.group_norm(flat, scale, bias, groups, eps).reshape(x.shape)
+    flat = flat.astype(jnp.float32)
     form = cpu if dtype == jnp.float32 and _on_cpu(flat) and cpu.normalises(flat) else reference
     return form.group_norm(flat, scale, bias, groups, eps).reshape(x.shape).astype(dtype)
 

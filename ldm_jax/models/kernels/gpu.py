@@ -9,16 +9,18 @@ all of them compile the same program.
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.experimental import multihost_utils
 from jaxtyping import Float
 
 from ldm_jax.arrays import Array
+from ldm_jax.models.kernels.reference import group_means
 
 _log = logging.getLogger(__name__)
 Implementation = Literal["cudnn", "xla"]
@@ -93,3 +95,47 @@ def _gradients(implementation: Implementation, head_dim: int, dtype: str) -> np.
 
     compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*arrays).compile()
     return np.concatenate([np.asarray(g, np.float32).ravel() for g in compiled(*arrays)])
+
+
+def normalises(x: Array) -> bool:
+    """Whether `group_norm` is meant for x: half precision."""
+    return x.dtype in (jnp.bfloat16, jnp.float16)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def group_norm(
+    x: Float[Array, "B N C"], scale: Float[Array, " C"], bias: Float[Array, " C"], groups: int, eps: float
+) -> Float[Array, "B N C"]:
+    """Group normalisation of half-precision x [B,N,C] with float32 statistics, result of x's type.
+
+    Statistics in one pass over x: sums of its distance to the first position and of their squares, so that a large mean
+    costs no digits. The gradient keeps x as it is, in half precision, and needs one pass for its sums.
+    """
+    return _group_norm(x, scale, bias, groups, eps)[0]
+
+
+def _group_norm(x: Array, scale: Array, bias: Array, groups: int, eps: float):
+    first = x[:, :1].astype(jnp.float32)  # [B,1,C]
+    apart = x.astype(jnp.float32) - first
+    offset = jnp.mean(apart, axis=1, keepdims=True)
+    spread = jnp.mean(apart * apart, axis=1, keepdims=True) - offset * offset  # of each channel, about its own mean
+    means = first + offset
+    mean = group_means(means, groups)
+    variance = group_means(spread + (means - mean) ** 2, groups)
+    rate = lax.rsqrt(variance + eps)  # 1 / standard deviation
+    slope = rate * scale
+    y = x.astype(jnp.float32) * slope + (bias - mean * slope)
+    return y.astype(x.dtype), (x, scale, mean, rate)
+
+
+def _group_norm_backward(groups: int, eps: float, saved, grad: Array):
+    x, scale, mean, rate = saved
+    grad = grad.astype(jnp.float32)
+    normal = (x.astype(jnp.float32) - mean) * rate
+    to_bias, to_scale = (jnp.sum(a, axis=1, keepdims=True) for a in (grad, grad * normal))  # [B,1,C]
+    to_mean, to_rate = (group_means(s * scale, groups) / x.shape[1] for s in (to_bias, to_scale))
+    dx = (grad * scale - to_mean - normal * to_rate) * rate
+    return dx.astype(x.dtype), to_scale.sum((0, 1)), to_bias.sum((0, 1))
+
+
+group_norm.defvjp(_group_norm, _group_norm_backward)
