@@ -5,7 +5,7 @@
     python train.py --config=configs/emoji_f8_first_stage.py --workdir=runs/emoji/f8_first_stage
 
 No discriminator. Its weight of the KL term is far above the paper's, as in demo_first_stage. Variant 128: 128 px ->
-16x16x8, for a GPU (`prepare_emoji.py --out datasets/emoji128 --size 128`).
+16x16x8, in minutes of a GPU (`prepare_emoji.py --out datasets/emoji128 --size 128`).
 """
 
 from ldm_jax.recipes import laptop, sections
@@ -14,8 +14,7 @@ from ldm_jax.recipes import laptop, sections
 def get_config(variant: str = ""):
     size, variant = laptop.emoji_size(variant)
     config = sections.autoencoder(laptop.emoji_f8_first_stage(size), image_size=size)
-    config.steps = 10_000
-    config.batch_size = 16 if size == 64 else 32
+    config.steps, config.batch_size = (10_000, 16) if size == 64 else (5_000, 32)
     config.optim.update(learning_rate=1e-3, schedule="cosine", warmup_steps=100, b2=0.99)
     config.loss.update(lpips_net="alex", disc_weight=0.0, kl_weight=0.002)
     config.every.update(evaluate=2500, picture=2500, checkpoint=500)

@@ -4,7 +4,7 @@
         --config.first_stage.checkpoint=runs/emoji/f8_first_stage --config.conditioner.checkpoint=runs/emoji/captions
     python sample.py --workdir=runs/emoji/text --steps=50 --eta=1 --guidance=1.5 --prompt "red heart" --num=8
 
-Variant 128: 128 px, 16x16x8 latents, for a GPU.
+Variant 128: 128 px, latents of 16x16x8, in minutes of a GPU; it is the model pretrained/emoji_text.
 """
 
 from ldm_jax.recipes import laptop, sections
@@ -14,6 +14,6 @@ def get_config(variant: str = ""):
     size, variant = laptop.emoji_size(variant)
     config = laptop.emoji_f8(size)
     config.conditioner.trainable = variant == "tiny"  # which needs no other run
-    config.steps = 8_000
+    config.steps, config.batch_size = (8_000, 32) if size == 64 else (5_000, 128)
     config.every.update(evaluate=1000, picture=1000, checkpoint=250)
     return sections.finish(config, variant)

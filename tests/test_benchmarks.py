@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks import (
+    accelerator,
     common,
     compare_torch,
     compression,
@@ -38,6 +39,7 @@ from ldm_jax.models import kernels
 from ldm_jax.training.state import TrainState
 from tests.fast import QUICK
 
+COMPILE = work.Program.compile
 TINY = "--config=configs/quickstart_first_stage.py:tiny"
 CEILINGS = roofline.Ceilings(flops=1e9, bytes=1e9, dtype="float32")
 
@@ -362,8 +364,24 @@ def test_objectives_names_what_there_is(capsys):
     assert "--networks=gan: there are unet, dit" in capsys.readouterr().err
 
 
+def test_accelerator_compares_a_step_with_the_cpus(quick, monkeypatch, tmp_path):
+    monkeypatch.setattr(work.Program, "compile", lambda self, precision=None: COMPILE(self, options=QUICK))
+    exact, bfloat16 = accelerator.main([TINY, "--kinds=exact,bfloat16", f"--out={tmp_path}"])
+    assert exact["loss apart"] == exact["grad_norm apart"] == 0
+    assert 0 < bfloat16["loss apart"] < 0.1
+    assert record(tmp_path)["cpu"]["loss"] == pytest.approx(exact["loss"])
+
+
+def test_accelerator_ends_with_an_error_where_the_step_is_another(monkeypatch, tmp_path):
+    found = iter([{"loss": 1.0, "grad_norm": 2.0}, {"loss": 1.0, "grad_norm": 2.01}])
+    monkeypatch.setattr(accelerator, "metrics_on", lambda *args: (next(found), {}))
+    with pytest.raises(SystemExit, match=r"differs from the CPU's by more than 0\.001"):
+        accelerator.main([TINY, "--kinds=exact", f"--out={tmp_path}"])
+
+
 SCRIPTS = [
-    train_step, sampling, startup, compression, compare_torch, profile_step, memory, evaluation, restore, objectives
+    accelerator, train_step, sampling, startup, compression, compare_torch, profile_step, memory, evaluation, restore,
+    objectives,
 ]  # fmt: skip
 
 

@@ -79,3 +79,13 @@ def test_models_of_a_recipe():
 def test_recipes_are_listed_without_jax():
     code = "import sys; from ldm_jax import recipes; assert recipes.names(); sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_emoji_in_two_sizes():
+    for name in ("emoji_f8_first_stage", "emoji_captions", "emoji_text"):
+        small, large = recipes.load(name), recipes.load(f"{name}:128")
+        assert (small.data.image_size, large.data.image_size) == (64, 128)
+        assert (small.data.path, large.data.path) == ("datasets/emoji64", "datasets/emoji128")
+        assert recipes.load(f"{name}:128_tiny").steps == 4
+    with pytest.raises(ConfigError, match="there are, after a colon: 128"):
+        recipes.load("emoji_text:256")

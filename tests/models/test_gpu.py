@@ -90,3 +90,36 @@ def test_several_hosts_take_the_answer_of_the_first(monkeypatch, host, answer):
     assert found == [answer] and gpu.attends(q, k) == answer
     assert tried == [(16, "bfloat16")] * (host == 0)
     assert sent == [answer and host == 0]  # once: then every host keeps the answer
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+def test_norm_and_its_gradients_are_those_of_the_formula(dtype, mean):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 8, 8, 96)) * np.linspace(0.3, 3, 96) + rng.standard_normal(96) + mean
+    x, weights = jnp.asarray(x, dtype), jnp.asarray(rng.standard_normal(x.shape), jnp.float32)
+    scale, bias = jnp.asarray([1.0, 0.0])[:, None] + 0.1 * jnp.asarray(rng.standard_normal((2, 96)), jnp.float32)
+
+    def loss(x, scale, bias):
+        y = kernels.group_norm(x, scale, bias, 32, 1e-5, dtype)
+        return jnp.sum(jnp.sin(y.astype(jnp.float32)) * weights), y
+
+    (_, ours), grads = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(x, scale, bias)
+    with kernels.plain():
+        (_, plain), expected = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(x, scale, bias)
+    assert ours.dtype == plain.dtype == dtype
+    for found, wanted in zip((ours, *grads), (plain, *expected)):
+        found, wanted = (np.asarray(a, np.float32) for a in (found, wanted))
+        assert np.linalg.norm(found - wanted) <= 0.01 * np.linalg.norm(wanted)
+
+
+def test_norm_keeps_nothing_in_float32_for_its_gradient():
+    x = jnp.ones((2, 64, 32), jnp.bfloat16)
+    _, pull = jax.vjp(lambda x: kernels.group_norm(x, jnp.ones(32), jnp.zeros(32), 32, 1e-5, x.dtype), x)
+    assert all(a.dtype == jnp.bfloat16 for a in jax.tree.leaves(pull) if a.size == x.size)
+
+
+def test_norm_of_float32_is_the_formula(monkeypatch):
+    monkeypatch.setattr(gpu, "group_norm", None)
+    x = jnp.ones((2, 4, 32))
+    assert kernels.group_norm(x, jnp.ones(32), jnp.zeros(32), 32, 1e-5, x.dtype).shape == x.shape
