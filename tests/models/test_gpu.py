@@ -1,4 +1,5 @@
-"""The choice of the GPU's fused attention, without a GPU: cuDNN is refused here and JAX's own form stands in for it."""
+"""The GPU's forms, without a GPU: the choice of fused attention (cuDNN is refused here, and JAX's own form stands in for
+it), and group normalisation."""
 
 from functools import lru_cache
 

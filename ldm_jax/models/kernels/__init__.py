@@ -2,7 +2,7 @@
 
     reference.py  the formulas in plain JAX: what is computed
     cpu.py        other forms for CPUs, in float32
-    gpu.py        attention by cuDNN's fused kernel, in half precision
+    gpu.py        attention by cuDNN's fused kernel, and group normalisation, in half precision
 
 The choice is made here, when a function is traced, by the backend, shapes and types; values differ by rounding only.
 """

@@ -1,10 +1,11 @@
-"""Attention on NVIDIA GPUs by cuDNN's fused kernel, which never writes the [B,heads,Q,L] weights to memory.
+"""Forms for NVIDIA GPUs, in half precision only. Not needed to understand the networks: reference.py says what is
+computed.
 
-Not needed to understand the networks: `reference.attend` says what is computed.
+attend: by cuDNN's fused kernel, which never writes the [B,heads,Q,L] weights to memory. Which head widths the kernel
+takes depends on the GPU, cuDNN and JAX, so each is tried once, forward and backward, and compared with the plain form;
+the choice is logged. Several hosts make one choice, so that all of them compile the same program.
 
-Half precision only. Which head widths the kernel takes depends on the GPU, cuDNN and JAX, so each is tried once,
-forward and backward, and compared with the plain form; the choice is logged. Several hosts make one choice, so that
-all of them compile the same program.
+group_norm: reads its input once for the statistics, and keeps it in half precision for the gradient.
 """
 
 import logging
