@@ -9,6 +9,7 @@ relative differences from the CPU's loss and norm of the gradient; the JSON has 
 one of the exact step is above 1e-3, or if a number is not finite.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -35,9 +36,13 @@ def main(argv: list[str] | None = None) -> list[common.Row]:
         p.error(f"--kinds={','.join(unknown)}: there are {', '.join(KINDS)}")
     env, size, rows = common.environment(), args.batch[0], []
     device = jax.devices()[0]
+    try:
+        cpu = jax.devices("cpu")[0]
+    except RuntimeError:
+        sys.exit(f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')} leaves out the CPU, which is compared with: add ,cpu")
     if device.platform == "cpu":
         print("note: JAX finds only the CPU, which is compared with itself")
-    expected = metrics_on(jax.devices("cpu")[0], config, size, "exact")[0]
+    expected = metrics_on(cpu, config, size, "exact")[0]
     print(f"CPU: {', '.join(f'{name} {value:.6g}' for name, value in expected.items())}", flush=True)
     for kind in args.kinds:
         found, row = metrics_on(device, config, size, kind)
@@ -65,7 +70,7 @@ def metrics_on(device, config, size: int, kind: str) -> tuple[dict[str, float], 
         program = work.train(work.make_model(config), size).compile(precision)
         state, metrics = program()
         found = {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0}
-        row = {"compile s": program.compile_s, "GiB planned": program.memory_gib, "GiB held": common.peak_gib(device)}
+        row = {"compile s": program.compile_s, "GiB planned": program.memory_gib, "GiB held so far": common.peak_gib(device)}
     del program, state
     return found, row
 

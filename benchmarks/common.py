@@ -124,7 +124,8 @@ def free_gib() -> float | None:
 
 
 def peak_gib(device: Any) -> float | None:
-    """The most memory that this process has held on a device so far; None where the backend does not say (CPUs)."""
+    """The most memory that this process has held on a device so far, trials of the compiler included; None where the
+    backend does not say (CPUs)."""
     stats = device.memory_stats() or {}
     return stats["peak_bytes_in_use"] / 2**30 if "peak_bytes_in_use" in stats else None
 

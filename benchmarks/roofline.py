@@ -96,7 +96,7 @@ def measure(make: Callable[..., work.Program], model: work.Model, size: int, *ar
 COLUMNS = {
     "what": "what", "batch": "batch", "ms": "ms", "ms_10": "10 %", "ms_90": "90 %", "images_s": "images/s",
     "gflop": "GFLOP", "gflop_compiled": "compiler's GFLOP", "gflop_s": "GFLOP/s", "utilisation": "of product",
-    "roofline": "of roofline", "memory_gib": "GiB planned", "peak_gib": "GiB held", "trace_s": "trace s",
+    "roofline": "of roofline", "memory_gib": "GiB planned", "peak_gib": "GiB held so far", "trace_s": "trace s",
     "compile_s": "compile s",
     "note": "",
 }  # fmt: skip

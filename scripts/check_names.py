@@ -2,7 +2,7 @@
 
     python scripts/get_weights.py efficientnet_lite0
     python scripts/check_names.py runs/emoji/text
-    python scripts/check_names.py pretrained/emoji_text --data=datasets/emoji64 --num=200 --guidance=3
+    python scripts/check_names.py pretrained/emoji_text --data=datasets/emoji128 --num=200 --guidance=2
 
 Takes a text model of a folder of captioned pictures. --num captions of the training pictures are drawn (those whose
 SHA-256 are smallest: the same everywhere), and one sample is made for each. A sample counts when its caption is among

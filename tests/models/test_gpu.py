@@ -114,6 +114,16 @@ def test_norm_and_its_gradients_are_those_of_the_formula(dtype, mean):
         assert np.linalg.norm(found - wanted) <= 0.01 * np.linalg.norm(wanted)
 
 
+def test_norm_of_a_channel_whose_first_position_is_far_out():
+    x = np.random.default_rng(0).standard_normal((1, 4096, 32))
+    x[:, 0] = 1e4
+    x = jnp.asarray(x, jnp.bfloat16)
+    found = kernels.group_norm(x, jnp.ones(32), jnp.zeros(32), 32, 1e-5, x.dtype)
+    with kernels.plain():
+        wanted = kernels.group_norm(x, jnp.ones(32), jnp.zeros(32), 32, 1e-5, x.dtype)
+    np.testing.assert_allclose(*(np.asarray(a, np.float32) for a in (found, wanted)), rtol=0.01, atol=0.01)
+
+
 def test_norm_keeps_nothing_in_float32_for_its_gradient():
     x = jnp.ones((2, 64, 32), jnp.bfloat16)
     _, pull = jax.vjp(lambda x: kernels.group_norm(x, jnp.ones(32), jnp.zeros(32), 32, 1e-5, x.dtype), x)

@@ -110,7 +110,8 @@ def group_norm(
     """Group normalisation of half-precision x [B,N,C] with float32 statistics, result of x's type.
 
     Statistics in one pass over x: sums of its distance to the first position and of their squares, so that a large mean
-    costs no digits. The gradient keeps x as it is, in half precision, and needs one pass for its sums.
+    costs no digits. (The first position is at most sqrt(N) standard deviations from its channel's mean, which costs a
+    part of N * 1e-7 of the variance.) The gradient keeps x as it is, in half precision, and needs one pass for its sums.
     """
     return _group_norm(x, scale, bias, groups, eps)[0]
 
@@ -119,7 +120,8 @@ def _group_norm(x: Array, scale: Array, bias: Array, groups: int, eps: float):
     first = x[:, :1].astype(jnp.float32)  # [B,1,C]
     apart = x.astype(jnp.float32) - first
     offset = jnp.mean(apart, axis=1, keepdims=True)
-    spread = jnp.mean(apart * apart, axis=1, keepdims=True) - offset * offset  # of each channel, about its own mean
+    square = jnp.mean(apart * apart, axis=1, keepdims=True)
+    spread = jnp.maximum(square - offset * offset, 0)  # of each channel, about its own mean
     means = first + offset
     mean = group_means(means, groups)
     variance = group_means(spread + (means - mean) ** 2, groups)
