@@ -39,7 +39,9 @@ def main(argv: list[str] | None = None) -> list[common.Row]:
     try:
         cpu = jax.devices("cpu")[0]
     except RuntimeError:
-        sys.exit(f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')} leaves out the CPU, which is compared with: add ,cpu")
+        sys.exit(
+            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')} leaves out the CPU, which is compared with: add ,cpu"
+        )
     if device.platform == "cpu":
         print("note: JAX finds only the CPU, which is compared with itself")
     expected = metrics_on(cpu, config, size, "exact")[0]
@@ -70,7 +72,11 @@ def metrics_on(device, config, size: int, kind: str) -> tuple[dict[str, float], 
         program = work.train(work.make_model(config), size).compile(precision)
         state, metrics = program()
         found = {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0}
-        row = {"compile s": program.compile_s, "GiB planned": program.memory_gib, "GiB held so far": common.peak_gib(device)}
+        row = {
+            "compile s": program.compile_s,
+            "GiB planned": program.memory_gib,
+            "GiB held so far": common.peak_gib(device),
+        }
     del program, state
     return found, row
 

@@ -111,7 +111,9 @@ def group_norm(
 
     Statistics in one pass over x: sums of its distance to the first position and of their squares, so that a large mean
     costs no digits. (The first position is at most sqrt(N) standard deviations from its channel's mean, which costs a
-    part of N * 1e-7 of the variance.) The gradient keeps x as it is, in half precision, and needs one pass for its sums.
+    part of N * 1e-7 of the variance.)
+
+    The gradient keeps x as it is, in half precision, and needs one pass for its sums.
     """
     return _group_norm(x, scale, bias, groups, eps)[0]
 
