@@ -1,5 +1,5 @@
-"""The GPU's forms, without a GPU: the choice of fused attention (cuDNN is refused here, and JAX's own form stands in for
-it), and group normalisation."""
+"""The GPU's forms, without a GPU: group normalisation, and the choice of fused attention, where cuDNN is refused and
+JAX's own form stands in for it."""
 
 from functools import lru_cache
 
