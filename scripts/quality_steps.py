@@ -4,7 +4,8 @@
     python scripts/quality_steps.py --workdir=runs/class --num=2000 --samplers=ddim,unipc_3 --autoguide=runs/small
 
 How good: the Frechet distance of features of --network between samples and training pictures; the dashed line is that
-of unseen pictures. The second panel is there for models that also learnt without their condition, or with --autoguide:
+of unseen pictures. With --reconstructions both are what the first stage makes of these pictures: what it loses is in
+no distance, and what the sampler does is seen. The second panel is there for models that also learnt without their condition, or with --autoguide:
 the scale of classifier-free guidance at all noise levels and within --interval, and that of autoguidance.
 
 Writes the picture and, beside it, all numbers as JSON. Features are kept, so that what was interrupted goes on.
@@ -32,6 +33,7 @@ def parser() -> options.Parser:
     add("--workdir", type=Path, required=True, help="run directory of a diffusion model, or a folder of Pipeline.save")
     add("--num", type=int, default=1000, help="samples for each point (default 1000)")
     add("--reference", type=int, default=10_000, help="training pictures to compare with (default 10,000; 0: all)")
+    add("--reconstructions", action="store_true", help="compare with the first stage's reconstructions of the pictures")
     add("--steps", type=options.numbers(int), default=STEPS, help=f"default {STEPS}")
     add("--samplers", help="names, separated by commas (default: all that can sample this model)")
     add("--scales", type=options.numbers(float), default=SCALES, help=f"of guidance, default {SCALES}; 1 = without")
@@ -86,7 +88,11 @@ def measured(args) -> list[Row]:
     def features_of(pictures):
         return kept.features_of(pictures, extractor, (extractor.network.tap,))
 
-    training = features_of(report.data_of(config, args.workdir, True, args.reference or None))
+    def compared_with(train: bool, count: int | None):
+        pictures = report.data_of(config, args.workdir, train, count)
+        return report.Reconstructions(pipe, pictures, args.batch) if args.reconstructions else pictures
+
+    training = features_of(compared_with(True, args.reference or None))
 
     def distance(pictures) -> float:
         (value,) = metrics.distance(extractor.network, features_of(pictures), training).values()
@@ -94,7 +100,7 @@ def measured(args) -> list[Row]:
 
     needs_data = config.conditioner.kind not in ("none", "class")
     data = report.data_of(config, args.workdir, False, args.num, examples=True) if needs_data else None
-    unseen = distance(report.data_of(config, args.workdir, False, args.num))
+    unseen = distance(compared_with(False, args.num))
     rows, known = [{"panel": "", "line": "unseen pictures", "x": 0, "distance": unseen}], {}
     for panel, line, x, given in points:
         key = json.dumps(given)
