@@ -231,7 +231,7 @@ class Planned(NamedTuple):
 
 
 def planned(compiled: "jax.stages.Compiled") -> Planned | None:
-    """None where the backend does not say, or says 0 of all (a program from the compilation cache)."""
+    """None where the backend does not say, or says 0 of all, as some do of a program from the compilation cache."""
     plan = compiled.memory_analysis()
     if plan is None or not plan.argument_size_in_bytes:
         return None

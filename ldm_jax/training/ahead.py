@@ -81,7 +81,7 @@ class _Memory:
     def told(self) -> str:
         """planned memory 11.2 GiB of 59.4"""
         if self.silent:
-            return f"planned memory not known: programs of the cache do not say it ({', '.join(self.silent)})"
+            return f"planned memory not known: the compiler does not say it of {', '.join(self.silent)}"
         return f"planned memory {_gib(self.needed)} GiB" + ("" if self.limit is None else f" of {_gib(self.limit)}")
 
 

@@ -160,7 +160,7 @@ def table(made: Plan) -> str:
         rows.append(("temporary memory of a device", _gib(made.temporary)))
         rows.append(("all memory of a device", f"{_gib(made.peak)}{limit}"))
     else:
-        rows.append(("all memory of a device", "not known: a program of the compilation cache does not say it"))
+        rows.append(("all memory of a device", "not known: the compiler does not say it"))
     for kind, (number, sent) in by_kind(made.collectives).items():
         rows.append((kind, f"{number} in a step, a device sends {_gib(sent)}"))
     if not made.collectives:

@@ -139,7 +139,7 @@ def test_programs_that_do_not_say_what_they_need_are_named(silent):
     parts = ("training step", [silent], 0), ("evaluation", [program()], 0), ("pictures", [program(), silent], 8 * GIB)
     for limit in (None, 4 * GIB):
         line = told(*parts, limit=limit)
-        assert line == "planned memory not known: programs of the cache do not say it (training step, pictures)"
+        assert line == "planned memory not known: the compiler does not say it of training step, pictures"
     with pytest.raises(ConfigError, match="for the evaluation: 3 GiB"):
         told(*parts, limit=2 * GIB)
 
@@ -177,7 +177,7 @@ def test_a_compiler_that_runs_out_of_memory_is_told_of():
 def test_remedies_are_options_of_the_recipe(name, tmp_path):
     config = recipes.load(f"quickstart_{name}:tiny", ["--config.first_stage.checkpoint=random"])
     task = setup.task(config)
-    measure = SimpleNamespace(taken=lambda weights: 0)
+    measure = SimpleNamespace(taken=lambda weights: 0, compile=lambda weights: [])
     evaluator = loop._Evaluator(task, setup.loaders(config, tmp_path), setup.mesh(config), *[None] * 4, measure)
     due = dict(evaluate=True, picture=True, metrics=task.draws)
     remedies = {part.name: part.remedy for part in evaluator.parts(due, *setup.abstract_run(config))}
