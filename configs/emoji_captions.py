@@ -6,10 +6,12 @@
 A diffusion model's gradient teaches a text encoder slowly: most of it is noise. Here the loss is a regression, and a
 step has no UNet. The vocabulary is made from the names. Samples of this run are the mean pictures that it has learnt.
 
-Variant 128: for emoji_text:128, in a minute of a GPU.
+Variants 64 (default), and 128: for emoji_text:128, in a minute of a GPU.
 """
 
 from ldm_jax.recipes import laptop, sections
+
+VARIANTS = laptop.EMOJI_SIZES
 
 
 def get_config(variant: str = ""):

@@ -4,11 +4,13 @@
     python scripts/make_lpips_weights.py --net alex
     python train.py --config=configs/emoji_f8_first_stage.py --workdir=runs/emoji/f8_first_stage
 
-No discriminator. Its weight of the KL term is far above the paper's, as in demo_first_stage. Variant 128: 128 px ->
-16x16x8, in minutes of a GPU (`prepare_emoji.py --out datasets/emoji128 --size 128`).
+No discriminator. Its weight of the KL term is far above the paper's, as in demo_first_stage. Variants 64 (default), and
+128: 128 px -> 16x16x8, in minutes of a GPU (`prepare_emoji.py --out datasets/emoji128 --size 128`).
 """
 
 from ldm_jax.recipes import laptop, sections
+
+VARIANTS = laptop.EMOJI_SIZES
 
 
 def get_config(variant: str = ""):

@@ -4,10 +4,12 @@
         --config.first_stage.checkpoint=runs/emoji/f8_first_stage --config.conditioner.checkpoint=runs/emoji/captions
     python sample.py --workdir=runs/emoji/text --steps=50 --eta=1 --guidance=1.5 --prompt "red heart" --num=8
 
-Variant 128: 128 px, latents of 16x16x8, in minutes of a GPU; it is the model pretrained/emoji_text.
+Variants 64 (default), and 128: 128 px, latents of 16x16x8, in minutes of a GPU; it is the model pretrained/emoji_text.
 """
 
 from ldm_jax.recipes import laptop, sections
+
+VARIANTS = laptop.EMOJI_SIZES
 
 
 def get_config(variant: str = ""):

@@ -103,7 +103,9 @@ class Pipeline:
         self._lpips: dict[tuple[str, str], tuple[LPIPS, Tree]] = {}
 
     def update(self, params: Tree, frozen: Tree, step: int | None = None, weights: str = "raw") -> None:
-        """Other parameters of the same shapes, such as those of a later step: nothing is compiled again."""
+        """Other parameters of the same shapes, such as those of a later step: nothing is compiled again. Those from
+        before leave the devices first."""
+        self.clear()
         self.params, self.frozen, self.step, self.weights = self._place(params), self._place(frozen), step, weights
 
     def clear(self) -> None:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ldm_jax.errors import ConfigError, Missing
 
@@ -211,29 +211,38 @@ def _set_flag(variable: str, flag: str) -> None:
         os.environ[variable] = f"{given} {flag}".strip()
 
 
-def planned_gib(compiled: "jax.stages.Compiled") -> tuple[float, float] | None:
-    """`planned_bytes` in GiB."""
-    plan = planned_bytes(compiled)
-    return None if plan is None else (plan[0] / 2**30, plan[1] / 2**30)
+class Planned(NamedTuple):
+    """Bytes of one device that the compiler plans for a program: arguments, results that take no argument's place, and
+    temporaries."""
+
+    arguments: int
+    results: int
+    temporary: int
+
+    @property
+    def held(self) -> int:
+        """Arguments and results; donated ones count once."""
+        return self.arguments + self.results
+
+    @property
+    def added(self) -> int:
+        """What the program needs beside its arguments."""
+        return self.results + self.temporary
 
 
-def planned_bytes(compiled: "jax.stages.Compiled") -> tuple[int, int] | None:
-    """(arguments and results, donated ones once; temporaries) on one device, as the compiler plans them. None where
-    the backend does not say."""
-    plan = compiled.memory_analysis()
-    if plan is None:
-        return None
-    held = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
-    return held, plan.temp_size_in_bytes
-
-
-def added_bytes(compiled: "jax.stages.Compiled") -> int | None:
-    """Bytes of one device that the compiler plans beyond the arguments: results that take no argument's place, and
-    temporaries. None where the backend does not say, or says 0 of all (a program from a cache)."""
+def planned(compiled: "jax.stages.Compiled") -> Planned | None:
+    """None where the backend does not say, or says 0 of all, as some do of a program from the compilation cache."""
     plan = compiled.memory_analysis()
     if plan is None or not plan.argument_size_in_bytes:
         return None
-    return plan.output_size_in_bytes - plan.alias_size_in_bytes + plan.temp_size_in_bytes
+    results = plan.output_size_in_bytes - plan.alias_size_in_bytes
+    return Planned(plan.argument_size_in_bytes, results, plan.temp_size_in_bytes)
+
+
+def planned_gib(compiled: "jax.stages.Compiled") -> tuple[float, float] | None:
+    """(held, temporary) of `planned`, in GiB."""
+    plan = planned(compiled)
+    return None if plan is None else (plan.held / 2**30, plan.temporary / 2**30)
 
 
 def memory_limit(devices: "Sequence[jax.Device]") -> int | None:

@@ -90,8 +90,22 @@ def _place(where: Sharding | None) -> Sharding | None:
     return NamedSharding(where.mesh, PartitionSpec(*parts), memory_kind=where.memory_kind)
 
 
+@dataclass(frozen=True)
+class Call:
+    """fn(*args) as one program. It is compiled once for a `key` and for the arguments' shapes and places.
+
+    key: all that the program depends on besides. args: arrays, or jax.ShapeDtypeStruct where nothing is to run.
+    out_shardings: where results go, None = as the compiler likes.
+    """
+
+    key: tuple
+    fn: Callable
+    args: tuple
+    out_shardings: Tree = None
+
+
 @dataclass(kw_only=True)
-class Store:
+class CompiledPrograms:
     """Programs that are compiled once. precision: of float32 products, None = the backend's default.
 
     compiled: how many there are; compile_seconds: what they took.
@@ -111,24 +125,26 @@ class Store:
     def programs(self) -> list[Compiled]:
         return list(self._programs.values())
 
-    def compile(self, key: tuple, fn: Callable, *args, out_shardings: Tree = None) -> Compiled:
-        """The program of `key` and of the arguments' shapes and places. Arguments may be jax.ShapeDtypeStruct."""
-        leaves, structure = jax.tree.flatten(args)
-        key = key, structure, tuple((x.shape, x.dtype, _place(getattr(x, "sharding", None))) for x in leaves)
+    def compile(self, call: Call) -> Compiled:
+        """The program of the call."""
+        leaves, structure = jax.tree.flatten(call.args)
+        places = tuple((x.shape, x.dtype, _place(getattr(x, "sharding", None))) for x in leaves)
+        key = call.key, structure, places
         if key not in self._programs:
             began = time.perf_counter()
+            jitted = jax.jit(call.fn, out_shardings=call.out_shardings)
             with jax.default_matmul_precision(self.precision):
-                self._programs[key] = jax.jit(fn, out_shardings=out_shardings).lower(*args).compile()
+                self._programs[key] = jitted.lower(*call.args).compile()
             self.compile_seconds += time.perf_counter() - began
         return self._programs[key]
 
-    def run(self, key: tuple, fn: Callable, *args, out_shardings: Tree = None) -> Any:
-        """fn(*args), by that program."""
-        return self.compile(key, fn, *args, out_shardings=out_shardings)(*args)
+    def run(self, call: Call) -> Any:
+        """The results of the call, by its program."""
+        return self.compile(call)(*call.args)
 
-    def shapes(self, key: tuple, fn: Callable, *args, out_shardings: Tree = None) -> Tree:
-        """What `run` returns, as jax.ShapeDtypeStruct with their places. Compiles the program, and computes nothing."""
-        program = self.compile(key, fn, *args, out_shardings=out_shardings)
+    def shapes(self, call: Call) -> Tree:
+        """Of the results, as jax.ShapeDtypeStruct with their places. Compiles the program, and computes nothing."""
+        program = self.compile(call)
         return jax.tree.map(
             lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
             program.out_info, program.output_shardings,
@@ -136,7 +152,7 @@ class Store:
 
 
 @dataclass
-class Programs(Store):
+class Programs(CompiledPrograms):
     """The programs of `model` on `mesh`, compiled when they are first needed, or before. Parameters are arguments: they
     may change, their shapes may not. The methods `compile_...` take shapes in place of arrays and compute nothing."""
 
@@ -159,13 +175,13 @@ class Programs(Store):
         """
         fixed, batch = (self._tables(method.timetable), method.numbers()), self.put(batch)
         indices = self.put(np.asarray(indices, np.int32))
-        start, carry, x0, counts = self._begin(self.run, method, fixed, params, frozen, batch, seed, indices)
+        start, carry, x0, counts = self.run(self._beginning(method, fixed, params, frozen, batch, seed, indices))
         entries, done = int(on_host(counts["entries"])), on_host(counts["done"])
-        steps = partial(self._steps, self.run, method, fixed, params, frozen, batch, start)
+        steps = partial(self._stepping, method, fixed, params, frozen, batch, start)
         if on_step is None:
-            return latent(steps((carry, x0), 0, entries)[0])
+            return latent(self.run(steps((carry, x0), 0, entries))[0])
         for i in range(entries):
-            carry, x0 = steps((carry, x0), i, i + 1)
+            carry, x0 = self.run(steps((carry, x0), i, i + 1))
             if i + 1 == entries or done[i + 1] > done[i]:
                 jax.block_until_ready(x0)  # the step is done, not only begun
                 on_step(int(done[i]), len(method.timetable.t), partial(self.decode, frozen, x0))
@@ -175,17 +191,19 @@ class Programs(Store):
         """The programs of `sample` for `number` images, and of `decode` of what it gives."""
         fixed, batch = (self._tables(method.timetable), method.numbers()), self.placed(batch)
         indices = self.placed(jax.ShapeDtypeStruct((number,), np.int32))
-        start, carry, x0, _ = self._begin(self.shapes, method, fixed, params, frozen, batch, 0, indices)
-        carry, _ = self._steps(self.shapes, method, fixed, params, frozen, batch, start, (carry, x0), 0, 1)
-        self.compile(("decode",), self.model.decode, frozen, self.placed(latent(carry)))
+        start, carry, x0, _ = self.shapes(self._beginning(method, fixed, params, frozen, batch, 0, indices))
+        carry, _ = self.shapes(self._stepping(method, fixed, params, frozen, batch, start, (carry, x0), 0, 1))
+        self.compile(self._decoding(frozen, self.placed(latent(carry))))
 
-    def _begin(self, call: Callable, method: Method, fixed: Tree, params, frozen, batch, seed, indices):
-        """call: `run` or `shapes`. fixed: the padded timetable and the numbers of `method`."""
+    def _beginning(self, method: Method, fixed: Tree, params, frozen, batch, seed, indices) -> Call:
+        """The call of `_begin`. fixed: the padded timetable and the numbers of `method`."""
         weaker, trees = method.weaker or (None, {})
         begin = partial(_begin, self.model, method.sampler, method.latent_shape, weaker, self._split)
-        return call(("begin", *_key(method)), begin, params, frozen, trees, batch, np.int32(seed), indices, *fixed)
+        given = params, frozen, trees, batch, np.int32(seed), indices, *fixed
+        return Call(("begin", *_key(method)), begin, given)
 
-    def _steps(self, call: Callable, method: Method, fixed: Tree, params, frozen, batch, start, state, first, last):
+    def _stepping(self, method: Method, fixed: Tree, params, frozen, batch, start, state, first, last) -> Call:
+        """The call of `_steps`. start, state: results of `_begin`; state also of a call before."""
         classifier, classifier_params, _ = method.classifier or (None, {}, None)
         lpips, lpips_params = method.lpips or (None, {})
         weaker, trees = method.weaker or (None, {})
@@ -193,7 +211,13 @@ class Programs(Store):
         steps = partial(_steps, self.model, method.sampler, lpips, classifier, weaker)
         given = params, frozen, judges, batch, start, *fixed, state, np.int32(first), np.int32(last)
         stays = jax.tree.map(lambda x: x.sharding, state)
-        return call(("steps", *_key(method)), steps, *given, out_shardings=stays)
+        return Call(("steps", *_key(method)), steps, given, out_shardings=stays)
+
+    def _encoding(self, frozen: Tree, image: Tree) -> Call:
+        return Call(("encode",), self.model.encode, (frozen, image))
+
+    def _decoding(self, frozen: Tree, z: Tree) -> Call:
+        return Call(("decode",), self.model.decode, (frozen, z))
 
     def _tables(self, timetable: Timetable) -> Timetable:
         """The timetable as the programs take it, padded to one length for any number of steps."""
@@ -206,22 +230,22 @@ class Programs(Store):
             z = jax.device_put(z, self._rows)
         else:
             z = self.put(np.asarray(z, np.float32))
-        return on_host(self.run(("decode",), self.model.decode, frozen, z))
+        return on_host(self.run(self._decoding(frozen, z)))
 
     def encode(self, frozen: Tree, image: np.ndarray) -> np.ndarray:
         """Scaled latents [B,h,w,c] of images [B,H,W,C] in [-1,1]; of a posterior its mode."""
-        return on_host(self.run(("encode",), self.model.encode, frozen, self.put(image)))
+        return on_host(self.run(self._encoding(frozen, self.put(image))))
 
     def compile_reconstruction(self, frozen: Tree, image: Tree) -> None:
         """The programs of `encode`, and of `decode` of what it gives, for images of this shape."""
-        z = self.shapes(("encode",), self.model.encode, frozen, self.placed(image))
-        self.compile(("decode",), self.model.decode, frozen, self.placed(z))
+        z = self.shapes(self._encoding(frozen, self.placed(image)))
+        self.compile(self._decoding(frozen, self.placed(z)))
 
     def invert(self, params: Tree, frozen: Tree, batch: Batch, image: np.ndarray, timetable: Timetable) -> np.ndarray:
         """Noise z_T [B,h,w,c] from which ddim makes the images [B,H,W,C] again (editing.invert_image)."""
         invert = partial(editing.invert_image, self.model)
-        given = self.put(batch), self.put(image), self._tables(timetable)
-        return on_host(self.run(("invert",), invert, params, frozen, *given))
+        given = params, frozen, self.put(batch), self.put(image), self._tables(timetable)
+        return on_host(self.run(Call(("invert",), invert, given)))
 
     @property
     def _rows(self) -> NamedSharding:

@@ -269,6 +269,16 @@ class Judge:
             return kept.KeptPictures(pictures, self.cache, self.say)
         return pictures
 
+    @property
+    def held(self) -> int:
+        """Bytes of each device that the feature networks take."""
+        return sum(extractor.held for extractor in self.extractors)
+
+    @property
+    def taken(self) -> int:
+        """Bytes of each device that pictures take while `report` works."""
+        return max((extractor.taken for extractor in self.extractors), default=0)
+
     def compile(self) -> list[Compiled]:
         """The programs of the feature networks; `report` needs no others of them."""
         return [extractor.compile(metrics.taps_of(extractor.network)) for extractor in self.extractors]

@@ -6,6 +6,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from jax.stages import Compiled
@@ -87,6 +88,17 @@ class TrainingMetrics:
                 programs = self._pipe.compile(self._request(number))
         self._pipe.clear()
         return programs + self._judge.compile()
+
+    @property
+    def held(self) -> int:
+        """Bytes of each device that are taken from now on, also between calls."""
+        return self._judge.held
+
+    def taken(self, weights: dict[str, tuple[Tree, Tree]]) -> int:
+        """Bytes of each device that a call takes beside what its programs plan: a whole copy of one of `weights`, and
+        pictures for the feature networks. weights: as of a call; shapes do."""
+        copied = jax.tree.leaves(next(iter(weights.values())))
+        return sum(x.size * x.dtype.itemsize for x in copied) + self._judge.taken
 
     def _pictures(self, params: Tree, frozen: Tree, step: int, name: str) -> PictureSet:
         self._take(params, frozen, step, name)

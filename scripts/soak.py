@@ -309,7 +309,7 @@ def phase(lines: list[str], workdir: Path | None = None) -> str:
                 found = "pictures" if due["picture"] else "step"
             else:
                 found = "evaluation" if "evaluate" in line else "pictures"
-        elif line.startswith("compiled: "):
+        elif line.startswith("planned memory "):  # all programs are compiled
             found = "step"
         elif line.startswith(("training images", "validation images")) or "mesh {" in line:
             found = "preparing"

@@ -78,10 +78,8 @@ PAPER = {
 QUICKSTARTS = {f"quickstart_{task}" for task in ("class", "text", "layout", "semantic", "superres", "inpaint")}
 QUICKSTARTS |= {"quickstart_first_stage", "quickstart_superres_first_stage", "quickstart_ldm"}
 QUICKSTARTS |= {"quickstart_classifier", "quickstart_hybrid", "quickstart_dit"}
-EMOJI = {
-    f"emoji_{part}"
-    for part in ("first_stage", "f8_first_stage", "ldm", "captions", "text", "class", "superres", "inpaint")
-}
+EMOJI = {f"emoji_{part}" for part in ("first_stage", "ldm", "class", "superres", "inpaint")}
+EMOJI |= {f"emoji_{part}:{size}" for part in ("f8_first_stage", "captions", "text") for size in (64, 128)}
 OURS = QUICKSTARTS | EMOJI | {"demo_first_stage", "demo_class"}
 
 

@@ -76,6 +76,15 @@ def first_stage(tmp_path_factory):
     return keep(tmp_path_factory.mktemp("first_stage"), config)
 
 
+def test_other_parameters_come_when_those_from_before_are_gone(run, monkeypatch):
+    pipe, there = ldm_jax.load(run), []
+    place, params, frozen = pipe._place, jax.device_get(pipe.params), jax.device_get(pipe.frozen)
+    monkeypatch.setattr(pipe, "_place", lambda tree: (there.append(pipe.params or pipe.frozen), place(tree))[1])
+    pipe.update(params, frozen, 4)
+    assert there == [None, None] and pipe.step == 4
+    assert jax.tree.structure((pipe.params, pipe.frozen)) == jax.tree.structure((params, frozen))
+
+
 def test_importing_is_light():
     code = "import sys, ldm_jax; dir(ldm_jax); sys.exit('jax' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

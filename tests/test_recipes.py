@@ -83,9 +83,12 @@ def test_recipes_are_listed_without_jax():
 
 def test_emoji_in_two_sizes():
     for name in ("emoji_f8_first_stage", "emoji_captions", "emoji_text"):
+        assert recipes.variants(name) == ("64", "128")
+        assert recipes.load(f"{name}:64") == recipes.load(name)
+        assert recipes.load(f"{name}:64_tiny") == recipes.load(f"{name}:tiny")
         small, large = recipes.load(name), recipes.load(f"{name}:128")
         assert (small.data.image_size, large.data.image_size) == (64, 128)
         assert (small.data.path, large.data.path) == ("datasets/emoji64", "datasets/emoji128")
         assert recipes.load(f"{name}:128_tiny").steps == 4
-    with pytest.raises(ConfigError, match="there are, after a colon: 128"):
+    with pytest.raises(ConfigError, match="there are, after a colon: 64, 128"):
         recipes.load("emoji_text:256")

@@ -15,13 +15,15 @@ from scripts import soak
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN = ["training images: 64", "1 x cpu, mesh {'data': 1}, global batch 8"]
-COMPILED = [*BEGIN, "resumed runs/x at step 9", "  unet: 163,331 parameters", "compiled: training step 1.0 s"]
+COMPILED = [*BEGIN, "resumed runs/x at step 9", "  unet: 163,331 parameters", "compiled: training step 1.0 s",
+            "planned memory 0.1 GiB"]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("lines", "phase"),
     [
         ([], "start-up"), (BEGIN, "preparing"), (COMPILED[:3], "compiling"), (COMPILED[:4], "compiling"),
+        (COMPILED[:5], "compiling"),
         (COMPILED, "step"), ([*COMPILED, "step 11/33  loss 1"], "step"),
         ([*COMPILED, "step 10/33  loss 1"], "evaluation"), ([*COMPILED, "step 14/33  loss 1"], "pictures"),
         ([*COMPILED, "step 35/90  loss 1"], "evaluation"), ([*COMPILED, "step 35  validation (8 images)"], "pictures"),

@@ -58,6 +58,16 @@ class Extractor:
         self.digest = tree.digest(params)
         self._programs: dict[tuple[str, ...], Compiled] = {}
 
+    @property
+    def held(self) -> int:
+        """Bytes of each device that the parameters take."""
+        return sum(x.nbytes for x in jax.tree.leaves(self._params))
+
+    @property
+    def taken(self) -> int:
+        """Bytes of each device that pictures take while they are compared: a batch, and the next one."""
+        return 2 * self.batch // self._split.mesh.size * self.network.size**2 * 3 * 4
+
     def _features(self, params: Tree, x: Float[Array, "N H W 3"], taps: tuple[str, ...]) -> dict[str, Array]:
         return self.network.module.apply(params, self.network.normalise(x), taps)
 

@@ -75,12 +75,15 @@ def emoji(conditioner: dict | None = None, num_res_blocks: int = 2) -> ConfigDic
     return config
 
 
+EMOJI_SIZES = ("64", "128")  # variants of the recipes for emoji by name: pixels of a side
+
+
 def emoji_size(variant: str) -> tuple[int, str]:
-    """ "" -> (64, ""), "tiny" -> (64, "tiny"), "128_tiny" -> (128, "tiny"). Raises ConfigError for others."""
+    """ "64" or "" -> (64, ""), "tiny" -> (64, "tiny"), "128_tiny" -> (128, "tiny"). Raises ConfigError for others."""
     if variant in ("", "tiny"):
         return 64, variant
-    _, variant = sections.split_variant(variant, ("128",))
-    return 128, variant
+    size, variant = sections.split_variant(variant, EMOJI_SIZES)
+    return int(size), variant
 
 
 def emoji_f8(image_size: int = 64) -> ConfigDict:
@@ -89,7 +92,7 @@ def emoji_f8(image_size: int = 64) -> ConfigDict:
     unet = dict(num_res_blocks=2, attention_downsamples=(1, 2), context="pooled")
     conditioner = text.section(dim=192, depth=1, tokenizer="captions")
     conditioner.update(vocab_size=2048, max_length=16, null_tokens=(2, 3), use_mask=True, embedding_std=1.0)
-    config = _on_8x8(emoji_f8_first_stage(image_size), conditioner, image_size, unet)
+    config = _two_levels(emoji_f8_first_stage(image_size), conditioner, image_size, unet)
     config.batch_size = 32
     config.optim.warmup_steps = 200
     config.ema.decay = 0.999
@@ -107,12 +110,12 @@ def demo_first_stage() -> dict:
 def demo() -> ConfigDict:
     """Classes of shapes: a UNet of 64 and 128 channels on latents of 8x8x4, the class in its time embedding."""
     unet = dict(num_res_blocks=1, attention_downsamples=(2,), context="embedding")
-    config = _on_8x8(demo_first_stage(), class_label.section(64, dim=64, drop_prob=0.1), 32, unet)
+    config = _two_levels(demo_first_stage(), class_label.section(64, dim=64, drop_prob=0.1), 32, unet)
     config.data.simple_scenes = True
     return config
 
 
-def _on_8x8(first_stage: dict, conditioner: dict, image_size: int, unet: dict) -> ConfigDict:
+def _two_levels(first_stage: dict, conditioner: dict, image_size: int, unet: dict) -> ConfigDict:
     """A UNet of 64 and 128 channels without transformers, the condition in its time embedding; the cosine schedule."""
     unet = unet | dict(
         model_channels=64,

@@ -6,7 +6,7 @@ at logging steps. When and how a run stops: stopping.py.
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,7 @@ from jax.stages import Compiled
 from ldm_jax import checkpoint, config_file, files, process, progress, rundir
 from ldm_jax.errors import SaveFailed, WriteFailed
 from ldm_jax.images import grid
-from ldm_jax.programs import Store
+from ldm_jax.programs import Call, CompiledPrograms
 from ldm_jax.training import ahead, logging, nonfinite, sharding, snapshots
 from ldm_jax.training.nonfinite import NonFinite
 from ldm_jax.training.profile import Profile
@@ -56,10 +56,21 @@ SHOWN = ("FID", "FD-", "rFID", "rFD-", "PSNR", "precision", "recall")  # metrics
 MOST_PENDING = 1000  # steps whose metrics may wait on the device for the next log
 MOST_AHEAD = 2  # steps that the host is ahead of the device: enough to keep it busy, few to wait for at a stop
 TELL_WAITING = 0.05  # the progress line tells a larger share of the time that the device waited for data
+STEP = "training step"  # the name of its program
+STEP_REMEDY = (  # where a device has too little memory for the training step
+    "a smaller --config.batch_size, more parts of it (--config.optim.accumulate), arrays split over more devices "
+    "(--config.mesh.fsdp), or --config.dtype=bfloat16"
+)
 
 
 class Measure(Protocol):
-    """Numbers and pictures of the model at a step. weights: as Task.weights gives them."""
+    """Numbers and pictures of the model at a step. weights: as Task.weights gives them.
+
+    held: bytes of a device that it takes all the time.
+    """
+
+    @property
+    def held(self) -> int: ...
 
     def __call__(
         self, step: int, weights: dict[str, tuple[Tree, Tree]], check: Check
@@ -68,6 +79,9 @@ class Measure(Protocol):
 
     def compile(self, weights: dict[str, tuple[Tree, Tree]]) -> list[Compiled]:
         """The programs for weights of these shapes."""
+
+    def taken(self, weights: dict[str, tuple[Tree, Tree]]) -> int:
+        """Bytes of a device that it takes while it measures weights of these shapes, without those of its programs."""
 
 
 def run(
@@ -114,9 +128,10 @@ def run(
     writer = logging.Writer(workdir, start, active=main)
     watchdog = Watchdog(config.watchdog_minutes)
     evaluator = _Evaluator(task, loaders, mesh, writer, say, stop, watchdog, measure)
-    if start < config.steps:
-        work = partial(evaluator.ahead, config.every)
-        step_fn = _compile(step_function, state, frozen, first, shardings, mesh, work, say)
+    due = {name: config.every[name] > 0 for name in WORK}
+    if start >= config.steps:
+        step_function, due = None, missed
+    step_fn = _compile(step_function, state, frozen, first, shardings, mesh, evaluator, due, say)
     if any(missed.values()):
         names = " and ".join(name for name, value in missed.items() if value)
         say(f"step {start} was saved before its work was complete ({names}): this is done now", flush=True)
@@ -290,17 +305,22 @@ def _split(frozen: Tree, mesh: Mesh) -> Tree:
 
 
 def _compile(
-    step: nonfinite.Step, state: Tree, frozen: Tree, batch: Tree, shardings: Tree, mesh, work, say
-) -> Compiled:
-    """The training step. The programs of all other work are compiled after it (_Evaluator.ahead)."""
-    made = ahead.Ahead(sharding.bytes_of((state, frozen, batch)), process.memory_limit(mesh.local_devices))
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
-    with jax.set_mesh(mesh):
-        (compiled,) = made.compile(ahead.STEP, lambda: [jitted.lower(state, frozen, batch).compile()])
-    for part in work(sharding.placed(state, shardings), frozen):
-        made.compile(*part)
-    say(made.told(), flush=True)
-    return compiled
+    step: nonfinite.Step | None, state: Tree, frozen: Tree, batch: Tree, shardings: Tree, mesh,
+    evaluator: "_Evaluator", due: dict[str, bool], say,
+) -> Compiled | None:  # fmt: skip
+    """The program of the training step, None = there is none to do; those of the work that will be due stay with the
+    evaluator."""
+
+    def compile_step() -> list[Compiled]:
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+        with jax.set_mesh(mesh):
+            return [jitted.lower(state, frozen, batch).compile()]
+
+    parts = [] if step is None else [ahead.Part(STEP, compile_step, STEP_REMEDY)]
+    parts += evaluator.parts(due, sharding.placed(state, shardings), sharding.shapes_of(frozen))
+    held = sharding.bytes_of((state, frozen, batch)) + evaluator.held
+    programs = ahead.compile_all(parts, held, process.memory_limit(mesh.local_devices), say)
+    return None if step is None else programs[STEP][0]
 
 
 def _overview(params: Tree, workdir: Path, say) -> None:
@@ -321,8 +341,8 @@ def _evaluate(task: Task, state: Tree, frozen: Tree, batch: Tree, i: jax.Array) 
 
 
 class _Evaluator:
-    """Validation, pictures and metrics of the model, each compiled once, by `ahead` or later. A stop interrupts them:
-    Stopped."""
+    """Validation, pictures and metrics of the model; the programs of each are compiled once, by its `parts` or later. A
+    stop interrupts them: Stopped."""
 
     def __init__(
         self, task: Task, loaders: Loaders, mesh, writer: logging.Writer, say, stop: Stop, watchdog: Watchdog,
@@ -330,39 +350,59 @@ class _Evaluator:
     ):  # fmt: skip
         self.task, self.loaders, self.mesh, self.writer, self.say = task, loaders, mesh, writer, say
         self.stop, self.watchdog, self.measure = stop, watchdog, measure
-        self.programs = Store(precision=jax.config.jax_default_matmul_precision)
-        self.picture_batch, self.is_main = None, jax.process_index() == 0
+        self.programs = CompiledPrograms(precision=jax.config.jax_default_matmul_precision)
+        self.picture_rows: dict[str, np.ndarray] | None = None  # this host's of the batch that is drawn, on the host
+        self.is_main = jax.process_index() == 0
 
-    def ahead(self, every, state: Tree, frozen: Tree) -> Iterator[tuple[str, Callable[[], Sequence[Compiled]], int]]:
-        """What will be due by `config.every`, the end of the run included, as ahead.Ahead compiles it. state: shapes
-        with their places."""
-        if self.loaders.shapes is not None:
-            batch = self._batch_shapes()
-            size = sharding.bytes_of(batch)
-            if every.evaluate:
-                yield "evaluation", lambda: [self._call(self.programs.compile, state, frozen, batch, 0)], size
-            if every.picture and self.task.draws:
-                given = {name: x for name, x in batch.items() if name != "weight"}
-                yield "pictures", lambda: self.task.compile_pictures(state, frozen, given, self.mesh), size
-        if every.metrics:
+    @property
+    def held(self) -> int:
+        """Bytes of a device that are taken all the time."""
+        return 0 if self.measure is None else self.measure.held
+
+    def parts(self, due: dict[str, bool], state: Tree, frozen: Tree) -> list[ahead.Part]:
+        """The programs of what is due, as `run` does it. state, frozen: shapes with their places."""
+        parts: list[ahead.Part] = []
+        batch = self._batch_shapes()
+        size = sharding.bytes_of(batch)
+        if due.get("evaluate") and batch:
+            remedy = "a smaller --config.batch_size, or no evaluation (--config.every.evaluate=0)"
+            make = partial(self._compile_evaluation, state, frozen, batch)
+            parts.append(ahead.Part("evaluation", make, remedy, size))
+        if due.get("picture") and batch and self.task.draws:
+            fewer = self.task.fewer_pictures and f"fewer pictures ({self.task.fewer_pictures}), or "
+            given = {name: x for name, x in batch.items() if name != "weight"}
+            make = partial(self.task.compile_pictures, state, frozen, given, self.mesh)
+            parts.append(ahead.Part("pictures", make, f"{fewer}no pictures (--config.every.picture=0)", size))
+        if due.get("metrics"):
+            remedy = "a smaller --config.metrics.batch, or no metrics (--config.every.metrics=0)"
             weights = self.task.weights(state, frozen)
-            first = next(iter(weights.values()))  # of which each device gets a whole copy
-            copies = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(first))
-            yield "metrics", lambda: self.measure.compile(weights), copies
+            make = partial(self.measure.compile, weights)
+            parts.append(ahead.Part("metrics", make, remedy, self.measure.taken(weights)))
+        return parts
 
     def _batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Of what `_put` makes; {} where it is not known."""
         shapes = self.loaders.shapes
+        if shapes is None:
+            return {}
         shapes = shapes | {"weight": jax.ShapeDtypeStruct(next(iter(shapes.values())).shape[:1], np.float32)}
         return sharding.placed(shapes, dict.fromkeys(shapes, sharding.batch_sharding(self.mesh)))
 
     def _put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """On the devices, without what the task does not read."""
-        read = batch if self.loaders.shapes is None else [*self.loaders.shapes, "weight"]
-        return sharding.put({name: batch[name] for name in read}, self.mesh)
+        return sharding.put(self._read(batch), self.mesh)
 
-    def _call(self, call: Callable, state: Tree, frozen: Tree, batch: Tree, i: int):
+    def _read(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What the task reads of a batch, and "weight"."""
+        read = batch if self.loaders.shapes is None else [*self.loaders.shapes, "weight"]
+        return {name: batch[name] for name in read}
+
+    def _evaluation(self, state: Tree, frozen: Tree, batch: Tree, i: int) -> Call:
+        return Call(("evaluate",), partial(_evaluate, self.task), (state, frozen, batch, np.int32(i)))
+
+    def _compile_evaluation(self, state: Tree, frozen: Tree, batch: Tree) -> list[Compiled]:
         with jax.set_mesh(self.mesh):
-            return call(("evaluate",), partial(_evaluate, self.task), state, frozen, batch, np.int32(i))
+            return [self.programs.compile(self._evaluation(state, frozen, batch, 0))]
 
     def run(self, due: dict[str, bool], step: int, state: Tree, frozen: Tree) -> None:
         """What is due of "evaluate", "picture" and "metrics"."""
@@ -385,7 +425,8 @@ class _Evaluator:
         try:
             for i, batch in enumerate(batches):
                 self.check()
-                found = self._call(self.programs.run, state, frozen, self._put(batch), i)
+                with jax.set_mesh(self.mesh):
+                    found = self.programs.run(self._evaluation(state, frozen, self._put(batch), i))
                 averages = {name: a.merge(averages[name]) if averages else a for name, a in found.items()}
                 jax.block_until_ready(averages)  # one batch at a time
                 line.show(i + 1)
@@ -400,13 +441,13 @@ class _Evaluator:
 
     def pictures(self, step: int, state: Tree, frozen: Tree) -> None:
         self.check()
-        if self.picture_batch is None:
+        if self.picture_rows is None:
             batches = self.loaders.pictures()
-            self.picture_batch = self._put(next(batches))
+            self.picture_rows = self._read(next(batches))
             batches.close()
-            self.picture_batch.pop("weight")
+        batch = sharding.put({name: rows for name, rows in self.picture_rows.items() if name != "weight"}, self.mesh)
         with progress.Line("pictures of step", first=step, active=self.is_main):
-            pictures = self.task.pictures(state, frozen, self.picture_batch, self.mesh, self.check)
+            pictures = self.task.pictures(state, frozen, batch, self.mesh, self.check)
         for name, images in pictures.items():
             self.writer.picture(step, name, grid(images, columns=self.task.columns))
 

@@ -134,8 +134,8 @@ def plan(config: ConfigDict, devices: Devices) -> Plan:
         traced = jitted.trace(*args)
         compiled = traced.lower().compile(options)
     seconds = time.perf_counter() - began
-    memory = process.planned_bytes(compiled)
-    held, temporary = memory or (None, None)
+    memory = process.planned(compiled)
+    held, temporary = (None, None) if memory is None else (memory.held, memory.temporary)
     return Plan(
         devices, dict(mesh.shape), config.batch_size, config.optim.accumulate, _number(state.params), _number(frozen),
         dict(flops.count_by_kind(traced.jaxpr)), *map(sharding.bytes_of, args[:2]), held, temporary,
@@ -159,6 +159,8 @@ def table(made: Plan) -> str:
         limit = f" of {_gib(chip.memory)}: {'fits' if made.fits else 'does not fit'}" if chip else ""
         rows.append(("temporary memory of a device", _gib(made.temporary)))
         rows.append(("all memory of a device", f"{_gib(made.peak)}{limit}"))
+    else:
+        rows.append(("all memory of a device", "not known: the compiler does not say it"))
     for kind, (number, sent) in by_kind(made.collectives).items():
         rows.append((kind, f"{number} in a step, a device sends {_gib(sent)}"))
     if not made.collectives:

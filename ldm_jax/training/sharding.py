@@ -109,6 +109,11 @@ def placed(shapes: Tree, shardings: Tree) -> Tree:
     return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings)
 
 
+def shapes_of(tree: Tree) -> Tree:
+    """Shapes of arrays, with their places."""
+    return placed(tree, jax.tree.map(lambda x: x.sharding, tree))
+
+
 def put(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This host's rows of the global batch (`own_rows`) -> global arrays split over the mesh."""
     sharding = batch_sharding(mesh)

@@ -23,7 +23,7 @@ from ldm_jax.ldm import DROPOUT_STREAM, LDM, POSTERIOR_STREAM, batch_size, measu
 from ldm_jax.models import kernels
 from ldm_jax.models.discriminator import NLayerDiscriminator
 from ldm_jax.models.lpips import LPIPS
-from ldm_jax.programs import Method, Programs, on_host
+from ldm_jax.programs import Call, Method, Programs, on_host
 from ldm_jax.training import sharding
 from ldm_jax.training.optim import ema_update, power_of, power_update
 from ldm_jax.training.state import TrainState
@@ -42,12 +42,14 @@ class Task(Protocol):
 
     columns: of the grids of pictures, None = square. headline: metrics of the progress line, if they are there.
     keeps_frozen: `prepare` measures something, and its result is kept with the run. draws: it makes pictures.
+    fewer_pictures: the option for fewer of them, "" = there is none.
     """
 
     columns: int | None
     headline: tuple[str, ...]
     keeps_frozen: bool
     draws: bool
+    fewer_pictures: str
 
     def prepare(self, frozen: Tree, batches: Iterable[Batch], say: Callable) -> Tree:
         """frozen with what is measured once per run, before the first step."""
@@ -197,6 +199,7 @@ class LDMTask:
     columns = None
     headline = ("loss", "grad_norm", "learning_rate", "images_per_second")
     keeps_frozen = draws = True
+    fewer_pictures = "--config.sample.number"
 
     def prepare(self, frozen: Tree, batches: Iterable[Batch], say: Callable) -> Tree:
         """frozen with its latent scale."""
@@ -324,6 +327,7 @@ class FirstStageTask:
     headline = ("l1", "lpips", "psnr", "logits_real", "logits_fake", "d_weight", "perplexity",
                 "learning_rate", "images_per_second")  # fmt: skip
     keeps_frozen, draws = False, True
+    fewer_pictures = ""
 
     def prepare(self, frozen: Tree, batches: Iterable[Batch], say: Callable) -> Tree:
         return frozen
@@ -460,7 +464,7 @@ class FirstStageTask:
         """Pairs: image, reconstruction."""
         image, programs = on_host(batch["image"])[: self.settings.pictures], self._programs_on(mesh)
         filled = programs.put(image[np.arange(programs.batch_size(len(image))) % len(image)])
-        made = programs.run(("reconstruct",), self._reconstruct, state, filled)
+        made = programs.run(self._reconstructing(state, filled))
         pairs = np.stack([image, on_host(made)[: len(image)]], axis=1)
         return {"reconstructions": pairs.reshape(-1, *image.shape[1:])}
 
@@ -468,7 +472,10 @@ class FirstStageTask:
         image, programs = batch["image"], self._programs_on(mesh)
         number = programs.batch_size(min(self.settings.pictures, len(image)))
         filled = programs.placed(jax.ShapeDtypeStruct((number, *image.shape[1:]), image.dtype))
-        return [programs.compile(("reconstruct",), self._reconstruct, state, filled)]
+        return [programs.compile(self._reconstructing(state, filled))]
+
+    def _reconstructing(self, state: TrainState, image: Tree) -> Call:
+        return Call(("reconstruct",), self._reconstruct, (state, image))
 
     def _programs_on(self, mesh: Mesh) -> Programs:
         precision = jax.config.jax_default_matmul_precision  # that of training

@@ -1,5 +1,7 @@
 """A run compiles all its programs before its first step, each once; what fails, or does not fit, is told then."""
 
+import re
+import time
 from collections import Counter
 from types import SimpleNamespace
 
@@ -11,8 +13,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ldm_jax import process, recipes
 from ldm_jax.cli import train
 from ldm_jax.errors import ConfigError
-from ldm_jax.programs import Store
-from ldm_jax.training import ahead, setup, stopping
+from ldm_jax.programs import Call, CompiledPrograms
+from ldm_jax.training import ahead, loop, setup, stopping, watchdog
+from ldm_jax.training_metrics import TrainingMetrics
+from tests.test_docs import options
 from tests.test_report import use_tiny
 from tests.training.test_loop import command, here
 
@@ -55,11 +59,17 @@ def compiled(monkeypatch):
 def test_each_program_is_compiled_once_before_the_first_step(
     recipe, options, parts, programs, compiled, tmp_path, monkeypatch
 ):
-    """Those of pictures and of metrics are for other numbers of samples."""
+    """Those of pictures and of metrics are for other numbers of samples. Weights are not copied for them."""
     use_tiny(monkeypatch)
+    copied, make = [], TrainingMetrics.compile
+    monkeypatch.setattr(
+        TrainingMetrics, "compile", lambda self, w: (copied.extend(jax.tree.leaves(w)), make(self, w))[1]
+    )
     told, _ = here(train.main, *command(tmp_path, *OPTIONS, *options, recipe=recipe))
-    (line,) = (line for line in told.splitlines() if line.startswith("compiled: training step "))
-    assert all(f", {part} " in line for part in parts) and "; planned memory 0." in line
+    lines = [line.rsplit(" ", 2)[0] for line in told.splitlines() if line.startswith("compiled: ")]
+    assert lines == [f"compiled: {part}" for part in ("training step", *parts)]
+    assert re.search(r"^compiled: .* s\nplanned memory 0\.\d+ GiB$", told, re.MULTILINE)
+    assert bool(copied) == ("metrics" in parts) and all(isinstance(x, jax.ShapeDtypeStruct) for x in copied)
     begin = compiled.index(BEGIN)
     assert {name: n for name, n in Counter(compiled[:begin]).items() if name in programs} == programs
     assert not set(compiled[begin:]) & programs.keys(), compiled[begin:]
@@ -68,22 +78,26 @@ def test_each_program_is_compiled_once_before_the_first_step(
 
 def test_places_that_are_said_in_two_ways_are_one():
     """Versions of JAX differ in how they say where a result is."""
-    mesh, store = Mesh(np.array(jax.devices()), ("data",)), Store()
+    mesh, made = Mesh(np.array(jax.devices()), ("data",)), CompiledPrograms()
+
+    def double(x):
+        return Call(("double",), lambda x: 2 * x, (x,))
+
     shape = jax.ShapeDtypeStruct((4, 2), np.float32, sharding=NamedSharding(mesh, PartitionSpec("data")))
-    assert store.shapes(("double",), lambda x: 2 * x, shape).shape == (4, 2)
+    assert made.shapes(double(shape)).shape == (4, 2)
     for spec in (PartitionSpec("data"), PartitionSpec("data", None)):
         x = jax.device_put(np.ones((4, 2), np.float32), NamedSharding(mesh, spec))
-        assert store.run(("double",), lambda x: 2 * x, x).sum() == 16
-    assert store.compiled == len(store.programs) == 1
+        assert made.run(double(x)).sum() == 16
+    assert made.compiled == len(made.programs) == 1
 
 
 def test_what_does_not_fit_is_told_before_the_first_step(compiled, tmp_path, monkeypatch):
-    added = iter([0, 2**33])  # of the training step, of the evaluation
-    monkeypatch.setattr(process, "added_bytes", lambda program: next(added))
+    planned = iter([process.Planned(1, 0, 0), process.Planned(1, 0, 2**33)])  # of the training step, of the evaluation
+    monkeypatch.setattr(process, "planned", lambda program: next(planned))
     monkeypatch.setattr(process, "memory_limit", lambda devices: 2**32)
     _, error = here(train.main, *command(tmp_path, *OPTIONS, *MODEL), code=2)
     error = " ".join(error.split())
-    assert "the evaluation does not fit: 8 GiB are planned for a device, which has 4." in error
+    assert "too little memory for the evaluation: 8 GiB are planned for a device, which has 4." in error
     assert "--config.every.evaluate=0" in error and "Traceback" not in error
     assert BEGIN not in compiled and not list((tmp_path / "checkpoints").iterdir())
 
@@ -94,33 +108,112 @@ def program(temporary=0, result=0, in_place=0, given=1):
     return SimpleNamespace(memory_analysis=lambda: SimpleNamespace(**sizes))
 
 
+GIB = 2**30
+
+
+def told(*parts, limit=None, held=3 * GIB):
+    """What is said of parts (name, its programs, bytes while they run); the first line of each is left out."""
+    lines = []
+    parts = [ahead.Part(name, lambda made=made: made, "a remedy", more) for name, made, more in parts]
+    made = ahead.compile_all(parts, held, limit, lambda line, flush: lines.append(line))
+    assert list(made) == [part.name for part in parts]
+    assert lines[:-1] == [f"compiled: {part.name} 0.0 s" for part in parts]
+    return lines[-1] if lines else ""
+
+
 def test_the_largest_program_counts():
     """Besides what stays: results that take no argument's place, temporaries, and what is there for its time alone."""
-    made = ahead.Ahead(held=3 * 2**30, limit=None)
-    made.compile("training step", lambda: [program(temporary=2**30, result=2**32, in_place=2**32)])
-    assert made.peak == 4 * 2**30 and made.told().endswith("; planned memory 4 GiB")
-    made.compile("pictures", lambda: [program(result=2**29), program(temporary=2**30)], more=2**30)
-    assert made.peak == 5 * 2**30
-    made = ahead.Ahead(held=3 * 2**30, limit=79 * 2**30)
-    made.compile("training step", lambda: [program(temporary=2**28)])
-    assert made.told() == "compiled: training step 0.0 s; planned memory 3.25 GiB of 79"
-    for silent in (program(given=0), SimpleNamespace(memory_analysis=lambda: None)):
-        made = ahead.Ahead(held=3 * 2**30, limit=79 * 2**30)
-        made.compile("training step", lambda silent=silent: [silent])
-        assert made.told() == "compiled: training step 0.0 s"
+    step = "training step", [program(temporary=GIB, result=4 * GIB, in_place=4 * GIB)], 0
+    pictures = "pictures", [program(result=GIB // 2), program(temporary=GIB)], GIB
+    assert told(step) == "planned memory 4 GiB"
+    assert told(step, pictures) == told(pictures, step) == "planned memory 5 GiB"
+    assert told(step, pictures, limit=79 * GIB) == "planned memory 5 GiB of 79"
+    with pytest.raises(ConfigError, match=r"for the pictures: 5 GiB are planned .* has 4\.5\."):
+        told(step, pictures, limit=4 * GIB + GIB // 2)
+    assert told(("nothing", [], 0)) == "planned memory 3 GiB" and told() == ""
+
+
+@pytest.mark.parametrize("silent", [program(given=0), SimpleNamespace(memory_analysis=lambda: None)])
+def test_programs_that_do_not_say_what_they_need_are_named(silent):
+    """There is no sum of the others, which are compared with the limit."""
+    parts = ("training step", [silent], 0), ("evaluation", [program()], 0), ("pictures", [program(), silent], 8 * GIB)
+    for limit in (None, 4 * GIB):
+        line = told(*parts, limit=limit)
+        assert line == "planned memory not known: the compiler does not say it of training step, pictures"
+    with pytest.raises(ConfigError, match="for the evaluation: 3 GiB"):
+        told(*parts, limit=2 * GIB)
+
+
+def test_a_first_program_that_takes_long_is_told_of(monkeypatch):
+    monkeypatch.setattr(ahead, "PATIENCE", 0.05)
+    lines = []
+
+    def slow(seconds):
+        return lambda: time.sleep(seconds) or [program()]
+
+    parts = [ahead.Part("training step", slow(0.5), ""), ahead.Part("evaluation", slow(0.2), "")]
+    ahead.compile_all(parts, 0, None, lambda line, flush: lines.append(line.rstrip("0123456789. s")))
+    assert lines[:3] == ["compiling the training step", "compiled: training step", "compiled: evaluation"]
+    assert len(lines) == 4
 
 
 def test_a_compiler_that_runs_out_of_memory_is_told_of():
     """Other errors of it stay as they are."""
 
     def fails(text):
-        raise jax.errors.JaxRuntimeError(text)
+        def compile():
+            raise jax.errors.JaxRuntimeError(text)
 
-    made = ahead.Ahead(held=0, limit=None)
-    with pytest.raises(ConfigError, match=r"the pictures do not fit: RESOURCE_EXHAUSTED: .*\n.*config\.every\.picture"):
-        made.compile("pictures", lambda: fails("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm."))
+        ahead.compile_all([ahead.Part("pictures", compile, "no pictures")], 0, None, print)
+
+    words = r"too little memory for the pictures: RESOURCE_EXHAUSTED: .*\nWhat helps: no pictures"
+    with pytest.raises(ConfigError, match=words):
+        fails("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm.")
     with pytest.raises(jax.errors.JaxRuntimeError):
-        made.compile("pictures", lambda: fails("INTERNAL: something else"))
+        fails("INTERNAL: something else")
+
+
+@pytest.mark.parametrize("name", ["class", "classifier", "first_stage"])
+def test_remedies_are_options_of_the_recipe(name, tmp_path):
+    config = recipes.load(f"quickstart_{name}:tiny", ["--config.first_stage.checkpoint=random"])
+    task = setup.task(config)
+    measure = SimpleNamespace(taken=lambda weights: 0, compile=lambda weights: [])
+    evaluator = loop._Evaluator(task, setup.loaders(config, tmp_path), setup.mesh(config), *[None] * 4, measure)
+    due = dict(evaluate=True, picture=True, metrics=task.draws)
+    remedies = {part.name: part.remedy for part in evaluator.parts(due, *setup.abstract_run(config))}
+    assert list(remedies) == ["evaluation", *["pictures", "metrics"] * task.draws]
+    named = re.findall(r"--(config\.[\w.]+)", " ".join([loop.STEP_REMEDY, *remedies.values()]))
+    assert len(named) > 4 and not set(named) - options(config)
+
+
+def test_metrics_take_weights_and_pictures(tmp_path, monkeypatch):
+    """Feature networks are held all the time."""
+    use_tiny(monkeypatch)
+    config = recipes.load("quickstart_class:tiny", [*MODEL, *METRICS])
+    measure = TrainingMetrics(config, tmp_path)
+    (extractor,) = measure._judge.extractors
+    assert measure.held == sum(x.nbytes for x in jax.tree.leaves(extractor._params)) > 0
+    size = extractor.network.size
+    pictures = 2 * np.zeros((config.metrics.batch, size, size, 3), np.float32).nbytes
+    weights = {"raw": ({"a": np.zeros(5, np.float32)}, {"b": np.zeros((), np.float32)}), "other": ({}, {})}
+    assert measure.taken(weights) == 6 * 4 + pictures
+
+
+def test_what_a_finished_run_has_left_to_do_is_compiled_before_it(compiled, tmp_path, monkeypatch):
+    """The watchdog does not run meanwhile. The batch of pictures does not stay on the devices."""
+    start = command(tmp_path, *OPTIONS, *FIRST_STAGE, recipe="quickstart_first_stage")
+    here(train.main, *start)
+    (tmp_path / "pictures" / "reconstructions_0000003.png").unlink()
+    compiled.clear()
+    renew, evaluators, run = watchdog.Watchdog.renew, [], loop._Evaluator.run
+    monkeypatch.setattr(watchdog.Watchdog, "renew", lambda self: (compiled.append(BEGIN), renew(self)))
+    monkeypatch.setattr(loop._Evaluator, "run", lambda self, *given: (evaluators.append(self), run(self, *given)))
+    said, _ = here(train.main, *start)
+    assert "compiled: pictures " in said and "(picture): this is done now" in said and "training step" not in said
+    begin = compiled.index(BEGIN)
+    assert compiled[:begin].count("_reconstruct") == 1 and "_reconstruct" not in compiled[begin:]
+    assert not {"step", "_evaluate"} & set(compiled)
+    assert all(isinstance(x, np.ndarray) for x in evaluators[0].picture_rows.values())
 
 
 def test_the_limit_is_that_of_the_smallest_device():

@@ -95,7 +95,7 @@ def test_a_run_directory_is_complete(straight):
     workdir, (told, _) = straight
     assert "learning rate" in told and "global batch 8" in told
     assert "parameters" in told and "left" in told
-    compiled = r"^compiled: training step [\d.]+ s; planned memory [\d.]+ GiB$"  # nothing else will be due
+    compiled = r"^compiled: training step [\d.]+ s\nplanned memory [\d.]+ GiB$"  # nothing else will be due
     assert re.search(compiled, told, re.M)
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()) == ["4", "6", "8"]
     config = json.loads((workdir / "config.json").read_text())

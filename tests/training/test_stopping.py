@@ -352,7 +352,7 @@ def test_two_hosts_stop_together_whichever_is_asked_and_whenever(tmp_path):
     assert checkpoint.steps(tmp_path) == [step]
     # In the first step after a resume.
     hosts = two_hosts(tmp_path, "steps=100000", "slow=2")
-    wait_for(hosts[0], "compiled: ")
+    wait_for(hosts[0], "planned memory ")
     hosts[0].send_signal(signal.SIGTERM)
     stopped = int(finish(hosts).partition("asked to stop: step ")[2].split()[0])
     assert step < stopped <= step + 2 and checkpoint.steps(tmp_path)[-1] == stopped

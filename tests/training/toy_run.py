@@ -60,7 +60,7 @@ def train(stop: stopping.Stop, waits: Waits, workdir: str, options: dict, held: 
     class Toy:
         """Minimises (w - x)^2; the gradient of the other parameter is the batch's "bad"."""
 
-        columns, headline, keeps_frozen, draws = None, ("loss",), False, True
+        columns, headline, keeps_frozen, draws, fewer_pictures = None, ("loss",), False, True, ""
         traced = 0  # times that the gradients were: 1 for the step, 2 for the modules that are not finite
 
         def init(self, key, frozen, batch):
