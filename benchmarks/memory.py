@@ -78,7 +78,10 @@ def measure(config, size: int, remat: bool | None, device: jax.Device) -> common
         if not common.out_of_memory(error):
             raise
         return row | {"note": "more than this device has"}
-    held, temporary = process.planned_gib(compiled)
+    planned = process.planned_gib(compiled)
+    if planned is None:
+        return row | {"note": "the compiler does not say"}
+    held, temporary = planned
     sizes = {"state_gib": held, "temporary_gib": temporary, "peak_gib": held + temporary}
     return row | sizes | {"compile_s": seconds}
 

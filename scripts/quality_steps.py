@@ -5,8 +5,9 @@
 
 How good: the Frechet distance of features of --network between samples and training pictures; the dashed line is that
 of unseen pictures. With --reconstructions both are what the first stage makes of these pictures: what it loses is in
-no distance, and what the sampler does is seen. The second panel is there for models that also learnt without their condition, or with --autoguide:
-the scale of classifier-free guidance at all noise levels and within --interval, and that of autoguidance.
+no distance, and what the sampler does is seen. The second panel is there for models that also learnt without their
+condition, or with --autoguide: the scale of classifier-free guidance at all noise levels and within --interval, and
+that of autoguidance.
 
 Writes the picture and, beside it, all numbers as JSON. Features are kept, so that what was interrupted goes on.
 """
