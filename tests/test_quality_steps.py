@@ -83,3 +83,21 @@ def test_a_picture_of_a_run(tmp_path, monkeypatch):
     values = [row["distance"] for row in record["rows"]]
     assert min(values) >= 0 and values[3] == values[5] and len(set(values)) == 6
     assert Image.open(tmp_path / "quality_steps.png").size == (1200, 420)
+
+
+def test_compared_with_reconstructions(tmp_path, monkeypatch):
+    config, made = classes(), []
+    config.data.image_size = 32
+
+    def rebuilt(pipe, pictures, batch):
+        made.append(pictures.name.split()[0])
+        return pictures
+
+    monkeypatch.setattr(features, "load", lambda name, folder, batch: features.Extractor(NETWORK, PARAMS, batch=batch))
+    monkeypatch.setattr(kept.features_of, "__defaults__", (tmp_path / "kept", print))
+    monkeypatch.setattr(report, "Samples", Drawn)
+    monkeypatch.setattr(report, "Reconstructions", rebuilt)
+    monkeypatch.setattr(ldm_jax, "load", lambda run: SimpleNamespace(config=config))
+    options = ["--num=6", "--reference=8", "--steps=2", "--samplers=ddim", "--scales=1", "--batch=6"]
+    quality_steps.main([f"--workdir={tmp_path}", "--reconstructions", *options])
+    assert made == ["training", "validation"]
