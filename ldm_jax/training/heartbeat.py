@@ -17,12 +17,12 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ldm_jax.training.stopping import AGAIN, Hosts
+from ldm_jax.training.stopping import AGAIN, Alone, Hosts
 
 BEAT = 2.0  # seconds
 LEAST = 5 * BEAT  # seconds of silence that may count
 STILL = 5 * BEAT  # seconds: a process that does not come to look for so long was not running itself
-RUNS, ENDED, FAILED = "runs", "ended", "failed"
+RUNS, ENDED, FAILED, AWAY = "runs", "ended", "failed", "away"
 
 
 @contextmanager
@@ -30,8 +30,8 @@ def between(hosts: Hosts | None, silent: float, leave: Callable[[str, int], None
     """While the block runs, this host gives signs of life and looks for those of the others.
 
     When one was not heard for `silent` seconds (0 = never), `leave` is called from another thread with words that name
-    it, and with an exit code: AGAIN if it is gone, 1 if it said that it ended with an error. hosts: None if there is
-    one alone.
+    it, and with an exit code: AGAIN if it is gone or said that it could not reach a bucket, 1 if it said that it ended
+    with an error. hosts: None if there is one alone.
 
     An error in the block may be that of another host which is lost: then the error is printed, and the end is that of
     the other hosts.
@@ -47,6 +47,9 @@ def between(hosts: Hosts | None, silent: float, leave: Callable[[str, int], None
         traceback.print_exc()
         heart.failed()
         sys.exit(1)
+    except Alone:
+        heart.end(AWAY)
+        raise
     except SystemExit as error:
         heart.end(ENDED if error.code in (None, 0, AGAIN) else FAILED)
         raise
@@ -148,9 +151,12 @@ class Heartbeat:
         if gone:
             names = (f"{self._name(host)} was last heard {ages[host]:.0f} s ago" for host in gone)
             return f"{'; '.join(names)}. It has died, or cannot be reached", AGAIN
-        failed = [host for host, age in ages.items() if state[host] == FAILED and age > self.silent + 2 * BEAT]
-        names = (f"{self._name(host)} has ended with an error, which its own output tells" for host in failed)
-        return "; ".join(names), 1
+        over = {host: state[host] for host, age in ages.items() if age > self.silent + 2 * BEAT}
+        for ending, why, code in ((FAILED, "with an error", 1), (AWAY, "because it could not reach a bucket", AGAIN)):
+            names = (self._name(host) for host, found in over.items() if found == ending)
+            if told := "; ".join(f"{name} has ended {why}, which its own output tells" for name in names):
+                return told, code
+        return "", 1
 
     def _name(self, host: int) -> str:
         if host not in self.signs:

@@ -9,8 +9,8 @@ import pytest
 
 from ldm_jax.cli import train
 from ldm_jax.training import heartbeat
-from ldm_jax.training.heartbeat import ENDED, FAILED, Heartbeat
-from ldm_jax.training.stopping import AGAIN, Hosts
+from ldm_jax.training.heartbeat import AWAY, ENDED, FAILED, Heartbeat
+from ldm_jax.training.stopping import AGAIN, Alone, Hosts
 from tests.training.test_stopping import Store, two_hosts, wait_for
 
 SILENT = 0.6
@@ -78,6 +78,13 @@ def test_a_host_that_has_ended_is_not_missed(hosts):
     assert not ended
 
 
+def test_an_outage_of_one_host_ends_the_others_so_that_all_are_started_again(hosts, capsys):
+    made, _, ended = hosts
+    made[1].end(AWAY)
+    until(lambda: ended == {0: AGAIN, 2: AGAIN})
+    assert capsys.readouterr().out.count("has ended because it could not reach a bucket") == 2
+
+
 def test_an_error_of_one_host_ends_the_others(hosts, capsys):
     made, _, ended = hosts
     made[1].failed()  # returns when it knows that no other host is lost
@@ -118,7 +125,7 @@ def test_a_process_that_stood_still_blames_nobody(hosts, monkeypatch):
 
 def test_how_a_block_ends_is_told(monkeypatch):
     monkeypatch.setattr(heartbeat, "BEAT", 0.02)
-    ends = {None: ENDED, SystemExit(AGAIN): ENDED, SystemExit(2): FAILED, KeyboardInterrupt: FAILED}
+    ends = {None: ENDED, SystemExit(AGAIN): ENDED, Alone(): AWAY, SystemExit(2): FAILED, KeyboardInterrupt: FAILED}
     for error, state in ends.items():
         store = Signs()
         try:
