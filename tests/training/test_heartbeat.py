@@ -85,6 +85,22 @@ def test_an_outage_of_one_host_ends_the_others_so_that_all_are_started_again(hos
     assert capsys.readouterr().out.count("has ended because it could not reach a bucket") == 2
 
 
+def test_an_error_that_an_outage_of_another_host_has_caused_is_one(hosts):
+    made, _, ended = hosts
+    threads = [threading.Thread(target=call) for call in (made[0].failed, made[1].away, made[2].failed)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert ended == dict.fromkeys(range(3), AGAIN)
+
+
+def test_the_first_host_keeps_the_store_until_the_others_have_seen_its_outage(hosts):
+    made, _, ended = hosts
+    made[0].away()
+    assert ended == dict.fromkeys(range(3), AGAIN)
+
+
 def test_an_error_of_one_host_ends_the_others(hosts, capsys):
     made, _, ended = hosts
     made[1].failed()  # returns when it knows that no other host is lost
@@ -127,14 +143,15 @@ def test_how_a_block_ends_is_told(monkeypatch):
     monkeypatch.setattr(heartbeat, "BEAT", 0.02)
     ends = {None: ENDED, SystemExit(AGAIN): ENDED, Alone(): AWAY, SystemExit(2): FAILED, KeyboardInterrupt: FAILED}
     for error, state in ends.items():
-        store = Signs()
+        store, left = Signs(), []
         try:
-            with heartbeat.between(Hosts(store, 1, 2), SILENT, None):
+            with heartbeat.between(Hosts(store, 1, 2), SILENT, lambda told, code, left=left: left.append(code)):
                 if error:
                     raise error
         except BaseException as raised:
             assert raised is error or type(raised) is error
         assert json.loads(store.values["ldm_jax/beat/1"])["state"] == state
+        assert left == ([AGAIN] if state == AWAY else [])
     with heartbeat.between(None, SILENT, None), heartbeat.between(Hosts(None, 0, 2), 0, None):
         pass  # one host; off
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 
 import jax
@@ -20,7 +21,7 @@ from tests.conditions import test_kept_conditioner as kept
 from tests.data_tools import take
 from tests.test_pipeline import classes, keep
 from tests.training.test_finetune import state_of
-from tests.training.test_hosts import finish, metrics, start
+from tests.training.test_hosts import finish, metrics, start, wait_for
 
 BUCKET = "gs://bucket"
 
@@ -197,3 +198,21 @@ def test_what_a_run_without_its_data_has_learnt_is_kept(bucket, tmp_path, capsys
     assert end.value.code == stopping.AGAIN
     (saved,) = checkpoint.steps(tmp_path / "run")
     assert f"Step {saved} is saved: the same command goes on from there" in capsys.readouterr().err and saved >= 2
+
+
+@pytest.mark.slow
+def test_an_outage_of_one_of_two_hosts_ends_both_so_that_they_are_started_again(tmp_path):
+    make_images(tmp_path / "data/images")
+    away = tmp_path / "away"
+    given = ["--config.data.source=folder", "--config.data.path=gs://data/images", "--config.steps=100000",
+             "--config.loss.perceptual_weight=0", "--config.data.validation_fraction=0.3", "--config.data.workers=0",
+             "--config.every.evaluate=0", "--config.every.picture=0", "--config.every.checkpoint=0",
+             "--config.every.log=1", "--host-timeout=10"]  # fmt: skip
+    with bucket_tools.bucket_on_disk(tmp_path) as variables:
+        env = [variables, variables | {"FAKE_GCS_AWAY": str(away)}]
+        started = start(tmp_path / "run", *given, run=["train.py", "--config=quickstart_first_stage:tiny"], env=env)
+        wait_for("step 3/", *started[:1], started[1][0])
+        away.touch()
+        texts = finish(*started, code=stopping.AGAIN)
+    assert "could not be read: ConnectionResetError" in texts[1] and "Traceback" not in texts[1]
+    assert re.search(r"host 1 \(.*\) has ended because it could not reach a bucket", texts[0]), texts[0]
