@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 
 from ldm_jax import files, hosts, manifest
-from ldm_jax.errors import ConfigError, Damaged, SaveFailed
+from ldm_jax.errors import ConfigError, Damaged, Outage, ReadFailed, SaveFailed, SaveOutage, WriteFailed
 from ldm_jax.files import at
 
 Tree = Any
@@ -36,7 +36,9 @@ BAD = "bad-"  # begins the names of checkpoints that were set aside
 
 def steps(workdir: str | Path) -> list[int]:
     """Steps of the finished checkpoints, ascending. They may be damaged: `problems` looks into them."""
-    folders = (at(workdir) / "checkpoints").glob("[0-9]*")
+    place = at(workdir) / "checkpoints"
+    with files.reaching(place):
+        folders = [*place.glob("[0-9]*")]
     return sorted(int(path.name) for path in folders if path.name.isdigit() and _is_finished(path))
 
 
@@ -47,7 +49,7 @@ def has_checkpoint(workdir: str | Path) -> bool:
 
 def _is_finished(folder: Any) -> bool:
     if not files.is_local(folder):  # Orbax writes into the folder itself, and this file at the end
-        return (folder / COMMITTED).exists()
+        return files.exists(folder / COMMITTED)
     return (folder / FINISHED).exists() or (folder / manifest.NAME).exists()
 
 
@@ -67,9 +69,13 @@ def _problems(folder: Path, comparison: manifest.Comparison) -> list[str] | None
     if found is None:
         return [f"{manifest.NAME}: it is missing"] if _had_manifest(folder) else None
     try:
-        json.loads((folder / FINISHED).read_text())
+        with files.opened(folder / FINISHED) as file:
+            text = file.read()
+        json.loads(text)
     except FileNotFoundError:
         found.append(f"{FINISHED}: it is missing")
+    except ReadFailed:  # of a bucket: it says nothing about the file
+        raise
     except (OSError, ValueError):
         found.append(f"{FINISHED}: it is damaged")
     return found
@@ -79,10 +85,10 @@ def _had_manifest(folder: Path) -> bool:
     """Whether a folder without a manifest was written with one: something that the run wrote before it has one, or what
     came with manifests."""
     if not folder.name.isdigit():
-        return (folder / MADE_FROM).exists()
+        return files.exists(folder / MADE_FROM)
     before = (other for other in steps(folder.parents[1]) if other < int(folder.name))
     older = [folder.parents[1] / "frozen", *(folder.parent / str(other) for other in before)]
-    return any((other / manifest.NAME).exists() for other in older)
+    return any(files.exists(other / manifest.NAME) for other in older)
 
 
 def _in_short(error: Exception) -> str:
@@ -118,7 +124,7 @@ def _reading(folder: Path, damaged: Callable[[list[str]], Damaged] | None) -> It
             wrong = comparison and _problems(folder, comparison)
     except Exception as error:
         wrong = comparison and _problems(folder, comparison)
-        if not wrong and (folder / manifest.NAME).exists():
+        if not wrong and files.exists(folder / manifest.NAME):
             raise
         if not wrong:
             raise Damaged(
@@ -232,7 +238,7 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> Path:
         names = (f"{BAD}{step}{end}" for end in ("", *(f"-{n}" for n in range(2, 10_000))))
-        aside = next(self.path / name for name in names if not (self.path / name).exists())
+        aside = next(self.path / name for name in names if not files.exists(self.path / name))
         files.move_folder(self.path / str(step), aside)
         return aside
 
@@ -241,12 +247,14 @@ class Checkpoints:
         before it, or the beginning of this one, has failed."""
         self.wait()
         folder = self.path / str(step)
-        if jax.process_index() == 0 and folder.exists() and step not in self.manager.all_steps():
+        if jax.process_index() == 0 and files.exists(folder) and step not in self.manager.all_steps():
             files.remove_folder(folder)  # it is not a finished checkpoint
         self.saving = step
         try:
             self.manager.save(step, args=ocp.args.StandardSave(state))
-        except OSError as error:
+        except Exception as error:
+            if files.is_local(self.path) and not isinstance(error, OSError):
+                raise
             raise self._failed(error) from error
 
     def check(self) -> None:
@@ -265,16 +273,22 @@ class Checkpoints:
     def _failed(self, error: Exception) -> SaveFailed:
         """The error to raise. Removes what the save has left."""
         step, self.saving = self.saving, None
-        if jax.process_index() == 0:
-            for folder in _temporaries(self.path, str(step)):
-                files.remove_folder(folder, missing_ok=True)
-        kept = steps(self.path.parent)
-        return SaveFailed(
+        told = (
             f"the checkpoint of step {step} could not be written into {self.path}: {_in_short(error)}. "
-            f"{files.free_space(self.path)}What was written of it is removed. "
+            f"{files.free_space(self.path)}"
+        )
+        try:
+            if jax.process_index() == 0:
+                for folder in _temporaries(self.path, str(step)):
+                    files.remove_folder(folder, missing_ok=True)
+            kept = steps(self.path.parent)
+        except (ReadFailed, WriteFailed) as away:  # a bucket
+            return _save_failed(self.path, away, f"{told}What is there could not be looked at: {away}")
+        return _save_failed(
+            self.path, error, f"{told}What was written of it is removed. "
             f"{f'The newest checkpoint is that of step {kept[-1]}' if kept else 'The run has no checkpoint yet'}. "
             f"{files.remedy(self.path)}, then the same command goes on from there"
-        )
+        )  # fmt: skip
 
     def restore(self, abstract: Tree, step: int) -> Tree:
         """The state at `step`.
@@ -307,7 +321,8 @@ class Checkpoints:
 def _temporaries(folder: Path, step: str) -> list[Path]:
     """Folders that Orbax fills, or has left, for a step, or for the steps that a pattern says."""
     if not files.is_local(folder):
-        return [path for path in folder.glob(step) if path.name.isdigit() and not _is_finished(path)]
+        with files.reaching(folder):
+            return [path for path in folder.glob(step) if path.name.isdigit() and not _is_finished(path)]
     found = folder.glob(f"{step}{_TEMPORARY}*")
     return [path for path in found if re.match(rf"\d+{re.escape(_TEMPORARY)}", path.name) and path.is_dir()]
 
@@ -386,6 +401,11 @@ def _without_empty(part: Tree) -> Tree:
     return {name: value for name, value in kept.items() if not isinstance(value, dict) or value}
 
 
+def _save_failed(path: Path, error: Exception, told: str) -> SaveFailed:
+    passes = not files.is_local(path) and (isinstance(error, Outage) or files.may_pass(error))
+    return (SaveOutage if passes else SaveFailed)(told)
+
+
 def save_tree(path: str | Path, tree: Tree, made_from: dict | None = None) -> None:
     """Writes a tree of arrays, what it was made from, and a manifest. The folder `path` appears when it is complete.
     SaveFailed if it could not be written."""
@@ -408,23 +428,25 @@ def save_tree(path: str | Path, tree: Tree, made_from: dict | None = None) -> No
         if files.is_local(path) and jax.process_index() == 0:
             for folder in path.parent.glob(f"{path.name}{_TEMPORARY}*"):
                 files.remove_folder(folder, missing_ok=True)
-        raise SaveFailed(
+        raise _save_failed(
+            path,
+            error,
             f"{path} could not be written: {_in_short(error)}. {files.free_space(path.parent)}"
             "What was written of it is removed. "
-            f"{files.remedy(path)}, then give the same command again"
+            f"{files.remedy(path)}, then give the same command again",
         ) from error
 
 
 def has_tree(path: Path) -> bool:
     """Whether `save_tree` has written the folder, all of it."""
-    return path.exists() if files.is_local(path) else (path / COMMITTED).exists()
+    return files.exists(path if files.is_local(path) else path / COMMITTED)
 
 
 def made_from(path: str | Path) -> dict | None:
     """What `save_tree` was told of the tree in the folder; None if it was told nothing. Damaged if the folder is."""
     path = at(path)
     file = path / MADE_FROM
-    if not (has_tree(path) and file.exists()):
+    if not (has_tree(path) and files.exists(file)):
         return None
     if wrong := manifest.problems(path, only=(MADE_FROM,)):
         raise manifest.damaged(path, wrong)

@@ -47,7 +47,7 @@ def changes(workdir: str | Path, config: dict) -> dict[str, tuple]:
 
     Those of the network that config.network.kind does not choose have no effect, and do not count."""
     path = at(workdir) / "config.json"
-    if not path.exists():
+    if not files.exists(path):
         return {}
     before, now = dict(leaves(load(workdir))), dict(leaves(json.loads(json.dumps(config))))
     kind = now.get("network.kind")
@@ -161,12 +161,13 @@ def load(workdir: str | Path) -> dict:
     """The options of a run. Missing if the folder is not a run directory, Damaged if its config.json is not what was
     written, ConfigError if it never was one. Those of older versions have no checksum, and are read as they are."""
     path = at(workdir) / "config.json"
-    if not path.exists():
+    if not files.exists(path):
         raise Missing(
             f"{workdir} is not a run directory: it has no config.json. Runs are made by "
             "`python train.py --config=... --workdir=DIR`."
         )
-    text = path.read_bytes()
+    with files.opened(path) as file:
+        text = file.read()
     if _is_changed(text):
         raise Damaged(
             f"{path} is damaged: it is not what was written (another CRC-32). Bring it back from a copy. If it was "

@@ -38,3 +38,19 @@ class WriteFailed(UsageError):
 
 class ReadFailed(UsageError):
     """A file in a bucket that did not come; it may be sound."""
+
+
+class Outage(UsageError):
+    """A connection or a service that failed: the same command may succeed later."""
+
+
+class ReadOutage(ReadFailed, Outage):
+    """A file in a bucket that did not come because of an outage."""
+
+
+class WriteOutage(WriteFailed, Outage):
+    """A file in a bucket that could not be written because of an outage."""
+
+
+class SaveOutage(SaveFailed, Outage):
+    """A checkpoint that could not be written into a bucket because of an outage."""

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ldm_jax.errors import ConfigError, UsageError
+from ldm_jax.errors import ConfigError, Outage, UsageError
 
 _BYTES = 2**14  # of an answer
 
@@ -18,7 +18,8 @@ _BYTES = 2**14  # of an answer
 def decided(decide: Callable[[], Any]) -> Any:
     """What `decide` returns on the first host, on every host. It runs there alone. Its value is one that JSON has.
 
-    An error of the first host ends all: it is raised there, and a UsageError with its message is raised on the others.
+    An error of the first host ends all: it is raised there, and a UsageError with its message is raised on the others;
+    an Outage where it is one.
     """
     if jax.process_count() == 1:
         return decide()
@@ -27,12 +28,12 @@ def decided(decide: Callable[[], Any]) -> Any:
         try:
             answer = {"value": decide()}
         except Exception as error:
-            answer, failed = {"error": f"{error}"[: _BYTES // 8]}, error
+            answer, failed = {"error": f"{error}"[: _BYTES // 8], "passes": isinstance(error, Outage)}, error
     answer = json.loads(_of_first_host(json.dumps(answer)))
     if failed is not None:
         raise failed
     if "error" in answer:
-        raise UsageError(answer["error"])
+        raise (Outage if answer["passes"] else UsageError)(answer["error"])
     return answer["value"]
 
 

@@ -131,13 +131,14 @@ def _open(option: str, path: Path) -> Image.Image:
     return image
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: str | Path, most: int | None = None) -> Image.Image:
     """A picture whose pixels are not decoded yet. ValueError for more than `PIXELS` of them, and for what is no file;
-    nearly any exception for a damaged one. ReadFailed where a bucket does not give it."""
+    nearly any exception for a damaged one. ReadFailed where a bucket does not give it. most: so many bytes of a file in
+    a bucket are read."""
     path = at(path)
     if is_local(path) and not path.is_file():
         raise ValueError("it is not a file")
-    image = Image.open(path if is_local(path) else opened(path), formats=FORMATS)
+    image = Image.open(path if is_local(path) else opened(path, most), formats=FORMATS)
     if image.width * image.height > PIXELS:
         image.close()
         raise ValueError(f"it has {image.width}x{image.height} pixels, but at most {PIXELS} are read: make it smaller")

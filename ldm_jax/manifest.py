@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ldm_jax import files
-from ldm_jax.errors import Damaged
+from ldm_jax.errors import Damaged, ReadFailed
 
 NAME = "manifest.json"
 BLOCK = 2**24  # bytes, a task of one thread
@@ -80,9 +80,13 @@ class Comparison:
         self.early: list[str] | None = []
         self._kind, self._later = "", {}
         try:
-            expected = self._expected(json.loads((self.folder / NAME).read_bytes()))
+            with files.opened(self.folder / NAME) as file:
+                text = file.read()
+            expected = self._expected(json.loads(text))
         except FileNotFoundError:
             self.early = None
+        except ReadFailed:  # of a bucket: it says nothing about the files
+            raise
         except OSError as error:
             self.early = [f"{NAME}: it cannot be read ({error.strerror})"]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -140,7 +144,8 @@ def _cannot(error: OSError) -> str:
 
 def _size(path: Path) -> int:
     if not files.is_local(path):
-        return path.stat().length
+        with files.reaching(path):
+            return path.stat().length
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     return path.stat().st_size
@@ -161,14 +166,14 @@ def _joined(kind: str, parts: list[Future]) -> str:
 
 
 def _sha256(path: Path) -> bytes:
-    with path.open("rb") as file:
+    with files.reaching(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
 
 
 def _sums(path: Path, start: int, size: int) -> bytes:
     """SHA-256 of the sums of each block from `start` on, in `size` bytes."""
     found, piece = b"", memoryview(bytearray(_PIECE))
-    with path.open("rb") as file:
+    with files.reaching(path), path.open("rb") as file:
         file.seek(start)
         for _ in range(0, size, BLOCK):
             digest, left = hashlib.sha256(), BLOCK

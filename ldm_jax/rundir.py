@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from ldm_jax import build, checkpoint, conditions, config_file, manifest, shipped, tree
 from ldm_jax.convert.safetensors_file import read_safetensors
 from ldm_jax.errors import ConfigError, Damaged, Missing, UsageError
-from ldm_jax.files import at, copy_folder, save_arrays
+from ldm_jax.files import at, copy_folder, exists, is_folder, save_arrays
 from ldm_jax.latent_classifier import LatentClassifier
 from ldm_jax.ldm import LDM, SCALING, latents_of
 from ldm_jax.models.lpips import load_lpips
@@ -50,7 +50,7 @@ def tokenizer_of(run: str | Path) -> Path:
 
 
 def is_exported(run: str | Path) -> bool:
-    return (shipped.find(run) / WEIGHTS).exists()
+    return exists(shipped.find(run) / WEIGHTS)
 
 
 def frozen_shapes(config: ConfigDict) -> Tree:
@@ -169,7 +169,7 @@ def write_exported(
     """config.json, model.safetensors (floating-point numbers as `dtype`, except the latent scale) and its manifest, and
     a copy of the folder `tokenizer`, if there is one. Damaged if that is not whole. Where a machine keeps its cached
     latents is left out: nothing trains on from here."""
-    tokenizer = tokenizer if tokenizer is not None and tokenizer.is_dir() else None
+    tokenizer = tokenizer if tokenizer is not None and is_folder(tokenizer) else None
     if tokenizer is not None and (wrong := manifest.problems(tokenizer)):
         raise manifest.damaged(tokenizer, wrong)
     kind = jnp.dtype(dtype)
@@ -224,7 +224,7 @@ def audit(run: str | Path) -> Iterator[tuple[str, str, bool]]:
     except UsageError as error:
         config, wrong = None, str(error)
     yield "config.json", wrong or "ok", bool(wrong)
-    if (tokenizer := tokenizer_of(run)).is_dir():
+    if is_folder(tokenizer := tokenizer_of(run)):
         yield tokenizer.name, *_told(manifest.problems(tokenizer))
     if is_exported(run):
         yield WEIGHTS, *_told(manifest.problems(run))

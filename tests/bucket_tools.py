@@ -4,7 +4,9 @@ TensorStore's own client (through Orbax), which talks to a server of this proces
 A bucket has objects and no folders: to make one does nothing, and a name with a prefix is all that is left of it.
 """
 
+import base64
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -22,6 +24,7 @@ from fsspec.spec import AbstractFileSystem
 from orbax.checkpoint._src.path import gcs_utils
 
 from ldm_jax import files
+from ldm_jax.data import folder
 
 FAKE = Path(__file__).with_name("fake_gcs")  # has a client for gs:// of the name gcsfs
 OBJECTS: dict[str, tuple[bytes, int]] = {}  # "bucket/name" -> (contents, generation)
@@ -32,6 +35,7 @@ def put(name: str, data: bytes) -> int:
     with LOCK:
         generation = OBJECTS.get(name, (b"", 0))[1] + 1
         OBJECTS[name] = data, generation
+    folder.forget()
     return generation
 
 
@@ -40,6 +44,40 @@ def put_folder(name: str, folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             put(f"{name}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+
+
+class HttpError(Exception):
+    """As gcsfs has it for 401 and 5xx: no OSError."""
+
+    def __init__(self, code: int):
+        super().__init__(f"the server said so, {code}")
+        self.code = code
+
+
+REQUESTS: list[tuple[str, str]] = []  # (what was asked for, of which object or folder)
+_REFUSED: list[tuple[str, Exception]] = []
+
+
+@contextlib.contextmanager
+def refusing(name: str, error: Exception) -> Iterator[None]:
+    """While the block runs, requests for objects and folders whose names have `name` in them raise the error."""
+    _REFUSED.append((name, error))
+    try:
+        yield
+    finally:
+        _REFUSED.remove((name, error))
+
+
+def forbidden() -> OSError:
+    """As gcsfs has it for 403."""
+    return OSError("Forbidden: this account may not do that")
+
+
+def _ask(kind: str, name: str) -> None:
+    REQUESTS.append((kind, name))
+    for part, error in list(_REFUSED):
+        if part in name:
+            raise error
 
 
 class _Written(io.BytesIO):
@@ -53,15 +91,64 @@ class _Written(io.BytesIO):
         super().close()
 
 
+def _told(name: str) -> dict:
+    data, generation = OBJECTS[name]
+    checksum = base64.b64encode(hashlib.md5(data).digest()).decode()
+    return {"name": name, "size": len(data), "type": "file", "md5Hash": checksum, "generation": str(generation)}
+
+
 class FileSystem(AbstractFileSystem):
+    """As unkind as gcsfs: `exists` raises what is not "not found", `isdir` takes some errors for a no, and to read a
+    file is two requests unless it is asked for in one piece."""
+
     protocol, cachable = ("gs", "gcs"), False
+
+    def info(self, path, **_):
+        path = self._strip_protocol(path)
+        _ask("info", path)
+        if path in OBJECTS:
+            return _told(path)
+        if any(name.startswith(f"{path}/") for name in list(OBJECTS)):
+            return {"name": path, "size": 0, "type": "directory"}
+        raise FileNotFoundError(path)
+
+    def exists(self, path, **_):
+        try:
+            self.info(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def isdir(self, path):
+        try:
+            return self.info(path)["type"] == "directory"
+        except OSError:
+            return False
+
+    def find(self, path, maxdepth=None, withdirs=False, detail=False, **_):
+        path = self._strip_protocol(path)
+        _ask("find", path)
+        if maxdepth is not None or withdirs:
+            return super().find(path, maxdepth, withdirs, detail)
+        found = {name: _told(name) for name in sorted(OBJECTS) if name == path or name.startswith(f"{path}/")}
+        return found if detail else list(found)
+
+    def cat_file(self, path, start=None, end=None, concurrency=4, **_):
+        if concurrency > 1 and end is None:
+            self.info(path)
+        with self._open(path) as file:
+            data = file.read()
+        if not data and end is not None:
+            raise HttpError(416)
+        return data[start:end]
 
     def ls(self, path, detail=True, **_):
         path = self._strip_protocol(path)
+        _ask("ls", path)
         found = {}
         for name in list(OBJECTS):
             if name == path:
-                found[name] = {"name": name, "size": len(OBJECTS[name][0]), "type": "file"}
+                found[name] = _told(name)
             elif name.startswith(f"{path}/"):
                 child, below, _ = name[len(path) + 1 :].partition("/")
                 size = None if below else len(OBJECTS[name][0])
@@ -74,6 +161,7 @@ class FileSystem(AbstractFileSystem):
 
     def _open(self, path, mode="rb", **_):
         path = self._strip_protocol(path)
+        _ask("write" if mode == "wb" else "read", path)
         if mode == "wb":
             return _Written(path)
         if path not in OBJECTS:
@@ -82,6 +170,7 @@ class FileSystem(AbstractFileSystem):
 
     def rm(self, path, recursive=False, maxdepth=None):
         path = self._strip_protocol(path)
+        _ask("remove", path)
         names = [name for name in list(OBJECTS) if name == path or (recursive and name.startswith(f"{path}/"))]
         if not names:
             raise FileNotFoundError(path)
@@ -89,6 +178,7 @@ class FileSystem(AbstractFileSystem):
             del OBJECTS[name]
 
     def rm_file(self, path):
+        _ask("remove", self._strip_protocol(path))
         if OBJECTS.pop(self._strip_protocol(path), None) is None:
             raise FileNotFoundError(path)
 
@@ -210,6 +300,9 @@ def _forget() -> None:
     """What is remembered of clients."""
     backend.fsspec_backend._get_filesystem.cache_clear()
     files._has_client.cache_clear()
+    folder.forget()
+    REQUESTS.clear()
+    _REFUSED.clear()
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """A run directory in a bucket: checkpoints, frozen/, config.json, metrics, pictures, the lock and the tokenizer."""
 
+import contextlib
 import json
 import threading
 
@@ -12,7 +13,7 @@ from ldm_jax import checkpoint, config_file, files, recipes, rundir
 from ldm_jax.conditions import text
 from ldm_jax.convert.safetensors_file import read_safetensors
 from ldm_jax.data.sources import ShapesSource
-from ldm_jax.errors import ConfigError, Damaged
+from ldm_jax.errors import ConfigError, Damaged, Outage, ReadFailed
 from ldm_jax.training import lock, logging, snapshots
 from ldm_jax.training.state import TrainState
 from tests import bucket_tools
@@ -160,3 +161,41 @@ def test_snapshots_of_averages(run):
     arrays, metadata = read_safetensors(snapshots.path_of(run, 8))
     assert (arrays["0/w"] == 1.5).all() and (arrays["1/w"] == 2.5).all() and metadata["sigma_rel"] == "[0.05, 0.1]"
     assert snapshots.Snapshots(run, config, 4).is_missed(8, last=True) and snapshots.steps(run) == [4]
+
+
+def test_an_outage_says_nothing_about_a_checkpoint(run):
+    """It is neither damaged nor missing."""
+    saved(run, 2, 4)
+    for part in ("checkpoints/4/manifest.json", "checkpoints/4/default", f"checkpoints/4/{checkpoint.FINISHED}"):
+        with bucket_tools.refusing(part, bucket_tools.forbidden()), pytest.raises(ReadFailed, match="Forbidden"):
+            checkpoint.problems(run, 4)
+    with bucket_tools.refusing("checkpoints", bucket_tools.HttpError(503)), pytest.raises(Outage):
+        checkpoint.steps(run)
+    assert checkpoint.problems(run, 4) == []
+    with bucket_tools.refusing("config.json", bucket_tools.HttpError(503)):
+        with pytest.raises(Outage):
+            config_file.load(run)
+        with pytest.raises(Outage):
+            config_file.save(run, {"task": "ldm"})
+    with bucket_tools.refusing("metrics.jsonl", bucket_tools.HttpError(503)), pytest.raises(Outage):
+        logging.has_numbers(run, 4, "loss")
+
+
+def test_a_lock_that_cannot_be_given_back_ends_no_run_with_an_error(run, monkeypatch, capsys):
+    monkeypatch.setattr(lock, "SETTLE", 0.1)
+    with bucket_tools.refusing("train.lock", bucket_tools.HttpError(503)), pytest.raises(Outage), lock.held(run):
+        raise AssertionError("it has it")
+    with contextlib.ExitStack() as refused, lock.held(run):
+        refused.enter_context(bucket_tools.refusing("train.lock", bucket_tools.HttpError(503)))
+    assert "The lock stays there" in capsys.readouterr().out
+
+
+def test_a_tokenizer_is_not_made_anew_because_of_an_outage(run):
+    config = tiny("text2img_ldm4")
+    config.conditioner.update(tokenizer="captions", null_tokens=(2, 3), vocab_size=200)
+    folder = rundir.tokenizer_of(str(run))
+    text.keep_tokenizer(config.conditioner, config.conditioner, ShapesSource(32, 8), folder)
+    before = dict(OBJECTS)
+    with bucket_tools.refusing(text.MADE_FROM, bucket_tools.forbidden()), pytest.raises(ReadFailed):
+        text.keep_tokenizer(config.conditioner, config.conditioner, ShapesSource(32, 8), folder)
+    assert before == OBJECTS

@@ -1,6 +1,8 @@
 """Where files may be: addresses are refused, in every command and from Python, before anything is written."""
 
+import errno
 import re
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -120,3 +122,38 @@ def test_copies_and_tokenizers_are_on_this_machine(tmp_path, monkeypatch):
     made = tokenizers.train_wordpiece(["a"], 9, tmp_path)
     with pytest.raises(UsageError, match="folder: gs://bucket/x is an address"):
         tokenizers.TextTokenizer(made).save(BUCKET)
+
+
+def test_errors_that_may_pass():
+    def of(module, name, **known):
+        return type(name, (Exception,), {"__module__": module, **known})("it")
+
+    for error in (of("gcsfs.retry", "HttpError", code="502"), of("aiohttp.client", "ClientConnectorError"),
+                  of("requests.exceptions", "ProxyError"), of("google.auth.exceptions", "TransportError"),
+                  of("google.auth.exceptions", "RefreshError", retryable=True), of("gcsfs.retry", "ChecksumError"),
+                  OSError(errno.ENETUNREACH, "no way"), socket.gaierror(), TimeoutError(), ConnectionResetError(),
+                  ValueError("UNAVAILABLE: error"), of("tensorflow", "DeadlineExceededError")):  # fmt: skip
+        assert files.may_pass(error), repr(error)
+    for error in (of("gcsfs.retry", "HttpError", code=401), of("aiohttp.client", "ClientResponseError", status=404),
+                  of("google.auth.exceptions", "RefreshError", retryable=False), OSError("Forbidden: x"),
+                  FileNotFoundError(), OSError(errno.ENOSPC, "full"), ValueError("Bad Request")):  # fmt: skip
+        assert not files.may_pass(error), repr(error)
+
+
+def test_errors_of_this_machine_are_left_alone(tmp_path):
+    for error in (OSError(errno.EACCES, "no"), ValueError("x"), FileNotFoundError()):
+        with pytest.raises(type(error)), files.reaching(tmp_path, write=True):
+            raise error
+    assert files.temporary(tmp_path / "a") != files.temporary(tmp_path / "a")
+
+
+def test_gcsfs_is_asked_once():
+    class Old:
+        def cat_file(self, path, start=None, end=None, **kwargs):
+            pass
+
+    class New(Old):
+        async def _cat_file(self, path, start=None, end=None, concurrency=4, **kwargs):
+            pass
+
+    assert files._one_request(Old) == {} and files._one_request(New) == {"concurrency": 1}

@@ -9,8 +9,8 @@ directory: config.json, metrics.jsonl, tensorboard/, pictures/, checkpoints/. In
 
 SIGTERM, SIGUSR1, Ctrl-C and --max-minutes save what is new and end the run, whatever it does. Exit codes:
     0    the run is complete
-    75   it was stopped before: start the same command again
-    2    a mistake in the options, the data or the folder; a disk without room
+    75   it was stopped before, or a bucket did not answer: start the same command again
+    2    a mistake in the options, the data or the folder; a disk without room; a bucket that refuses
     130  a second Ctrl-C: nothing was saved; other codes are errors
 """
 
@@ -22,11 +22,11 @@ import textwrap
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from ldm_jax import files, process
 from ldm_jax.cli import options
-from ldm_jax.errors import Missing, UsageError
+from ldm_jax.errors import Missing, Outage, UsageError
 from ldm_jax.training import heartbeat, stopping
 
 if TYPE_CHECKING:
@@ -101,6 +101,14 @@ def _say_on_first_host(text: str) -> None:
         print(text, flush=True)
 
 
+def _stop(error: UsageError, told: object) -> NoReturn:
+    """Ends the command with 2, or with 75 for what may pass by itself."""
+    if not isinstance(error, Outage):
+        options.stop(told)
+    print(f"\n{told}\n", file=sys.stderr)
+    raise stopping.Alone
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     with stopping.Stop() as stop:  # first of all: from here on signals end the run as they should
         process.restart_with_hugepages()
@@ -139,6 +147,7 @@ def run(args: argparse.Namespace, config: "ConfigDict", stop: stopping.Stop, hel
     from absl import logging
 
     from ldm_jax import checkpoint
+    from ldm_jax.data import folder
     from ldm_jax.training import finetune, lock, loop, profile, setup
 
     logging.set_verbosity(logging.WARNING)
@@ -164,12 +173,13 @@ def run(args: argparse.Namespace, config: "ConfigDict", stop: stopping.Stop, hel
     except Missing as error:
         options.stop(f"{args.config} cannot start. What is missing:\n\n{error}")
     except UsageError as error:
-        options.stop(f"{args.config} cannot start: {error}")
+        _stop(error, f"{args.config} cannot start: {error}")
     try:
+        folder.forget()  # many names of files
         loop.run(task, loaders, frozen, config, mesh, workdir, stop, measure, begin, wanted)
     except stopping.Stopped:
         sys.exit(stopping.AGAIN)
     except UsageError as error:
-        options.stop(error)
+        _stop(error, error)
     except loop.NonFinite as error:
         sys.exit(f"\n{error}\n")

@@ -18,7 +18,7 @@ from ldm_jax.conditions.base import Asked, Batch, Cond, Condition, ConditionNetw
 from ldm_jax.data import tokenizers
 from ldm_jax.data.fields import Field, Placed
 from ldm_jax.data.sources import Source
-from ldm_jax.errors import ConfigError, RequestError
+from ldm_jax.errors import ConfigError, ReadFailed, RequestError
 from ldm_jax.models.text_encoder import EMBEDDING_STD, TextEncoder
 
 if TYPE_CHECKING:
@@ -171,11 +171,13 @@ def text_tokenizer(c: "ConfigDict", kept: Path | None) -> tokenizers.TextTokeniz
     """Captions -> tokens: the run's own tokenizer where it has one. FileNotFoundError says how to get one. Damaged if
     the run's own is not what was written."""
     name = c.tokenizer
-    if kept is not None and kept.is_dir():
-        folder = files.fetched(kept)
-        _check_whole(folder)
-        name = str(folder)
-    tokenizer = tokenizers.TextTokenizer(name, c.max_length)
+    if kept is not None and files.is_folder(kept):
+        name = str(kept)
+        with files.fetched(kept) as folder:
+            _check_whole(folder)
+            tokenizer = tokenizers.TextTokenizer(folder, c.max_length)
+    else:
+        tokenizer = tokenizers.TextTokenizer(name, c.max_length)
     null = tuple(int(k) for k in tokenizer("")[0])
     if null != _padded(tuple(c.null_tokens), c.max_length) or tokenizer.vocab_size > c.vocab_size:
         raise ConfigError(
@@ -203,18 +205,19 @@ def keep_tokenizer(
     if text is None:
         return
     theirs = shipped.find(conditioner.get("checkpoint") or "") / folder.name
-    from_run = not conditioner.get("trainable", True) and theirs.is_dir()
+    from_run = not conditioner.get("trainable", True) and files.is_folder(theirs)
     to_begin = shipped.find(init_from or "") / folder.name
-    if not from_run and init_from and text.tokenizer == FROM_CAPTIONS and to_begin.is_dir():
+    if not from_run and init_from and text.tokenizer == FROM_CAPTIONS and files.is_folder(to_begin):
         theirs, from_run = to_begin, True
     captions = text.tokenizer == FROM_CAPTIONS and not from_run
     made_from = dict(
         tokenizer=str(theirs) if from_run else text.tokenizer, vocab_size=text.vocab_size,
         images=images.describe() if captions else "",
     )  # fmt: skip
-    if folder.exists() and _is_kept(folder, made_from):
+    if files.exists(folder) and _is_kept(folder, made_from):
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    with files.reaching(folder, write=True):
+        folder.parent.mkdir(parents=True, exist_ok=True)
     beside = folder.parent if files.is_local(folder) else None
     temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".tmp", dir=beside))
     try:
@@ -236,7 +239,7 @@ def keep_tokenizer(
 
 def _replace(folder: Path, made: Path, made_from: dict) -> None:
     """`made` becomes `folder`, unless another start has put the same one there in the meantime."""
-    if folder.exists() and not _is_kept(folder, made_from):
+    if files.exists(folder) and not _is_kept(folder, made_from):
         files.remove_folder(folder, missing_ok=True)
     if not files.is_local(folder):
         files.copy_folder(made, folder)
@@ -249,11 +252,17 @@ def _replace(folder: Path, made: Path, made_from: dict) -> None:
 
 
 def _is_kept(folder: Path, made_from: dict) -> bool:
-    """Whether the tokenizer in `folder` stays: the run has checkpoints, or it was made with the same options."""
+    """Whether the tokenizer in `folder` stays: the run has checkpoints, or it was made with the same options.
+    ReadFailed where a bucket does not tell."""
     checkpoints = folder.parent / "checkpoints"
-    if checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir()):
-        return True
+    if files.is_folder(checkpoints):
+        with files.reaching(checkpoints):
+            if any(path.name.isdigit() for path in checkpoints.iterdir()):
+                return True
     try:
-        return json.loads((folder / MADE_FROM).read_text()) == made_from
+        with files.opened(folder / MADE_FROM) as file:
+            return json.loads(file.read()) == made_from
+    except ReadFailed:
+        raise
     except (OSError, ValueError):
         return False

@@ -12,18 +12,18 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from ldm_jax import files
-from ldm_jax.errors import Missing
+from ldm_jax.errors import Missing, ReadFailed
 from ldm_jax.process import CACHES
 
 PLACE = "LDM_JAX_COPIES"
+ORIGIN = "origin.txt"  # in each copy: what it is a copy of
 _GIB = 2**30
-_THREADS, _ASKING = 8, 32  # that copy files, that ask for their sizes
+_THREADS = 8  # that copy files
 _LEFT = 3600  # seconds without a change, after which an unfinished file belongs to nobody
 
 
@@ -39,30 +39,28 @@ def of_folder(origin: Path, description: str) -> Path:
     Missing where there is no room for a copy."""
     if files.is_local(origin):
         return origin
-    stats = _stats(origin, sorted(files.names(origin)))
-    sizes = {name: stat.length for name, stat in stats.items()}
-    dates = {name: stat.mtime for name, stat in stats.items()}
-    folder = place_of(origin, json.dumps([sizes, dates]).encode() + (origin / description).read_bytes())
+    found = files.listed(origin)
+    sizes = {name: found[name].size for name in sorted(found)}
+    marks = {name: found[name].mark for name in sizes}
+    with files.opened(origin / description) as file:
+        folder = place_of(origin, json.dumps([sizes, marks]).encode() + file.read())
     if wrong := lacking(origin, folder, sum(sizes[name] for name in _absent(folder, sizes))):
         raise Missing(wrong)
     bring(origin, folder, sizes)
     return folder
 
 
-def sizes_of(origin: Path, names: Sequence[str]) -> dict[str, int]:
-    """The bytes of files in a bucket."""
-    return {name: stat.length for name, stat in _stats(origin, names).items()}
-
-
-def _stats(origin: Path, names: Sequence[str]) -> dict[str, Any]:
-    """What epath says of files in a bucket: `length`, `mtime`."""
-    with ThreadPoolExecutor(_ASKING) as pool:
-        return dict(zip(names, pool.map(lambda name: (origin / name).stat(), names)))
+def begin(origin: Path, folder: Path) -> None:
+    """Makes the folder of a copy, and says in it what it is a copy of."""
+    folder.mkdir(parents=True, exist_ok=True)
+    told = folder / ORIGIN
+    if not told.exists():
+        told.write_text(f"a copy of files in {origin}, which may be deleted while no run reads it\n")
 
 
 def lacking(origin: Path, folder: Path, needed: int) -> str:
     """What to say where the disk has no room for so many bytes of a copy; "" where it has."""
-    folder.mkdir(parents=True, exist_ok=True)
+    begin(origin, folder)
     free = shutil.disk_usage(folder).free
     if needed < free:
         return ""
@@ -73,11 +71,13 @@ def lacking(origin: Path, folder: Path, needed: int) -> str:
     )
 
 
-def bring(origin: Path, folder: Path, sizes: Mapping[str, int]) -> None:
-    """Copies the files that `folder` does not have. A file that is there is whole."""
-    left = _absent(folder, sizes)
+def bring(origin: Path, folder: Path, sizes: Mapping[str, int], anew: Collection[str] = ()) -> None:
+    """Copies the files that `folder` does not have, and those of `anew`, which are damaged there. Else a file that is
+    there is whole. ReadFailed where the bucket does not give all of a file."""
+    left = [*dict.fromkeys([*_absent(folder, sizes), *anew])]
     if not left:
         return
+    begin(origin, folder)
     amount = sum(sizes[name] for name in left) / _GIB
     print(f"copying {origin} to {folder}: {len(left)} files, {amount:.2f} GiB; they stay for the next run", flush=True)
     for old in folder.rglob("*.tmp"):  # of a run that was killed
@@ -87,13 +87,25 @@ def bring(origin: Path, folder: Path, sizes: Mapping[str, int]) -> None:
     random.shuffle(left)  # so that each process of a machine copies what no other one has copied yet
 
     def copy(name: str) -> None:
-        if not _absent(folder, {name: sizes[name]}):
+        if name not in anew and not _absent(folder, {name: sizes[name]}):
             return
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-        files.copy_file(origin / name, temporary)
-        os.replace(temporary, target)
+        temporary = files.temporary(target)
+        try:
+            files.copy_file(origin / name, temporary)
+            if temporary.stat().st_size != sizes[name]:
+                raise ReadFailed(
+                    f"{origin / name} has {sizes[name]} bytes by its bucket, but others came: it was written anew, or "
+                    "is cut short. Give the same command again"
+                )
+            files.settle(temporary)
+            os.replace(temporary, target)
+        except BaseException as error:
+            temporary.unlink(missing_ok=True)
+            if isinstance(error, FileNotFoundError):
+                raise ReadFailed(f"{origin / name} was listed, but is not there: give the same command again") from None
+            raise
 
     with ThreadPoolExecutor(_THREADS) as pool:
         list(pool.map(copy, left))

@@ -9,18 +9,20 @@ The conventions are those of Hugging Face's imagefolder:
 
 import hashlib
 import os
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from ldm_jax.data import metadata
 from ldm_jax.errors import DataError
-from ldm_jax.files import absolute, is_local
-from ldm_jax.files import names as every_name
+from ldm_jax.files import Listed, absolute, exists, is_local
+from ldm_jax.files import listed as list_bucket
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _HIDDEN_FOLDERS = (".", "__MACOSX")
 _VALIDATION_FOLDERS = ("validation", "val", "valid", "test")
+REMEMBERED = 600.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,27 @@ class Listing:
     class_names: tuple[str, ...]
 
 
+_LISTED: dict[str, tuple[float, dict[str, Listed]]] = {}  # the time, and what was found then
+_SCANNED: dict[str, tuple[float, Listing]] = {}
+
+
+def listed(path: Path) -> dict[str, Listed]:
+    """`files.listed` of a folder in a bucket, remembered for `REMEMBERED` seconds: a start asks for it again."""
+    found = _LISTED.get(str(path))
+    if found is None or time.monotonic() - found[0] > REMEMBERED:
+        print(f"listing {path}: a request for every 1000 files", flush=True)
+        _LISTED.clear()  # one at a time: it may be large
+        files = list_bucket(path)
+        _LISTED[str(path)] = found = time.monotonic(), files
+    return found[1]
+
+
+def forget() -> None:
+    """Drops what was remembered of buckets."""
+    _LISTED.clear()
+    _SCANNED.clear()
+
+
 def files_in(path: Path) -> list[str]:
     """The sorted relative names of all files in the folder and its subfolders, except hidden ones.
 
@@ -43,7 +66,7 @@ def files_in(path: Path) -> list[str]:
     a link to a parent folder does not lead to an endless loop.
     """
     if not is_local(path):
-        return sorted(name for name in every_name(path) if not _is_hidden(name))
+        return sorted(name for name in listed(path) if not _is_hidden(name))
     names, walked, starts = [], set(), [path]
     for start in starts:  # links to folders are appended below
         for where, folders, files in os.walk(start):
@@ -94,13 +117,33 @@ def _validation_folder(files: list[str]) -> str | None:
 
 
 def scan(path: Path) -> Listing:
-    """Lists the folder. FileNotFoundError if it does not exist, DataError if it has no images."""
-    if not path.is_dir():
+    """Lists the folder. FileNotFoundError if it does not exist, DataError if it has no images.
+
+    Of a bucket what was found is remembered for `REMEMBERED` seconds, as it takes long.
+    """
+    if is_local(path):
+        return _scan(path)
+    before = _SCANNED.get(str(path))
+    if before is None or time.monotonic() - before[0] > REMEMBERED:
+        forget()
+        try:
+            found = _scan(path)
+        except BaseException:
+            forget()  # what is mended is to be seen
+            raise
+        _SCANNED[str(path)] = before = time.monotonic(), found
+    return before[1]
+
+
+def _scan(path: Path) -> Listing:
+    if is_local(path) and not path.is_dir():
         raise FileNotFoundError(f"no folder {absolute(path)}" + (": it is a file" if path.exists() else ""))
     try:
         files = files_in(path)
     except RecursionError:
         raise DataError(f"{absolute(path)} has folders in folders, too deep to be read") from None
+    if not files and not is_local(path):
+        raise FileNotFoundError(f"no folder {path}" + (": it is a file, or it is empty" if exists(path) else ""))
     images = [name for name in files if name.lower().endswith(EXTENSIONS)]
     if not images:
         kinds = Counter(os.path.splitext(name)[1] or "extensionless" for name in files)

@@ -19,19 +19,19 @@ float32 rounding, for every first stage. This is worth twice the disk space.
 import json
 import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from ldm_jax import files
 from ldm_jax.data import copies
 from ldm_jax.data.fields import Field, Placed
 from ldm_jax.data.sources import CorruptExample, Source
 from ldm_jax.data.transforms import ImageTransform
 from ldm_jax.errors import ConfigError, DataError
-from ldm_jax.files import at, is_local, write
+from ldm_jax.files import at, is_local, listed
 
 VERSION = 2  # version 1 compared only the names of images, not their contents
 SHARD_BYTES, SHARD_EXAMPLES = 2**28, 4096  # the most that a file holds, and that a killed run has to make again
@@ -39,7 +39,7 @@ _MOMENTS, _CORRUPT = b"\0", b"\1"
 
 
 @dataclass(frozen=True)
-class Store:
+class LatentStore:
     """The files of a cache of `count` examples with moments of `shape` [F,h,w,m]. Can be pickled.
 
     bucket: the cache's folder where that is in a bucket; then `folder` is this machine's copy of it.
@@ -73,10 +73,6 @@ class Store:
     def path(self, shard: int) -> Path:
         return self.folder / self.name(shard)
 
-    def finished(self, shard: int) -> bool:
-        """Whether the shard's file exists and is complete. In a bucket what exists is complete."""
-        return self._is_whole(shard) if self.bucket is None else (self.bucket / self.name(shard)).exists()
-
     def _is_whole(self, shard: int) -> bool:
         """Whether the file on this machine is."""
         from array_record.python.array_record_module import ArrayRecordReader
@@ -91,12 +87,11 @@ class Store:
         return whole
 
     def missing(self) -> list[int]:
-        """Shards that are not finished."""
+        """Shards that are not finished. In a bucket what exists is complete; ReadFailed where it does not tell."""
         if self.bucket is None:
-            return [shard for shard in range(self.shards) if not self.finished(shard)]
-        with ThreadPoolExecutor(32) as pool:
-            finished = list(pool.map(self.finished, range(self.shards)))
-        return [shard for shard, there in enumerate(finished) if not there]
+            return [shard for shard in range(self.shards) if not self._is_whole(shard)]
+        there = listed(self.bucket)
+        return [shard for shard in range(self.shards) if self.name(shard) not in there]
 
     def lacking(self) -> str:
         """What to say where this machine has no room for its copy of a bucket; "" else."""
@@ -106,15 +101,23 @@ class Store:
         return copies.lacking(self.bucket, self.folder, examples * 4 * int(np.prod(self.shape)))
 
     def bring(self) -> None:
-        """Copies from the bucket what this machine lacks; all shards are finished. DataError for a damaged one."""
+        """Copies from the bucket what this machine lacks, or has in pieces; all shards are finished. DataError for one
+        that is damaged in the bucket."""
         if self.bucket is None:
             return
-        copies.bring(self.bucket, self.folder, copies.sizes_of(self.bucket, [*map(self.name, range(self.shards))]))
-        damaged = [shard for shard in range(self.shards) if not self._is_whole(shard)]
+        there = listed(self.bucket)
+        names = {k: self.name(k) for k in range(self.shards)}
+        if gone := [name for name in names.values() if name not in there]:
+            raise DataError(
+                f"{self.bucket / gone[0]} is not there any more, and {len(gone) - 1} others: start this run again"
+            )
+        anew = [name for k, name in names.items() if self.path(k).exists() and not self._is_whole(k)]
+        copies.bring(self.bucket, self.folder, {name: there[name].size for name in names.values()}, anew)
+        damaged = [name for k, name in names.items() if not self._is_whole(k)]
         if damaged:
             raise DataError(
-                f"{self.bucket / self.name(damaged[0])} is damaged, and {len(damaged) - 1} more: remove them, and the "
-                "next start makes them anew"
+                f"{self.bucket / damaged[0]} is damaged, and {len(damaged) - 1} more: remove them, and the next start "
+                "makes them anew"
             )
 
     def write(self, shard: int, examples: Iterable[np.ndarray | CorruptExample]) -> None:
@@ -127,7 +130,7 @@ class Store:
         path = self.path(shard)
         for left in self.folder.glob(f"{path.name}.*.tmp"):  # from a run that was killed
             left.unlink(missing_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        temporary = files.temporary(path)
         # Compression with zstd would save 7 % of the disk space, but reading would be 4 times slower.
         writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
         written = 0
@@ -138,11 +141,12 @@ class Store:
         if written != len(self.indices(shard)):
             raise ValueError(f"{path} was given {written} examples, but holds {len(self.indices(shard))}")
         try:
+            files.settle(temporary)
             os.replace(temporary, path)
         except FileNotFoundError:
             raise DataError(f"another run is writing {self.folder}: start this one again when it is done") from None
         if self.bucket is not None:
-            write(self.bucket / path.name, path.read_bytes())
+            files.write(self.bucket / path.name, path.read_bytes())
 
     def _record(self, example: np.ndarray | CorruptExample) -> bytes:
         if isinstance(example, CorruptExample):
@@ -171,30 +175,31 @@ class Store:
 
 def open_store(
     folder: str | Path, made_from: dict, count: int, shape: tuple[int, ...], shard_bytes: int = SHARD_BYTES
-) -> Store:
+) -> LatentStore:
     """Opens the cache in `folder`, which may be in a bucket, or creates an empty one.
 
-    `Store.missing` lists the shards that are not written yet.
+    `LatentStore.missing` lists the shards that are not written yet.
     made_from: {name: str, number or bool}, everything that the moments depend on. DataError if the cache in the folder
     was made from something else; it lists the differences.
     """
     folder = at(folder, "folder")
     path, size = folder / "latents.json", 4 * int(np.prod(shape))
     facts = {"version": VERSION, **made_from, "examples": count, "shape": list(shape)}
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+    if not files.exists(path):
+        with files.reaching(folder, write=True):
+            folder.mkdir(parents=True, exist_ok=True)
         per_shard = min(max(shard_bytes // size, 1), SHARD_EXAMPLES)
         text = json.dumps(facts | {"per_shard": per_shard}, indent=2) + "\n"
-        # Several hosts may write the file at the same time, with the same text.
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        if is_local(path):
+        if is_local(path):  # several runs may write it at the same time
+            temporary = files.temporary(path)
             temporary.write_text(text)
             os.replace(temporary, path)
         else:
-            write(path, text)
+            files.write(path, text)
     other = "Give another folder with --config.data.cache_latents=DIR, or delete this one to have it made again."
+    with files.opened(path) as file:
+        described = file.read()
     try:
-        described = path.read_bytes()
         before = json.loads(described)
         per_shard, version = before.pop("per_shard"), before["version"]
         if type(per_shard) is not int or type(version) is not int or per_shard < 1:
@@ -216,10 +221,10 @@ def open_store(
             f"the cached latents in {folder} were made from something else:\n" + "\n".join(wrong) + f"\n{other}"
         )
     if is_local(folder):
-        return Store(folder, count, tuple(shape), per_shard)
+        return LatentStore(folder, count, tuple(shape), per_shard)
     here = copies.place_of(folder, described)
-    here.mkdir(parents=True, exist_ok=True)
-    return Store(here, count, tuple(shape), per_shard, folder)
+    copies.begin(folder, here)
+    return LatentStore(here, count, tuple(shape), per_shard, folder)
 
 
 class LatentSource(Source):
@@ -228,7 +233,7 @@ class LatentSource(Source):
     pictures: whether examples also have their image and maps. If not, no image is decoded.
     """
 
-    def __init__(self, images: Source, store: Store, pictures: bool):
+    def __init__(self, images: Source, store: LatentStore, pictures: bool):
         if len(images) != len(store):
             raise ValueError(f"{len(store)} cached latents for {len(images)} images")
         self.images, self.store, self.pictures, self.class_names = images, store, pictures, images.class_names

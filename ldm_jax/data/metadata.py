@@ -31,7 +31,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags
+from PIL import ExifTags, Image
 
 from ldm_jax.data.layout import clip_box
 from ldm_jax.errors import DataError, ReadFailed
@@ -44,6 +44,8 @@ PATH = 4096  # letters of the name of a file, at most
 LINE = 2**23  # letters of a line, at most
 NUMBERS = 2**24  # in a .npy file, at most
 _THREADS, _TOGETHER = 32, 64  # that wait for a bucket; lines that one of them reads
+_TELL = 20_000  # lines of a metadata.jsonl in a bucket, after which is told how far it is
+HEAD = 2**16  # bytes of a picture in a bucket, in which its size is looked for first
 _BOX = '{"box": [x0, y0, x1, y1] in 0..1, "class": int}'
 _PIXEL_BOXES = '{"bbox": [[x, y, width, height], ...], "categories": [int, ...]}'
 
@@ -58,12 +60,18 @@ def read(path: Path, name: str, files: set[str]) -> list[dict]:
         raise DataError(f"{where} cannot be read: {mistaken(where) or 'it is not a file'}")
     reader = _Reader(path, name.removesuffix(NAME), files)
     try:
-        with fetched(where).open(encoding="utf-8-sig") as file:
+        with fetched(where) as here, here.open(encoding="utf-8-sig") as file:
             lines = enumerate(iter(lambda: file.readline(LINE + 2), ""), 1)
             if is_local(path):
                 return _entries(reader, where, lines)
+            entries, told = [], 0
             with ThreadPoolExecutor(_THREADS) as pool:  # boxes in pixels and vectors need a request each
-                return [entry for some in pool.map(partial(_entries, reader, where), _parts(lines)) for entry in some]
+                for some in pool.map(partial(_entries, reader, where), _parts(lines)):
+                    entries += some
+                    if len(entries) >= told + _TELL:
+                        told = len(entries)
+                        print(f"{where}: {told} lines are read", flush=True)
+            return entries
     except UnicodeDecodeError as error:
         raise DataError(f"{where} is not UTF-8: {error}") from None
     except OSError as error:
@@ -249,12 +257,26 @@ def _object_in_pixels(box, number, width: int, height: int) -> dict:
 
 
 def _upright_size(image: Path) -> tuple[int, int]:
-    """Width and height after EXIF rotation. The pixels are not decoded."""
+    """Width and height after EXIF rotation. The pixels are not decoded. Of a bucket the beginning of the file is read,
+    and all of it only where that does not say it."""
+    if not is_local(image):
+        try:
+            with open_image(image, HEAD) as picture:
+                if picture.format in ("PNG", "JPEG", "BMP"):  # others may have it at their end
+                    return _upright(picture)
+        except ReadFailed:
+            raise
+        except Exception:  # decoders raise nearly any exception for a part of a file
+            pass
     with open_image(image) as picture:
-        # In a PNG, EXIF can follow the pixels. Pillow would decode them to look for it.
-        known = picture.format != "PNG" or "exif" in picture.info
-        turned = known and picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-        return picture.size[::-1] if turned else picture.size
+        return _upright(picture)
+
+
+def _upright(picture: Image.Image) -> tuple[int, int]:
+    # In a PNG, EXIF can follow the pixels. Pillow would decode them to look for it.
+    known = picture.format != "PNG" or "exif" in picture.info
+    turned = known and picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    return picture.size[::-1] if turned else picture.size
 
 
 def _array(given) -> np.ndarray:

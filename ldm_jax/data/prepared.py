@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ldm_jax.errors import DataError
-from ldm_jax.files import at, is_file, opened
+from ldm_jax.files import at, is_file, opened, reaching
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,12 @@ def names_of(name: str) -> Names:
 def folder_of(name: str, data_dir: Path) -> Path:
     """The folder of a prepared set's newest version. FileNotFoundError with the commands that prepare the set."""
     name, _, version = name.partition(":")
-    versions = [path.parent for path in (data_dir / name).glob(f"{version or '*'}/dataset_info.json")]
+    with reaching(data_dir):
+        versions = [path.parent for path in (data_dir / name).glob(f"{version or '*'}/dataset_info.json")]
     if versions:
         return max(versions, key=lambda path: [int(n) if n.isdigit() else -1 for n in path.name.split(".")])
-    configs = sorted({path.parent.parent.name for path in (data_dir / name).glob("*/*/dataset_info.json")})
+    with reaching(data_dir):
+        configs = sorted({path.parent.parent.name for path in (data_dir / name).glob("*/*/dataset_info.json")})
     hint = f"; it has configs, name one: {', '.join(f'{name}/{c}' for c in configs)}" if configs else ""
     raise FileNotFoundError(
         f"{name} is not prepared: no {data_dir / name}/{version or 'VERSION'}/dataset_info.json{hint}. "

@@ -9,13 +9,14 @@ import heapq
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from ldm_jax.errors import ConfigError, DataError
-from ldm_jax.files import at, fetched, is_local, local, write
+from ldm_jax.files import at, fetched, is_folder, is_local, local, reaching, write
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _VOCABULARY = "vocab.txt"
@@ -25,10 +26,15 @@ _CONFIG = "tokenizer_config.json"
 def _load(name: str):
     """A tokenizer of `transformers`. FileNotFoundError if there is none, DataError if the files of a folder are
     damaged; both say what to do."""
+    with _on_this_machine(name) as place:
+        return _loaded(place, name)
+
+
+def _loaded(place: str, name: str):
+    """`_load` of `name`, which is at `place`: a folder, or the same name."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # its tokenizers do without PyTorch
     from transformers import AutoTokenizer, BertTokenizerFast
 
-    place = _on_this_machine(name)
     try:
         # A folder that has only vocab.txt is enough. A folder that exists is not searched for on the Hub.
         if (Path(place) / _VOCABULARY).is_file() and not (Path(place) / _CONFIG).is_file():
@@ -50,14 +56,17 @@ def _load(name: str):
         ) from error
 
 
-def _on_this_machine(name: str) -> str:
+@contextmanager
+def _on_this_machine(name: str) -> Iterator[str]:
     """The name, or a copy of the folder in a bucket that it is. FileNotFoundError where there is none."""
     if "://" not in name:
-        return name
+        yield name
+        return
     folder = at(name, "tokenizer")
-    if not (is_local(folder) or folder.is_dir()):
+    if not (is_local(folder) or is_folder(folder)):
         raise FileNotFoundError(f"no tokenizer {name!r}: there is no such folder in the bucket")
-    return str(fetched(folder))
+    with fetched(folder) as here:
+        yield str(here)
 
 
 class TextTokenizer:
@@ -85,7 +94,9 @@ class TextTokenizer:
 
     def save(self, folder: str | Path) -> None:
         """Writes the tokenizer's files into a folder, whose name can then be used in place of `name`."""
-        self._tokenizer.save_pretrained(str(local(folder, "folder")))
+        folder = str(local(folder, "folder"))
+        with _on_this_machine(self.name) as place:  # it writes some files only where those that it has read are there
+            (self._tokenizer if place == self.name else _loaded(place, self.name)).save_pretrained(folder)
 
 
 def captions(source) -> Iterable[str]:
@@ -174,7 +185,8 @@ def train_wordpiece(captions: Iterable[str], size: int, folder: str | Path) -> P
             f"captions, first and following ones apart, need {len(SPECIAL) + len(pieces)}"
         )
     folder = at(folder, "folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    with reaching(folder, write=True):
+        folder.mkdir(parents=True, exist_ok=True)
     write(folder / _VOCABULARY, "\n".join((*SPECIAL, *pieces)) + "\n")
     config = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
     write(folder / _CONFIG, json.dumps(config) + "\n")

@@ -14,15 +14,15 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
-from ldm_jax.training.stopping import AGAIN, Hosts
+from ldm_jax.training.stopping import AGAIN, Alone, Hosts
 
 BEAT = 2.0  # seconds
 LEAST = 5 * BEAT  # seconds of silence that may count
 STILL = 5 * BEAT  # seconds: a process that does not come to look for so long was not running itself
-RUNS, ENDED, FAILED = "runs", "ended", "failed"
+RUNS, ENDED, FAILED, AWAY = "runs", "ended", "failed", "away"
 
 
 @contextmanager
@@ -30,8 +30,8 @@ def between(hosts: Hosts | None, silent: float, leave: Callable[[str, int], None
     """While the block runs, this host gives signs of life and looks for those of the others.
 
     When one was not heard for `silent` seconds (0 = never), `leave` is called from another thread with words that name
-    it, and with an exit code: AGAIN if it is gone, 1 if it said that it ended with an error. hosts: None if there is
-    one alone.
+    it, and with an exit code: AGAIN if it is gone or said that it could not reach a bucket, 1 if it said that it ended
+    with an error. hosts: None if there is one alone.
 
     An error in the block may be that of another host which is lost: then the error is printed, and the end is that of
     the other hosts.
@@ -47,6 +47,9 @@ def between(hosts: Hosts | None, silent: float, leave: Callable[[str, int], None
         traceback.print_exc()
         heart.failed()
         sys.exit(1)
+    except Alone:
+        heart.away()
+        raise
     except SystemExit as error:
         heart.end(ENDED if error.code in (None, 0, AGAIN) else FAILED)
         raise
@@ -82,19 +85,34 @@ class Heartbeat:
         last.join(BEAT)  # a store that cannot be reached may never answer
 
     def failed(self) -> None:
-        """Returns when all hosts have failed or ended, so that the error is one of all. Otherwise the process ends:
-        with the words for a host that is lost, or because no host was lost."""
+        """Returns when all hosts have failed or ended, so that the error is one of all. Otherwise, or if one was AWAY,
+        the process ends: with the words for a host that is lost or was away, or because no host was lost."""
         self.state = FAILED
         until = time.monotonic() + self.silent + 3 * BEAT
         while time.monotonic() < until:
             if len(self.signs) == len(self.heard) and all(_state(sign) != RUNS for sign in self.signs.values()):
-                return self.end(FAILED)
+                self.end(FAILED)
+                if told := self._told(AWAY):
+                    self.leave(f"{told}: that has caused the error, and this host ends, too", AGAIN)
+                return
             time.sleep(min(BEAT, 1.0))
         if self.told.is_set():  # a lost host was named, and this process ends for that
             self.left.wait()
             return
         self.end(FAILED)
         self.leave("this host has ended with the error above; no other host was lost", 1)
+
+    def away(self) -> None:
+        """Ends the process for a bucket that cannot be reached. Not by Python's exit, at which JAX waits for all hosts.
+        The first host waits until the others have seen it, because it has the store."""
+        self.end(AWAY)
+        until = time.monotonic() + self.silent + 5 * BEAT
+        while self.hosts.host == 0 and time.monotonic() < until:
+            self._beat()
+            if all(host in self.signs and _state(self.signs[host]) != RUNS for host in self.heard):
+                break
+            time.sleep(min(BEAT, 1.0))
+        self.leave("this host ends, and the others with it; the same command on all hosts goes on", AGAIN)
 
     def _beats(self) -> None:
         while not self.over.wait(BEAT):
@@ -148,9 +166,14 @@ class Heartbeat:
         if gone:
             names = (f"{self._name(host)} was last heard {ages[host]:.0f} s ago" for host in gone)
             return f"{'; '.join(names)}. It has died, or cannot be reached", AGAIN
-        failed = [host for host, age in ages.items() if state[host] == FAILED and age > self.silent + 2 * BEAT]
-        names = (f"{self._name(host)} has ended with an error, which its own output tells" for host in failed)
-        return "; ".join(names), 1
+        late = [host for host, age in ages.items() if age > self.silent + 2 * BEAT]
+        return (self._told(FAILED, late), 1) if self._told(FAILED, late) else (self._told(AWAY, late), AGAIN)
+
+    def _told(self, state: str, of: Collection[int] | None = None) -> str:
+        """Words for the hosts that have ended with FAILED or AWAY, all or those in `of`; "" if there are none."""
+        why = "with an error" if state == FAILED else "because it could not reach a bucket"
+        hosts = [host for host, sign in self.signs.items() if _state(sign) == state and (of is None or host in of)]
+        return "; ".join(f"{self._name(host)} has ended {why}, which its own output tells" for host in sorted(hosts))
 
     def _name(self, host: int) -> str:
         if host not in self.signs:

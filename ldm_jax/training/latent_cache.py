@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ldm_jax import hosts, progress, tree
 from ldm_jax.data import fields
-from ldm_jax.data.latents import LatentSource, LatentTransform, Store, needs_pictures, open_store
+from ldm_jax.data.latents import LatentSource, LatentStore, LatentTransform, needs_pictures, open_store
 from ldm_jax.data.sources import CorruptExample, Source
 from ldm_jax.data.transforms import ImageTransform
 from ldm_jax.data.workers import Group, plan, prefetch
@@ -57,7 +57,10 @@ def from_cache(
     made_from = dict(first_stage=fingerprint(variables), kind=kind, dtype=config.dtype, images=images.identity())
     made_from |= {name: data[name] for name in PREPARATION}
     shape = moments_shape(model, variables, placing, data.channels)
-    store = open_store(data.cache_latents, made_from, len(images), shape)
+    given = data.cache_latents, made_from, len(images), shape
+    if jax.process_count() > 1:  # the first host alone writes what is in it: buckets take one such write a second
+        hosts.decided(lambda: open_store(*given).count)
+    store = open_store(*given)
     lacking = store.lacking()
     hosts.check_equal({"cached latents": lacking})
     if lacking:
@@ -153,7 +156,7 @@ def _examples(
 
 
 def fill(
-    store: Store,
+    store: LatentStore,
     images: Source,
     transform: ImageTransform,
     encode: Encode,

@@ -21,7 +21,7 @@ from pathlib import Path
 import jax
 
 from ldm_jax import files, hosts
-from ldm_jax.errors import ConfigError
+from ldm_jax.errors import ConfigError, ReadFailed, WriteFailed
 
 NAME = "train.lock"
 BEAT, SILENT = 10.0, 60.0  # seconds
@@ -229,12 +229,16 @@ class _BucketLock(_Lock):
 
     def release(self) -> None:
         self._end()
-        if self._is_own(_read(self.path)):
-            self.path.unlink(missing_ok=True)
+        try:
+            if self._is_own(_read(self.path)):
+                with files.reaching(self.path, write=True):
+                    self.path.unlink(missing_ok=True)
+        except (ReadFailed, WriteFailed) as error:
+            print(f"{error}. The lock stays there, and the next start takes it over", flush=True)
 
     def _write(self) -> None:
         self.beats += 1
-        self.path.write_text(json.dumps(json.loads(self.text) | {"beat": self.beats}, indent=1) + "\n")
+        files.write(self.path, json.dumps(json.loads(self.text) | {"beat": self.beats}, indent=1) + "\n")
 
     def _is_own(self, text: str | None) -> bool:
         found = _parsed(text)
@@ -300,7 +304,8 @@ def _started(pid: int) -> str | None:
 
 def _read(path: Path) -> str | None:
     try:
-        return path.read_bytes().decode(errors="replace")
+        with files.opened(path) as file:
+            return file.read().decode(errors="replace")
     except FileNotFoundError:
         return None
 

@@ -145,7 +145,8 @@ def _picture(workdir: Path, name: str, step: int) -> Path:
 def has_pictures(workdir: str | Path, step: int) -> bool:
     """Whether there are pictures of that step."""
     wanted = _picture(files.at(workdir), "*", step)
-    return any(wanted.parent.glob(wanted.name))
+    with files.reaching(wanted):
+        return any(wanted.parent.glob(wanted.name))
 
 
 def has_numbers(workdir: str | Path, step: int, prefix: str) -> bool:
@@ -156,7 +157,11 @@ def has_numbers(workdir: str | Path, step: int, prefix: str) -> bool:
 
 def _lines(path: Path) -> list[str]:
     """[] without the file. Bytes that are no text are replaced."""
-    return path.read_bytes().decode(errors="replace").removesuffix("\n").split("\n") if path.exists() else []
+    try:
+        with files.opened(path) as file:
+            return file.read().decode(errors="replace").removesuffix("\n").split("\n")
+    except FileNotFoundError:
+        return []
 
 
 def _step_of(line: str) -> int | None:

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from jax.stages import Compiled
 
 from ldm_jax import checkpoint, config_file, files, process, progress, rundir
-from ldm_jax.errors import SaveFailed, WriteFailed
+from ldm_jax.errors import ReadFailed, SaveFailed, WriteFailed
 from ldm_jax.images import grid
 from ldm_jax.programs import Call, CompiledPrograms
 from ldm_jax.training import ahead, logging, nonfinite, sharding, snapshots
@@ -95,7 +95,8 @@ def run(
     needed for config.every.metrics; `begin` changes the initialised state of a new run. `profile`: the first and
     the last step of a profiler's trace. Raises Stopped when `stop` was
     asked for and all is saved, NonFinite with the step (older checkpoints stay as they are), SaveFailed at the first
-    log after a save that failed, and WriteFailed for another file, when the state is saved.
+    log after a save that failed, and WriteFailed for another file, or ReadFailed for data in a bucket, when the state
+    is saved (on one host; on several, nothing is).
     """
     workdir, stop = files.at(workdir), stop or Stop()
     step_function = nonfinite.step_of(task.step, config.on_nonfinite, config.noise_seed)
@@ -192,10 +193,19 @@ def run(
                 say(end(step, state), flush=True)
                 raise Stopped
             clock.resume()
-    except WriteFailed:
-        if jax.process_count() == 1:  # others would have to save with it
+    except (WriteFailed, ReadFailed) as error:
+        if jax.process_count() > 1:  # others would have to save with it
+            raise
+        report.sum_up()  # NonFinite: what the steps have made is not to be saved
+        try:
             saves.save(step, state)
             checkpoints.wait()
+        except (SaveFailed, WriteFailed, ReadFailed) as failed:
+            raise type(error)(f"{error}.\n{failed}") from failed
+        if isinstance(error, ReadFailed):  # WriteFailed says it
+            with suppress(WriteFailed):
+                report.write(step)
+            raise type(error)(f"{error}. Step {step} is saved: the same command goes on from there") from error
         raise
     except NonFinite as error:
         state = guard = None  # makes room for another state

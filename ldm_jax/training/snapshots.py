@@ -25,7 +25,9 @@ TYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.fl
 
 def steps(workdir: str | Path) -> list[int]:
     """Steps of the files, in order."""
-    found = (files.at(workdir) / FOLDER).glob("*.safetensors")
+    place = files.at(workdir) / FOLDER
+    with files.reaching(place):
+        found = [*place.glob("*.safetensors")]
     return sorted(int(path.stem) for path in found if path.stem.isdecimal())
 
 
@@ -97,7 +99,7 @@ class Snapshots:
 
     def is_missed(self, step: int, last: bool) -> bool:
         """Whether the file of `step`, where the run goes on, was due and is not there."""
-        return step > 0 and self.is_due(step, last) and not path_of(self.workdir, step).exists()
+        return step > 0 and self.is_due(step, last) and not files.exists(path_of(self.workdir, step))
 
     def write(self, step: int, state: TrainState) -> None:
         """The tracks of the state after `step`. Arrays with numbers too large for the type are kept in float32.

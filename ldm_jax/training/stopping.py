@@ -14,7 +14,8 @@ depends on what the run does at that moment:
 * after the last step: nothing is left to do but to close files, so the run ends by itself.
 
 The exit code is AGAIN: the same command goes on. 0 means that the run is complete. A second Ctrl-C ends the process at
-once with the code 130, saves nothing and tidies nothing up. A host that gets no answer from another one ends with the
+once with the code 130, saves nothing and tidies nothing up. A bucket that does not answer ends a run with AGAIN as
+well; on one host the state is saved first. A host that gets no answer from another one ends with the
 code 1.
 
 Python runs signal handlers in the main thread only, and not while that compiles or waits for a device. So a thread
@@ -34,7 +35,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from ldm_jax.errors import UsageError
+from ldm_jax.errors import Outage, UsageError
 
 AGAIN = 75  # EX_TEMPFAIL of sysexits.h: stopped before the end, start the same command again
 UNUSABLE = 2  # what the user has to mend first
@@ -47,6 +48,13 @@ NOTHING = 0  # a host before the first step says this in place of its gate
 
 class Stopped(Exception):
     """The run was asked to stop and has reached the place where it may."""
+
+
+class Alone(SystemExit):
+    """The end of this process with AGAIN that the other hosts have not agreed to."""
+
+    def __init__(self):
+        super().__init__(AGAIN)
 
 
 class Stop:
@@ -208,7 +216,8 @@ class Stop:
         try:
             told = self._save()
         except UsageError as error:
-            self._leave(f"asked to stop ({self.why}): {error}", UNUSABLE)
+            code = AGAIN if isinstance(error, Outage) else UNUSABLE
+            self._leave(f"asked to stop ({self.why}): {error}", code)
         except BaseException:
             traceback.print_exc()
             self._leave(f"asked to stop ({self.why}), but the state could not be saved", 1)

@@ -20,7 +20,7 @@ from ldm_jax.data.metadata import read_npy
 from ldm_jax.data.transforms import crop, resize
 from ldm_jax.diffusion.samplers import SAMPLERS, names_for
 from ldm_jax.errors import Missing, RequestError
-from ldm_jax.files import at, opened
+from ldm_jax.files import at, is_local, opened
 from ldm_jax.request import SampleRequest, make
 
 NUMBERS = (1, 4, 8, 16)  # of images that can be asked for
@@ -296,13 +296,14 @@ def _of_data(config: ConfigDict, option: str) -> tuple[str, ...]:
         return shapes.SEGMENTATION_NAMES if option == "segmentation" else shapes.CLASS_NAMES
     try:
         if data.source == "folder" and data.path and option == "label":
-            return folder.scan(at(data.path)).class_names
+            path = at(data.path)
+            return folder.scan(path).class_names if is_local(path) else ()  # a bucket may take minutes to list
         if data.source == "tfds" and option == "layout" and data.get("classes"):
             return _lines(data.classes)
         if data.source == "tfds":
             root = at(data.get("path") or "~/tensorflow_datasets").expanduser()
             objects = f"{prepared.names_of(data.name).objects}-label.labels.txt"
             return _lines(prepared.folder_of(data.name, root) / ("label.labels.txt" if option == "label" else objects))
-    except (OSError, ValueError):  # the data is elsewhere
+    except (OSError, ValueError):  # the data is elsewhere, or its bucket does not answer
         pass
     return ()

@@ -3,19 +3,20 @@
 import json
 import pickle
 import shutil
+import tempfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_jax import files
-from ldm_jax.data import batches, copies, latents, prepared, tokenizers
+from ldm_jax import files, images, recipes
+from ldm_jax.data import batches, copies, folder, latents, metadata, prepared, sources, tokenizers
 from ldm_jax.data.sources import CorruptExample, FolderSource, ShapesSource, TfdsSource
 from ldm_jax.data.transforms import ImageTransform
-from ldm_jax.errors import DataError, Missing, ReadFailed, UsageError
+from ldm_jax.errors import DataError, Missing, Outage, ReadFailed, UsageError, WriteFailed
 from ldm_jax.web import form
 from tests import bucket_tools
-from tests.bucket_tools import OBJECTS, put, put_folder
+from tests.bucket_tools import OBJECTS, REQUESTS, HttpError, forbidden, put, put_folder, refusing
 from tests.data.test_latents import FACTS, SHAPE, numbered
 from tests.data_tools import take
 
@@ -33,12 +34,12 @@ def picture(path, value, mode="RGB", size=(6, 4)):
     Image.new(mode, size, value).save(path)
 
 
-def same(one, other):
-    """Two sources give the same, to the bit."""
+def same(one, other, place=True):
+    """Two sources give the same, to the bit. place: both are on a disk, or both in a bucket."""
     assert len(one) == len(other) > 0 and one.class_names == other.class_names and one.alike() == other.alike()
-    assert one.identity() == other.identity()
+    assert (one.identity() == other.identity()) == place
     numbers = range(len(one))
-    assert one.conditions_identity(numbers) == other.conditions_identity(numbers)
+    assert not place or one.conditions_identity(numbers) == other.conditions_identity(numbers)
     for a, b in zip(one, other):
         assert a.keys() == b.keys()
         assert all(np.array_equal(a[key], b[key]) for key in a)
@@ -54,7 +55,7 @@ def test_classes_and_splits(bucket, tmp_path):
     put("bucket/settings/x.png", b"")  # another folder, whose name begins alike
     for split in ("train", "validation"):
         source = FolderSource(f"{bucket}/set", split)
-        same(source, FolderSource(tmp_path / "set", split))
+        same(source, FolderSource(tmp_path / "set", split), place=False)
         same(pickle.loads(pickle.dumps(source)), source)
     assert "gs://bucket/set" in source.describe() and source.class_names == ("cat", "dog")
 
@@ -71,7 +72,7 @@ def test_metadata_and_all_that_it_names(bucket, tmp_path):
     (folder / "metadata.jsonl").write_text("\ufeff" + "\n".join(map(json.dumps, lines)), encoding="utf-8")
     put_folder("bucket/set", folder)
     source = FolderSource(f"{bucket}/set", "all")
-    same(source, FolderSource(folder, "all"))
+    same(source, FolderSource(folder, "all"), place=False)
     assert [entry["name"] for entry in source._entries] == sorted(f"{k}.png" for k in range(150))
 
 
@@ -133,6 +134,7 @@ def test_a_picture_that_is_broken_and_one_that_does_not_come(bucket, tmp_path, m
         monkeypatch.setattr(bucket_tools.FileSystem, "_open", refused)
         with pytest.raises(ReadFailed, match=rf"gs://bucket/set/{name} could not be read: RuntimeError: 503"):
             with_vectors[0]
+    folder.forget()
     with pytest.raises(ReadFailed):
         FolderSource(f"{bucket}/set", "all")
     line = {"file_name": "b.png", "objects": {"bbox": [], "categories": []}}
@@ -143,20 +145,131 @@ def test_a_picture_that_is_broken_and_one_that_does_not_come(bucket, tmp_path, m
         FolderSource(f"{bucket}/set", "all")
 
 
-def test_a_folder_that_may_not_be_listed_is_no_empty_one(bucket, tmp_path, monkeypatch):
-    for name in ("a/1.png", "b/2.png"):
-        picture(tmp_path / name, 0)
+def test_a_folder_that_may_not_be_listed_is_no_empty_one(bucket, tmp_path):
+    picture(tmp_path / "a/1.png", 0)
     put_folder("bucket/set", tmp_path)
-    listed = bucket_tools.FileSystem.ls
-
-    def refused(self, path, *args, **options):
-        if path.endswith("set/b"):
-            raise OSError("Forbidden: set/b")
-        return listed(self, path, *args, **options)
-
-    monkeypatch.setattr(bucket_tools.FileSystem, "ls", refused)
-    with pytest.raises(OSError, match="Forbidden"):
+    with refusing("bucket/set", forbidden()), pytest.raises(ReadFailed, match=r"Forbidden.*application-default login"):
         FolderSource(f"{bucket}/set", "all")
+
+
+ERRORS = [(HttpError(401), False), (HttpError(503), True), (HttpError(429), True), (forbidden(), False),
+          (ConnectionResetError(), True), (TimeoutError(), True), (ValueError("Bad Request"), False)]  # fmt: skip
+
+
+@pytest.mark.parametrize("error, passes", ERRORS, ids=lambda x: f"{x}"[:12])
+def test_what_a_client_raises_is_told(bucket, tmp_path, error, passes):
+    """In a sentence with the remedy; and whether it is an outage."""
+    picture(tmp_path / "set/a.png", 0)
+    put_folder("bucket/set", tmp_path / "set")
+    source, store = FolderSource(f"{bucket}/set", "all"), store_in(f"{bucket}/latents")
+    place = files.at(f"{bucket}/set")
+    reads = {
+        "scan": lambda: FolderSource(place, "all"),
+        "image": lambda: source[0],
+        "first image": source.describe,
+        "fingerprint": source.identity,
+        "tokenizer": lambda: tokenizers.TextTokenizer(f"{bucket}/words"),
+        "prepared set": lambda: prepared.folder_of("colours", place),
+        "copy": lambda: copies.of_folder(place, "a.png"),
+        "classes": lambda: prepared.kept_classes(f"{bucket}/classes", ()),
+        "latents": lambda: store_in(f"{bucket}/latents"),
+        "shards": store.missing,
+        "shards here": store.bring,
+        "mistaken": lambda: files.mistaken(place / "a.png"),
+        "names": lambda: files.names(place),
+        "folder": lambda: files.is_folder(place),
+        "file": lambda: files.copy_file(place / "a.png", tmp_path / "a.png"),
+    }
+    writes = {
+        "shard": lambda: store.write(0, numbered(store.indices(0))),
+        "words": lambda: tokenizers.train_wordpiece(["a"], 60, f"{bucket}/words"),
+        "removed": lambda: files.remove_folder(place),
+    }
+    for kind, calls in ((ReadFailed, reads), (WriteFailed, writes)):
+        for name, call in calls.items():
+            folder.forget()
+            with refusing("bucket/", error), pytest.raises(kind, match=r"gs://bucket/.* could not be ") as told:
+                call()
+            assert isinstance(told.value, Outage) == passes, name
+            assert ("application-default login" in str(told.value)) != passes, name
+            again = pickle.loads(pickle.dumps(told.value))  # as from a worker process
+            assert type(again) is type(told.value) and str(again) == str(told.value)
+
+
+def test_a_fingerprint_is_of_what_is_listed(bucket):
+    """A file that is not there changes it, and an error is none."""
+    put("bucket/set/a.png", b"1" * 200_000)
+    place = files.at(f"{bucket}/set")
+    before = sources.fingerprint(place, ["a.png", "b.png"])
+    assert before == sources.fingerprint(place, ["a.png", "b.png"]) != sources.fingerprint(place, ["a.png"])
+    put("bucket/set/b.png", b"")
+    assert sources.fingerprint(place, ["a.png", "b.png"]) != before
+    put("bucket/set/a.png", b"1" * 100_000 + b"2" + b"1" * 99_999)  # in the middle
+    del OBJECTS["bucket/set/b.png"]
+    assert sources.fingerprint(place, ["a.png", "b.png"]) != before
+
+
+def test_requests_are_few(bucket, tmp_path):
+    for k in range(40):
+        picture(tmp_path / f"{k}.png", k)
+    put_folder("bucket/set", tmp_path)
+    REQUESTS.clear()
+    train, validation = (FolderSource(f"{bucket}/set", split, validation_fraction=0.5) for split in sources.SPLITS[:2])
+    assert train.identity() != validation.identity() and REQUESTS == [("find", "bucket/set")]
+    REQUESTS.clear()
+    name = train[0]["name"]
+    assert [("read", f"bucket/set/{name}")] == REQUESTS
+
+
+def test_a_scan_that_has_failed_is_not_remembered(bucket, tmp_path):
+    OBJECTS["bucket/set/x.txt"] = b"", 1
+    with pytest.raises(DataError):
+        FolderSource(f"{bucket}/set", "all")
+    picture(tmp_path / "a.png", 0)
+    OBJECTS["bucket/set/a.png"] = (tmp_path / "a.png").read_bytes(), 1
+    assert len(FolderSource(f"{bucket}/set", "all")) == 1
+
+
+def test_boxes_in_pixels_need_the_beginning_of_a_picture(bucket, tmp_path, monkeypatch):
+    """All of it where that does not say the size; with the same result as of a folder."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 200, 3), np.uint8))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for name in ("a.png", "b.jpg", "c.bmp", "d.tif", "e.webp"):
+        options = {"quality": 100} if name == "b.jpg" else {"lossless": True} if name == "e.webp" else {}
+        noise.save(tmp_path / name, exif=turned, **options)
+        assert (tmp_path / name).stat().st_size > metadata.HEAD
+    (tmp_path / "f.png").write_bytes(b"")
+    lines = [{"file_name": name, "objects": {"bbox": [[0, 0, 100, 100]], "categories": [1]}}
+             for name in ("a.png", "b.jpg", "c.bmp", "d.tif", "e.webp", "f.png")]  # fmt: skip
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    put_folder("bucket/set", tmp_path)
+    whole, opened = [], files.opened
+    monkeypatch.setattr(images, "opened", lambda path, most=None: whole.append((path.name, most)) or opened(path, most))
+    there, here = FolderSource(f"{bucket}/set", "all"), FolderSource(tmp_path, "all")
+    assert [there.annotations(i) for i in range(6)] == [here.annotations(i) for i in range(6)]
+    assert sorted(name for name, most in whole if most is None) == ["d.tif", "e.webp", "f.png"]
+
+
+def test_nothing_is_left_of_what_was_fetched(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    made = tokenizers.train_wordpiece(["a b"], 60, f"{bucket}/words")
+    tokenizer = tokenizers.TextTokenizer(made, 9)
+    assert not list(tmp_path.glob("ldm_jax.*"))
+    tokenizer.save(tmp_path / "saved")
+    assert np.array_equal(tokenizers.TextTokenizer(tmp_path / "saved", 9)("a")[0], tokenizer("a")[0])
+    put("bucket/file", b"12345")
+    assert bytes(files.mapped(f"{bucket}/file")) == b"12345" and not list(tmp_path.glob("ldm_jax.*"))
+
+
+def test_the_page_lists_no_bucket(bucket):
+    config = recipes.load("quickstart_class:tiny").unlock()
+    config.data.update(source="folder", path=f"{bucket}/set")
+    REQUESTS.clear()
+    assert form._of_data(config, "label") == () and not REQUESTS
+    config.data.update(source="tfds", name="colours")
+    with refusing("bucket/", HttpError(503)):
+        assert form._of_data(config, "label") == ()
 
 
 def test_a_client_keeps_no_listing(bucket):
@@ -218,7 +331,7 @@ def test_a_copy_that_was_interrupted_goes_on(bucket, tmp_path, monkeypatch):
     for name in "abc":
         put(f"bucket/x/{name}/file", name.encode() * 100)
     origin, folder = files.at(f"{bucket}/x"), tmp_path / "here"
-    sizes = copies.sizes_of(origin, sorted(files.names(origin)))
+    sizes = {name: seen.size for name, seen in files.listed(origin).items()}
     copied, whole = files.copy_file, []
 
     def fails(path, target):
@@ -236,7 +349,8 @@ def test_a_copy_that_was_interrupted_goes_on(bucket, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "copy_file", lambda path, target: (whole.append(path), copied(path, target)))
     monkeypatch.setattr(copies, "_LEFT", -1)
     copies.bring(origin, folder, sizes)
-    assert len(set(whole)) == len(whole) == 3 and sorted(files.names(folder)) == ["a/file", "b/file", "c/file"]
+    assert len(set(whole)) == len(whole) == 3
+    assert sorted(files.names(folder)) == ["a/file", "b/file", "c/file", copies.ORIGIN]
     assert (folder / "b/file").read_bytes() == b"b" * 100
 
 
@@ -294,6 +408,29 @@ def test_damaged_latents_are_named(bucket, tmp_path, monkeypatch):
     monkeypatch.setenv(copies.PLACE, str(tmp_path / "other"))
     with pytest.raises(DataError, match=rf"gs://{name} is damaged, and 0 more: remove them"):
         store_in(f"{bucket}/latents").bring()
+
+
+def test_a_damaged_copy_of_latents_is_made_anew(bucket):
+    """It has the right size; the bucket's own is sound."""
+    store = store_in(f"{bucket}/latents")
+    for shard in range(3):
+        store.write(shard, numbered(store.indices(shard)))
+    path = store.path(1)
+    sound = path.read_bytes()
+    path.write_bytes(bytes(len(sound)))
+    REQUESTS.clear()
+    store.bring()
+    assert path.read_bytes() == sound and len([name for kind, name in REQUESTS if kind == "read"]) == 1
+    assert f"{bucket}/latents" in (store.folder / copies.ORIGIN).read_text()
+
+
+def test_a_copy_that_is_cut_short_does_not_get_its_name(bucket, tmp_path):
+    put("bucket/x/file", b"1" * 100)
+    with pytest.raises(ReadFailed, match="gs://bucket/x/file has 101 bytes by its bucket, but others came"):
+        copies.bring(files.at(f"{bucket}/x"), tmp_path / "here", {"file": 101})
+    with pytest.raises(ReadFailed, match="gs://bucket/x/none was listed, but is not there"):
+        copies.bring(files.at(f"{bucket}/x"), tmp_path / "here", {"none": 101})
+    assert files.names(tmp_path / "here") == [copies.ORIGIN]
 
 
 def test_room_for_latents(bucket, monkeypatch):

@@ -1,5 +1,5 @@
 """In place of the package gcsfs, where this folder is on sys.path: gs://BUCKET is the folder FAKE_GCS/BUCKET, for all
-processes. A folder without files is none."""
+processes. A folder without files is none. Where there is a file FAKE_GCS_AWAY, the bucket does not answer."""
 
 import os
 from pathlib import Path
@@ -11,6 +11,8 @@ class GCSFileSystem(AbstractFileSystem):
     protocol = ("gs", "gcs")
 
     def _place(self, path: str) -> Path:
+        if os.path.exists(os.environ.get("FAKE_GCS_AWAY", "")):
+            raise ConnectionResetError("the bucket is away")
         return Path(os.environ["FAKE_GCS"]) / self._strip_protocol(path)
 
     def ls(self, path, detail=True, **_):

@@ -9,8 +9,8 @@ import pytest
 
 from ldm_jax.cli import train
 from ldm_jax.training import heartbeat
-from ldm_jax.training.heartbeat import ENDED, FAILED, Heartbeat
-from ldm_jax.training.stopping import AGAIN, Hosts
+from ldm_jax.training.heartbeat import AWAY, ENDED, FAILED, Heartbeat
+from ldm_jax.training.stopping import AGAIN, Alone, Hosts
 from tests.training.test_stopping import Store, two_hosts, wait_for
 
 SILENT = 0.6
@@ -78,6 +78,29 @@ def test_a_host_that_has_ended_is_not_missed(hosts):
     assert not ended
 
 
+def test_an_outage_of_one_host_ends_the_others_so_that_all_are_started_again(hosts, capsys):
+    made, _, ended = hosts
+    made[1].end(AWAY)
+    until(lambda: ended == {0: AGAIN, 2: AGAIN})
+    assert capsys.readouterr().out.count("has ended because it could not reach a bucket") == 2
+
+
+def test_an_error_that_an_outage_of_another_host_has_caused_is_one(hosts):
+    made, _, ended = hosts
+    threads = [threading.Thread(target=call) for call in (made[0].failed, made[1].away, made[2].failed)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert ended == dict.fromkeys(range(3), AGAIN)
+
+
+def test_the_first_host_keeps_the_store_until_the_others_have_seen_its_outage(hosts):
+    made, _, ended = hosts
+    made[0].away()
+    assert ended == dict.fromkeys(range(3), AGAIN)
+
+
 def test_an_error_of_one_host_ends_the_others(hosts, capsys):
     made, _, ended = hosts
     made[1].failed()  # returns when it knows that no other host is lost
@@ -118,16 +141,17 @@ def test_a_process_that_stood_still_blames_nobody(hosts, monkeypatch):
 
 def test_how_a_block_ends_is_told(monkeypatch):
     monkeypatch.setattr(heartbeat, "BEAT", 0.02)
-    ends = {None: ENDED, SystemExit(AGAIN): ENDED, SystemExit(2): FAILED, KeyboardInterrupt: FAILED}
+    ends = {None: ENDED, SystemExit(AGAIN): ENDED, Alone(): AWAY, SystemExit(2): FAILED, KeyboardInterrupt: FAILED}
     for error, state in ends.items():
-        store = Signs()
+        store, left = Signs(), []
         try:
-            with heartbeat.between(Hosts(store, 1, 2), SILENT, None):
+            with heartbeat.between(Hosts(store, 1, 2), SILENT, lambda told, code, left=left: left.append(code)):
                 if error:
                     raise error
         except BaseException as raised:
             assert raised is error or type(raised) is error
         assert json.loads(store.values["ldm_jax/beat/1"])["state"] == state
+        assert left == ([AGAIN] if state == AWAY else [])
     with heartbeat.between(None, SILENT, None), heartbeat.between(Hosts(None, 0, 2), 0, None):
         pass  # one host; off
 

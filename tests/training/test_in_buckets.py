@@ -1,6 +1,8 @@
 """A run whose parts are all in a bucket: first stage, images, cached latents, tokenizer, and the run to begin from."""
 
+import contextlib
 import json
+import re
 import shutil
 
 import jax
@@ -8,17 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_jax import files, recipes, rundir
+from ldm_jax import checkpoint, files, process, recipes, rundir
+from ldm_jax.cli import train
 from ldm_jax.data import copies, tokenizers
 from ldm_jax.errors import Missing, UsageError
-from ldm_jax.training import finetune, setup
+from ldm_jax.training import finetune, loop, setup, stopping
 from tests import bucket_tools
 from tests.bucket_tools import OBJECTS, put_folder
 from tests.conditions import test_kept_conditioner as kept
 from tests.data_tools import take
 from tests.test_pipeline import classes, keep
 from tests.training.test_finetune import state_of
-from tests.training.test_hosts import finish, metrics, start
+from tests.training.test_hosts import finish, metrics, start, wait_for
 
 BUCKET = "gs://bucket"
 
@@ -159,3 +162,57 @@ def test_two_hosts_make_latents_in_a_bucket(tmp_path):
             assert metrics(tmp_path / name).keys() >= {2}
     one, other = (sorted((tmp_path / f"copies_{host}").rglob("*.array_record")) for host in (0, 1))
     assert len(one) == 3 and [path.read_bytes() for path in one] == [path.read_bytes() for path in other]
+
+
+@pytest.mark.parametrize("code, ends", [(503, stopping.AGAIN), (401, stopping.UNUSABLE)])
+def test_how_a_start_without_its_data_ends(bucket, tmp_path, code, ends, capsys, monkeypatch):
+    monkeypatch.setattr(process, "setup", lambda *_: None)
+    given = ["--config=quickstart_first_stage:tiny", f"--workdir={tmp_path / 'run'}", "--config.data.source=folder"]
+    given += [f"--config.data.path={BUCKET}/images", "--config.loss.perceptual_weight=0"]
+    with bucket_tools.refusing("bucket/images", bucket_tools.HttpError(code)), pytest.raises(SystemExit) as end:
+        train.main(given)
+    assert end.value.code == ends
+    assert "cannot start: gs://bucket/images could not be read: HttpError: " in capsys.readouterr().err
+
+
+def test_what_a_run_without_its_data_has_learnt_is_kept(bucket, tmp_path, capsys, monkeypatch):
+    """The bucket is away after the second step."""
+    monkeypatch.setattr(process, "setup", lambda *_: None)
+    make_images(tmp_path / "images")
+    put_folder("bucket/images", tmp_path / "images")
+    given = ["--config=quickstart_first_stage:tiny", f"--workdir={tmp_path / 'run'}", "--config.data.source=folder"]
+    given += [f"--config.data.path={BUCKET}/images", "--config.loss.perceptual_weight=0", "--config.steps=100000"]
+    given += ["--config.every.evaluate=0", "--config.every.picture=0", "--config.every.checkpoint=0"]
+    given += ["--config.data.workers=0", "--config.data.validation_fraction=0.3"]
+    add = loop._Report.add
+    with contextlib.ExitStack() as refused:
+
+        def away(self, step, metrics):
+            add(self, step, metrics)
+            if step == 2:
+                refused.enter_context(bucket_tools.refusing("bucket/images", bucket_tools.HttpError(503)))
+
+        monkeypatch.setattr(loop._Report, "add", away)
+        with pytest.raises(SystemExit) as end:
+            train.main(given)
+    assert end.value.code == stopping.AGAIN
+    (saved,) = checkpoint.steps(tmp_path / "run")
+    assert f"Step {saved} is saved: the same command goes on from there" in capsys.readouterr().err and saved >= 2
+
+
+@pytest.mark.slow
+def test_an_outage_of_one_of_two_hosts_ends_both_so_that_they_are_started_again(tmp_path):
+    make_images(tmp_path / "data/images")
+    away = tmp_path / "away"
+    given = ["--config.data.source=folder", "--config.data.path=gs://data/images", "--config.steps=100000",
+             "--config.loss.perceptual_weight=0", "--config.data.validation_fraction=0.3", "--config.data.workers=0",
+             "--config.every.evaluate=0", "--config.every.picture=0", "--config.every.checkpoint=0",
+             "--config.every.log=1", "--host-timeout=10"]  # fmt: skip
+    with bucket_tools.bucket_on_disk(tmp_path) as variables:
+        env = [variables, variables | {"FAKE_GCS_AWAY": str(away)}]
+        started = start(tmp_path / "run", *given, run=["train.py", "--config=quickstart_first_stage:tiny"], env=env)
+        wait_for("step 3/", *started[:1], started[1][0])
+        away.touch()
+        texts = finish(*started, code=stopping.AGAIN)
+    assert "could not be read: ConnectionResetError" in texts[1] and "Traceback" not in texts[1]
+    assert re.search(r"host 1 \(.*\) has ended because it could not reach a bucket", texts[0]), texts[0]

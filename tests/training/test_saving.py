@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ldm_jax import checkpoint, files, recipes, tree
-from ldm_jax.errors import Damaged, SaveFailed, WriteFailed
+from ldm_jax.errors import Damaged, ReadFailed, ReadOutage, SaveFailed, WriteFailed
 from ldm_jax.training import logging, loop, sharding
 from ldm_jax.training.nonfinite import NonFinite
 from ldm_jax.training.state import TrainState
@@ -128,6 +128,48 @@ def test_what_is_learnt_is_saved_where_metrics_cannot_be_written(first, tmp_path
     with pytest.raises(WriteFailed, match=r"metrics\.jsonl could not be written: No space left on.*Make room"):
         train(tmp_path, steps=10)
     assert checkpoint.steps(tmp_path)[-1] == first and result(tmp_path, first) == sum(range(first + 1))
+
+
+@pytest.mark.parametrize("kind", [ReadFailed, ReadOutage])
+def test_what_is_learnt_is_saved_where_data_do_not_come(kind, tmp_path, monkeypatch):
+    following = Batches.__next__
+
+    def cut(self):
+        if self.k == 4:
+            raise kind("gs://b/x could not be read")
+        return following(self)
+
+    monkeypatch.setattr(Batches, "__next__", cut)
+    with pytest.raises(kind, match=r"gs://b/x could not be read\. Step 4 is saved: the same command goes on"):
+        train(tmp_path, log=3, steps=10)
+    assert checkpoint.steps(tmp_path) == [4] and result(tmp_path, 4) == sum(range(5))
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [3, 4]
+    monkeypatch.undo()
+    train(tmp_path, steps=10)
+    assert result(tmp_path, 10) == sum(range(11))
+
+
+def test_an_outage_is_told_though_the_save_fails_too(tmp_path, monkeypatch):
+    def away(self):
+        raise ReadOutage("gs://b/x could not be read")
+
+    following = Batches.__next__
+    monkeypatch.setattr(Batches, "__next__", lambda self: away(self) if self.k == 3 else following(self))
+    failing(3, monkeypatch)
+    with pytest.raises(ReadOutage, match=r"(?s)gs://b/x could not be read\..*the checkpoint of step 3 could not be"):
+        train(tmp_path, steps=10)
+
+
+def test_what_is_not_finite_is_not_saved_where_data_do_not_come(tmp_path, monkeypatch):
+    def away(self):
+        raise ReadOutage("gs://b/x could not be read")
+
+    following = Batches.__next__
+    monkeypatch.setattr(Batches, "__next__", lambda self: away(self) if self.k == 8 else following(self))
+    with pytest.raises(NonFinite, match="step 7"):
+        train(tmp_path, Exploding(), log=100, steps=10)
+    assert checkpoint.steps(tmp_path) == [5]
 
 
 @pytest.mark.parametrize("name, written", [("parameters.txt", "parameters.txt"), ("config.json", "config.json.tmp")])
