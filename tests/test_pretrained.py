@@ -31,11 +31,11 @@ def test_all_models_together_are_small():
 
 def test_shapes_have_the_colour_and_mostly_the_kind_of_their_class():
     labels = [kind * len(shapes.COLOURS) + colour for kind in (0, 2) for colour in range(8)]  # circles and triangles
-    images = ldm_jax.load(BOX / "shapes_class").sample(label=labels, steps=10, guidance=4, seed=0, batch=16)
-    found = [scenes.read(image)[0].name for image in images]
+    images = ldm_jax.load(BOX / "shapes_class").sample(label=labels, steps=10, guidance=2, seed=0, batch=16)
+    found = [next((shape.name for shape in scenes.read(image)), "nothing") for image in images]
     wanted = [shapes.CLASS_NAMES[label] for label in labels]
-    assert sum(a.split()[0] == b.split()[0] for a, b in zip(found, wanted)) >= 14
-    assert sum(a == b for a, b in zip(found, wanted)) >= 8
+    assert sum(a.split()[0] == b.split()[0] for a, b in zip(found, wanted)) >= 15
+    assert sum(a == b for a, b in zip(found, wanted)) >= 13
 
 
 @pytest.mark.slow

@@ -18,8 +18,7 @@ from ldm_jax.diffusion.loops import (
     steps_of,
     x0_of,
 )
-from ldm_jax.diffusion.schedule import PURE_NOISE
-from ldm_jax.diffusion.timetable import Timetable
+from ldm_jax.diffusion.timetable import MOST_SIGMA, Timetable
 
 
 @sampler(draws_noise=True, takes_eta=True)
@@ -209,8 +208,9 @@ def heun(
 ) -> Loop:
     """Heun's second-order method (Karras et al. 2022, algorithm 1), 2 S - 1 evaluations.
 
-    Works on z / sqrt(a) as a function of sqrt((1-a) / a), of which eps is the slope. The last step is one of
-    Euler's, as there is no later t to evaluate at; so is one from pure noise, where sqrt((1-a) / a) is infinite.
+    Works on z / sqrt(a) as a function of sigma = sqrt((1-a) / a), of which eps is the slope. The last step is one of
+    Euler's, as there is no later t to evaluate at; so is one from a sigma above MOST_SIGMA (of pure noise it is
+    infinite), where a step is far too long for the mean of two slopes.
     """
     known = known_source(mask, z_known, known_noise_fn, keys, z_T)
     steps = steps_of(timetable)
@@ -224,7 +224,7 @@ def heun(
         z = jnp.where(redo, z, known(z, s))
         base = jnp.where(redo, base, z)
         eps = denoise(z, batched(s.t, z))
-        mixed = jnp.where(redo, jnp.where(s.a == PURE_NOISE, before, (before + eps) / 2), eps)
+        mixed = jnp.where(redo, jnp.where(s.a * (1 + MOST_SIGMA**2) < 1, before, (before + eps) / 2), eps)
         # `mixed` equals eps where it is read again.
         return (move(base, mixed, s.a, s.a_prev), base, mixed), x0_of(base, mixed, s.a)
 

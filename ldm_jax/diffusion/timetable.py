@@ -16,7 +16,7 @@ from ldm_jax.errors import RequestError
 
 SPACINGS = ("even", "trailing", "quadratic", "log_snr", "karras", "original", "original_quad")
 KARRAS_RHO = 7.0
-MOST_SIGMA = 100.0  # noise / signal at which "log_snr" and "karras" begin to spread the steps of models of pure noise
+MOST_SIGMA = 100.0  # noise / signal: above it "log_snr" and "karras" make one step, the first
 
 
 class Timetable(NamedTuple):
@@ -86,9 +86,8 @@ def _spread(schedule: NoiseSchedule, steps: int, spacing: str) -> Int[np.ndarray
         nearest = np.rint(np.linspace(np.sqrt(last), 0, steps) ** 2).astype(int)
     else:
         log_snr = np.log(schedule.alpha_bar / (1 - schedule.alpha_bar))
-        ends = log_snr[-1], log_snr[0]
-        if schedule.pure_noise:  # its level is far from all others: most steps would lie between
-            ends = max(ends[0], -2 * np.log(MOST_SIGMA)), ends[1]
+        # A cosine schedule ends near a sigma of 20,000, pure noise above all: many steps would change nothing.
+        ends = max(log_snr[-1], -2 * np.log(MOST_SIGMA)), log_snr[0]
         if spacing == "log_snr":
             levels = np.linspace(*ends, steps)
         else:

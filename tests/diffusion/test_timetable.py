@@ -103,9 +103,13 @@ def test_bad_arguments_are_named():
 
 @pytest.mark.parametrize("spacing", ["log_snr", "karras"])
 @pytest.mark.parametrize("steps", [10, 15, 25, 50])
-def test_models_of_pure_noise_spend_their_steps_on_noise_levels_that_matter(spacing, steps):
-    """sigma of the last step stands for infinity; the noisiest level of ordinary schedules is about 84."""
-    schedule = make_schedule("scaled_linear", prediction="v", zero_terminal_snr=True)
+@pytest.mark.parametrize(
+    "ends_in_noise", [("scaled_linear", dict(prediction="v", zero_terminal_snr=True)), ("cosine", {})]
+)
+def test_models_of_pure_noise_spend_their_steps_on_noise_levels_that_matter(spacing, steps, ends_in_noise):
+    """sigma of the last step is 20,000 or stands for infinity; the noisiest level of the paper's schedule is 84."""
+    kind, options = ends_in_noise
+    schedule = make_schedule(kind, **options)
     timetable = make_timetable(schedule, steps, spacing)
     sigma = np.sqrt((1 - timetable.alpha_bar) / timetable.alpha_bar)
     assert timetable.t[0] == schedule.timesteps - 1 and (sigma > 110).sum() == 1
