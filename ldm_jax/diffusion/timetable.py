@@ -16,7 +16,7 @@ from ldm_jax.errors import RequestError
 
 SPACINGS = ("even", "trailing", "quadratic", "log_snr", "karras", "original", "original_quad")
 KARRAS_RHO = 7.0
-MOST_SIGMA = 100.0  # noise / signal: above it "log_snr" and "karras" make one step, the first
+MOST_SIGMA = 110.0  # noise / signal: above it "log_snr" and "karras" make one step, the first
 
 
 class Timetable(NamedTuple):
