@@ -131,7 +131,9 @@ def draw(rows: Sequence[Row], name: str, path: Path) -> None:
         axis.axhline(floor, color="black", linestyle="--", linewidth=1, label="unseen pictures")
         ticks = sorted({row["x"] for row in mine})
         axis.set_xscale("log")
-        axis.set_yscale("log")
+        heights = [row["distance"] for row in mine] + [floor]
+        if max(heights) > 10 * min(heights):
+            axis.set_yscale("log")
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
         axis.set_xlabel("steps" if panel == "steps" else "scale of the guidance")
