@@ -3,6 +3,7 @@
 import contextlib
 import json
 import threading
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -136,17 +137,24 @@ def test_of_two_locks_written_at_once_the_last_one_counts(run, monkeypatch):
         raise AssertionError("the other one has it")
 
 
-def test_the_tokenizer(run):
+@pytest.fixture
+def keep(run):
+    """Keeps the tokenizer of the run, which has one already."""
     config = tiny("text2img_ldm4")
     config.conditioner.update(tokenizer="captions", null_tokens=(2, 3), vocab_size=200)
-    folder = rundir.tokenizer_of(str(run))
-    text.keep_tokenizer(config.conditioner, config.conditioner, ShapesSource(32, 8), folder)
+    args = config.conditioner, config.conditioner, ShapesSource(32, 8), rundir.tokenizer_of(str(run))
+    text.keep_tokenizer(*args)
+    return partial(text.keep_tokenizer, *args)
+
+
+def test_the_tokenizer(keep):
+    config, *_, folder = keep.args
     before = dict(OBJECTS)
-    text.keep_tokenizer(config.conditioner, config.conditioner, ShapesSource(32, 8), folder)
-    assert before == OBJECTS and len(text.text_tokenizer(config.conditioner, folder)("a red circle")[0]) == 77
+    keep()
+    assert before == OBJECTS and len(text.text_tokenizer(config, folder)("a red circle")[0]) == 77
     flip("bucket/runs/mine/tokenizer/vocab.txt")
     with pytest.raises(Damaged, match=r"vocab\.txt"):
-        text.text_tokenizer(config.conditioner, folder)
+        text.text_tokenizer(config, folder)
 
 
 def test_snapshots_of_averages(run):
@@ -190,12 +198,8 @@ def test_a_lock_that_cannot_be_given_back_ends_no_run_with_an_error(run, monkeyp
     assert "The lock stays there" in capsys.readouterr().out
 
 
-def test_a_tokenizer_is_not_made_anew_because_of_an_outage(run):
-    config = tiny("text2img_ldm4")
-    config.conditioner.update(tokenizer="captions", null_tokens=(2, 3), vocab_size=200)
-    folder = rundir.tokenizer_of(str(run))
-    text.keep_tokenizer(config.conditioner, config.conditioner, ShapesSource(32, 8), folder)
+def test_a_tokenizer_is_not_made_anew_because_of_an_outage(keep):
     before = dict(OBJECTS)
     with bucket_tools.refusing(text.MADE_FROM, bucket_tools.forbidden()), pytest.raises(ReadFailed):
-        text.keep_tokenizer(config.conditioner, config.conditioner, ShapesSource(32, 8), folder)
+        keep()
     assert before == OBJECTS

@@ -66,13 +66,18 @@ class Drawn:
         return self.images[first:last]
 
 
-def test_a_picture_of_a_run(tmp_path, monkeypatch):
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+    """A model whose samples are `Drawn`, and a tiny feature network."""
     config = classes()
     config.data.image_size = 32
     monkeypatch.setattr(features, "load", lambda name, folder, batch: features.Extractor(NETWORK, PARAMS, batch=batch))
     monkeypatch.setattr(kept.features_of, "__defaults__", (tmp_path / "kept", print))
     monkeypatch.setattr(report, "Samples", Drawn)
     monkeypatch.setattr(ldm_jax, "load", lambda run: SimpleNamespace(config=config))
+
+
+def test_a_picture_of_a_run(tmp_path, drawn):
     options = ["--num=6", "--reference=8", "--steps=2,3", "--samplers=ddim", "--scales=1,2", "--guided-steps=2"]
     quality_steps.main([f"--workdir={tmp_path}", *options, "--batch=6"])
     record = json.loads((tmp_path / "quality_steps.json").read_text())
@@ -85,19 +90,14 @@ def test_a_picture_of_a_run(tmp_path, monkeypatch):
     assert Image.open(tmp_path / "quality_steps.png").size == (1200, 420)
 
 
-def test_compared_with_reconstructions(tmp_path, monkeypatch):
-    config, made = classes(), []
-    config.data.image_size = 32
+def test_compared_with_reconstructions(tmp_path, drawn, monkeypatch):
+    made = []
 
     def rebuilt(pipe, pictures, batch):
         made.append(pictures.name.split()[0])
         return pictures
 
-    monkeypatch.setattr(features, "load", lambda name, folder, batch: features.Extractor(NETWORK, PARAMS, batch=batch))
-    monkeypatch.setattr(kept.features_of, "__defaults__", (tmp_path / "kept", print))
-    monkeypatch.setattr(report, "Samples", Drawn)
     monkeypatch.setattr(report, "Reconstructions", rebuilt)
-    monkeypatch.setattr(ldm_jax, "load", lambda run: SimpleNamespace(config=config))
     options = ["--num=6", "--reference=8", "--steps=2", "--samplers=ddim", "--scales=1", "--batch=6"]
     quality_steps.main([f"--workdir={tmp_path}", "--reconstructions", *options])
     assert made == ["training", "validation"]

@@ -156,12 +156,7 @@ def _group_norm(x: Array, scale: Array, bias: Array, groups: int, eps: float):
 
 def _group_norm_backward(groups: int, eps: float, saved, grad: Array):
     x, scale, mean, rate = saved
-    length = x.shape[1]
-    normal = (x - mean) * rate
-    dscale, dbias = _sums(grad * normal), _sums(grad)  # [1,1,C]
-    to_mean, to_rate = (group_means(s * scale, groups) / length for s in (dbias, dscale))
-    dx = (grad * scale - to_mean - normal * to_rate) * rate
-    return dx, dscale.sum((0, 1)), dbias.sum((0, 1))
+    return reference.group_norm_gradient(x, scale, mean, rate, grad, groups, _sums)
 
 
 group_norm.defvjp(_group_norm, _group_norm_backward)

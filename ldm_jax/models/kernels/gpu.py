@@ -21,10 +21,11 @@ from jax.experimental import multihost_utils
 from jaxtyping import Float
 
 from ldm_jax.arrays import Array
-from ldm_jax.models.kernels.reference import group_means
+from ldm_jax.models.kernels.reference import group_means, group_norm_gradient
 
 _log = logging.getLogger(__name__)
 Implementation = Literal["cudnn", "xla"]
+HALF = (jnp.bfloat16, jnp.float16)
 LONG = 64  # keys from which on the weights are large enough to matter
 LARGEST_ERROR = 0.05  # of the gradients, relative; bfloat16 has 8 bits
 
@@ -35,7 +36,7 @@ def attends(q: Float[Array, "B heads Q D"], k: Float[Array, "B heads L D"]) -> b
     That is for half precision, enough keys, lengths that JAX has the kernel's gradient for, and heads that it takes.
     """
     even = q.shape[2] % 2 == k.shape[2] % 2 == 0
-    meant = q.dtype in (jnp.bfloat16, jnp.float16) and k.shape[2] >= LONG and even
+    meant = q.dtype in HALF and k.shape[2] >= LONG and even
     return meant and works(q.shape[-1], q.dtype.name)
 
 
@@ -100,7 +101,7 @@ def _gradients(implementation: Implementation, head_dim: int, dtype: str) -> np.
 
 def normalises(x: Array) -> bool:
     """Whether `group_norm` is meant for x: half precision."""
-    return x.dtype in (jnp.bfloat16, jnp.float16)
+    return x.dtype in HALF
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -135,12 +136,10 @@ def _group_norm(x: Array, scale: Array, bias: Array, groups: int, eps: float):
 
 def _group_norm_backward(groups: int, eps: float, saved, grad: Array):
     x, scale, mean, rate = saved
-    grad = grad.astype(jnp.float32)
-    normal = (x.astype(jnp.float32) - mean) * rate
-    to_bias, to_scale = (jnp.sum(a, axis=1, keepdims=True) for a in (grad, grad * normal))  # [B,1,C]
-    to_mean, to_rate = (group_means(s * scale, groups) / x.shape[1] for s in (to_bias, to_scale))
-    dx = (grad * scale - to_mean - normal * to_rate) * rate
-    return dx.astype(x.dtype), to_scale.sum((0, 1)), to_bias.sum((0, 1))
+    wide, grad = x.astype(jnp.float32), grad.astype(jnp.float32)
+    sums = partial(jnp.sum, axis=1, keepdims=True)
+    dx, dscale, dbias = group_norm_gradient(wide, scale, mean, rate, grad, groups, sums)
+    return dx.astype(x.dtype), dscale, dbias
 
 
 group_norm.defvjp(_group_norm, _group_norm_backward)

@@ -1,6 +1,7 @@
 """The formulas in plain JAX: what the networks compute. The forms of cpu.py and gpu.py give the same, to rounding."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +63,20 @@ def group_means(per_channel: Float[Array, "B 1 C"], groups: int) -> Float[Array,
     batch, one, channels = per_channel.shape
     means = jnp.mean(per_channel.reshape(batch, one, groups, channels // groups), axis=-1)
     return jnp.repeat(means, channels // groups, axis=-1)
+
+
+def group_norm_gradient(
+    x: Array, scale: Array, mean: Array, rate: Array, grad: Array, groups: int, sums: Callable[[Array], Array]
+) -> tuple[Array, Array, Array]:
+    """Gradients of `group_norm` to x, scale and bias, from x [B,N,C], mean and 1 / standard deviation [B,1,C].
+
+    sums: [B,N,C] -> [B,1,C], over positions, in the form that is fast.
+    """
+    normal = (x - mean) * rate
+    to_scale, to_bias = sums(grad * normal), sums(grad)
+    to_mean, to_rate = (group_means(s * scale, groups) / x.shape[1] for s in (to_bias, to_scale))
+    dx = (grad * scale - to_mean - normal * to_rate) * rate
+    return dx, to_scale.sum((0, 1)), to_bias.sum((0, 1))
 
 
 def attend(
