@@ -11,8 +11,10 @@ import hashlib
 import os
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from ldm_jax.data import metadata
 from ldm_jax.errors import DataError
@@ -23,6 +25,7 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _HIDDEN_FOLDERS = (".", "__MACOSX")
 _VALIDATION_FOLDERS = ("validation", "val", "valid", "test")
 REMEMBERED = 600.0  # seconds
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,22 @@ _SCANNED: dict[str, tuple[float, Listing]] = {}
 
 def listed(path: Path) -> dict[str, Listed]:
     """`files.listed` of a folder in a bucket, remembered for `REMEMBERED` seconds: a start asks for it again."""
-    found = _LISTED.get(str(path))
-    if found is None or time.monotonic() - found[0] > REMEMBERED:
-        print(f"listing {path}: a request for every 1000 files", flush=True)
-        _LISTED.clear()  # one at a time: it may be large
-        files = list_bucket(path)
-        _LISTED[str(path)] = found = time.monotonic(), files
-    return found[1]
+    return _remembered(_LISTED, path, _list)
+
+
+def _list(path: Path) -> dict[str, Listed]:
+    print(f"listing {path}: a request for every 1000 files", flush=True)
+    _LISTED.clear()  # one at a time: it may be large
+    return list_bucket(path)
+
+
+def _remembered(found: dict[str, tuple[float, Found]], path: Path, find: Callable[[Path], Found]) -> Found:
+    """find(path), or what it found `REMEMBERED` seconds ago or less."""
+    before = found.get(str(path))
+    if before is None or time.monotonic() - before[0] > REMEMBERED:
+        value = find(path)
+        found[str(path)] = before = time.monotonic(), value
+    return before[1]
 
 
 def forget() -> None:
@@ -121,18 +133,16 @@ def scan(path: Path) -> Listing:
 
     Of a bucket what was found is remembered for `REMEMBERED` seconds, as it takes long.
     """
-    if is_local(path):
+    return _scan(path) if is_local(path) else _remembered(_SCANNED, path, _scan_bucket)
+
+
+def _scan_bucket(path: Path) -> Listing:
+    forget()
+    try:
         return _scan(path)
-    before = _SCANNED.get(str(path))
-    if before is None or time.monotonic() - before[0] > REMEMBERED:
-        forget()
-        try:
-            found = _scan(path)
-        except BaseException:
-            forget()  # what is mended is to be seen
-            raise
-        _SCANNED[str(path)] = before = time.monotonic(), found
-    return before[1]
+    except BaseException:
+        forget()  # what is mended is to be seen
+        raise
 
 
 def _scan(path: Path) -> Listing:

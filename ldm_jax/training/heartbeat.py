@@ -167,7 +167,8 @@ class Heartbeat:
             names = (f"{self._name(host)} was last heard {ages[host]:.0f} s ago" for host in gone)
             return f"{'; '.join(names)}. It has died, or cannot be reached", AGAIN
         late = [host for host, age in ages.items() if age > self.silent + 2 * BEAT]
-        return (self._told(FAILED, late), 1) if self._told(FAILED, late) else (self._told(AWAY, late), AGAIN)
+        failed = self._told(FAILED, late)
+        return (failed, 1) if failed else (self._told(AWAY, late), AGAIN)
 
     def _told(self, state: str, of: Collection[int] | None = None) -> str:
         """Words for the hosts that have ended with FAILED or AWAY, all or those in `of`; "" if there are none."""
